@@ -1,0 +1,1 @@
+"""gcsa_ext (first draft)."""

@@ -1,0 +1,71 @@
+"""The definition of every operator, in plain PyTorch: what "correct" means.
+
+Nothing here is fast and nothing here is clever. Every kernel is compared with these functions in float64, and they compute
+whenever no kernel can: any device, any floating dtype, any autograd order.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def channel_shuffle(x: Tensor, groups: int) -> Tensor:
+    """Interleave `groups` groups of channels: ``out[:, j * groups + i] = x[:, i * (C // groups) + j]``.
+
+    Args:
+        x: (N, C, H, W).
+        groups: number of groups; divides C.
+    """
+    return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
+
+
+def channel_gate(
+    x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, groups: int, sigmoid: bool = True
+) -> Tensor:
+    """Gate every position with its own two-layer perceptron over the channels, then shuffle the channels.
+
+    ``a[:, p] = sigmoid(w2 @ relu(w1 @ x[:, p] + b1) + b2)`` and ``out = channel_shuffle(x * a, groups)``.
+
+    Args:
+        x: (N, C, H, W).
+        w1: (h, C). b1: (h,). w2: (C, h). b2: (C,).
+        groups: number of shuffle groups; divides C; 1 leaves the channels in place.
+        sigmoid: False leaves the gate ``a`` without its sigmoid.
+    """
+    pre = F.linear(torch.relu(F.linear(x.permute(0, 2, 3, 1), w1, b1)), w2, b2).permute(0, 3, 1, 2)
+    return channel_shuffle(x * (torch.sigmoid(pre) if sigmoid else pre), groups)
+
+
+def norm_gate(
+    u: Tensor,
+    z: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor | None,
+    var: Tensor | None,
+    eps: float,
+) -> Tensor:
+    """Gate z with the sigmoid of a batch-normalised u: ``z * sigmoid(batch_norm(u))``.
+
+    Args:
+        u, z: (N, C, H, W).
+        weight, bias: (C,) scale and shift, or None for 1 and 0.
+        mean, var: (C,) statistics to normalise with, or None, None for those of this batch (biased variance).
+        eps: added to the variance.
+    """
+    return z * torch.sigmoid(F.batch_norm(u, mean, var, weight, bias, training=mean is None, eps=eps))
+
+
+def frequency_mask(spectrogram: Tensor, start: Tensor, width: Tensor, value: float) -> Tensor:
+    """Set the frequency bins ``start <= bin < start + width`` of every band to `value`.
+
+    Args:
+        spectrogram: (batch, freq, time).
+        start, width: (batch or 1, bands) integers; a band may reach outside the spectrogram or be empty.
+        value: what masked bins are set to.
+    """
+    bins = torch.arange(spectrogram.shape[-2], device=spectrogram.device)
+    inside = (bins >= start.unsqueeze(-1)) & (bins < (start + width).unsqueeze(-1))
+    return spectrogram.masked_fill(inside.any(dim=1).unsqueeze(-1), value)
