@@ -1,0 +1,55 @@
+"""Real input: media files, manifests, faces, log-mel spectrograms, prepared clips, and a synthetic corpus.
+
+Needs the extra ``[train]``: ``pip install "gcsa-ext[train]"``.
+"""
+
+from gcsa_ext.data.clips import (
+    ClipBatch,
+    ClipDataset,
+    ClipSample,
+    ClipSettings,
+    collate_clips,
+    prepare_clip,
+)
+from gcsa_ext.data.emotions import EMOTIONS, IGNORE_INDEX
+from gcsa_ext.data.faces import FaceCropper
+from gcsa_ext.data.manifest import SPLITS, Clip, ManifestError, read_manifest, write_manifest
+from gcsa_ext.data.spectrogram import LogMelSpectrogram
+from gcsa_ext.data.video import (
+    MediaError,
+    MediaInfo,
+    equal_interval_times,
+    frames_at,
+    iterate_audio,
+    iterate_frames,
+    iterate_frames_at,
+    probe,
+    read_audio,
+)
+
+__all__ = [
+    "EMOTIONS",
+    "IGNORE_INDEX",
+    "SPLITS",
+    "Clip",
+    "ClipBatch",
+    "ClipDataset",
+    "ClipSample",
+    "ClipSettings",
+    "FaceCropper",
+    "LogMelSpectrogram",
+    "ManifestError",
+    "MediaError",
+    "MediaInfo",
+    "collate_clips",
+    "equal_interval_times",
+    "frames_at",
+    "iterate_audio",
+    "iterate_frames",
+    "iterate_frames_at",
+    "prepare_clip",
+    "probe",
+    "read_audio",
+    "read_manifest",
+    "write_manifest",
+]

@@ -1,0 +1,21 @@
+"""Imports of the packages which only the extra ``[train]`` installs."""
+
+import importlib
+from typing import Any
+
+
+def import_extra(module: str) -> Any:
+    """Import ``module``, one of the packages behind the extra ``[train]``.
+
+    Raises:
+        ImportError: the package is missing or does not load; the message names the command that installs it
+            and repeats the cause.
+    """
+    try:
+        return importlib.import_module(module)
+    except (ImportError, OSError) as error:
+        # torchaudio beside a torch it was not made for fails with OSError: undefined symbol.
+        raise ImportError(
+            f"gcsa_ext.data needs {module.partition('.')[0]!r}, which could not be imported ({error}). "
+            'Install it with: pip install "gcsa-ext[train]"'
+        ) from error
