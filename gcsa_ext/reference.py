@@ -58,14 +58,24 @@ def norm_gate(
     return z * torch.sigmoid(F.batch_norm(u, mean, var, weight, bias, training=mean is None, eps=eps))
 
 
+def frequency_bands(spectrogram: Tensor, start: Tensor, width: Tensor) -> Tensor:
+    """Which bins `frequency_mask` sets: bool, broadcastable to the spectrogram.
+
+    Args:
+        spectrogram: (*batch, freq, time).
+        start, width: (*batch or broadcastable to it, bands) integers.
+    """
+    bins = torch.arange(spectrogram.shape[-2], device=spectrogram.device)
+    from_start = bins - start.unsqueeze(-1)
+    return ((from_start >= 0) & (from_start < width.unsqueeze(-1))).any(dim=-2).unsqueeze(-1)
+
+
 def frequency_mask(spectrogram: Tensor, start: Tensor, width: Tensor, value: float) -> Tensor:
     """Set the frequency bins ``start <= bin < start + width`` of every band to `value`.
 
     Args:
-        spectrogram: (batch, freq, time).
-        start, width: (batch or 1, bands) integers; a band may reach outside the spectrogram or be empty.
+        spectrogram: (*batch, freq, time).
+        start, width: (*batch or broadcastable to it, bands) integers; a band may reach outside the spectrogram or be empty.
         value: what masked bins are set to.
     """
-    bins = torch.arange(spectrogram.shape[-2], device=spectrogram.device)
-    inside = (bins >= start.unsqueeze(-1)) & (bins < (start + width).unsqueeze(-1))
-    return spectrogram.masked_fill(inside.any(dim=1).unsqueeze(-1), value)
+    return spectrogram.masked_fill(frequency_bands(spectrogram, start, width), value)

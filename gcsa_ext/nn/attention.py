@@ -1,35 +1,264 @@
-"""Global channel-spatial attention."""
+"""Global channel-spatial attention, and its exchange for such modules in other people's models."""
 
 from __future__ import annotations
+
+import copy
+import warnings
 
 import torch
 from torch import Tensor, nn
 
-from gcsa_ext import reference
+from gcsa_ext import functional, reference
 
 
 class GCSA(nn.Module):
-    """Global channel-spatial attention. (First draft; the fused operators come in underneath.)"""
+    """Global channel-spatial attention (arXiv 2503.11935; with groups=1 it is GAM, arXiv 2112.05561).
 
-    def __init__(self, channels: int, reduction: int = 4, groups: int = 4, kernel_size: int = 7) -> None:
+    ::
+
+        y   = x * sigmoid(W2 relu(W1 x + b1) + b2)          at every position, over the channels
+        z   = channel_shuffle(y, groups)
+        s   = sigmoid(BN2(conv(relu(BN1(conv(z))))))        C -> h -> C channels, 'same' zero padding
+        out = z * s
+
+    The layers are ordinary ones under the names that the public GCSA and GAM modules give them, so their state dicts load
+    unchanged: ``channel_attention`` = (Linear, ReLU, Linear), ``spatial_attention`` = (Conv2d, BatchNorm2d, ReLU, Conv2d,
+    BatchNorm2d). BatchNorm keeps its full meaning, including SyncBatchNorm after conversion. A layer that was exchanged for one
+    of another kind, or that carries hooks, is called as it is, without fusion.
+
+    Not to be confused with the grouped channel self-attention of arXiv 2404.07846, which is called GCSA too.
+
+    Args:
+        channels: C, divisible by `groups`.
+        reduction: the hidden layers have h = channels // reduction channels, at least 1.
+        groups: groups of the channel shuffle.
+        kernel_size: of both convolutions; odd.
+        channel_sigmoid: False leaves the sigmoid out of the channel gate, as some public GAM modules do.
+
+    Shape:
+        (N, C, H, W) to (N, C, H, W), any N, H and W; the memory layout is kept.
+
+    Raises:
+        ValueError: sizes that do not fit.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        reduction: int = 4,
+        groups: int = 4,
+        kernel_size: int = 7,
+        *,
+        channel_sigmoid: bool = True,
+    ) -> None:
         super().__init__()
-        hidden = channels // reduction
-        if hidden < 1 or channels % groups or kernel_size % 2 == 0:
-            raise ValueError(f"bad GCSA sizes {channels=} {reduction=} {groups=} {kernel_size=}")
+        if channels < 1 or reduction < 1 or channels // reduction < 1:
+            raise ValueError(f"GCSA: expected channels // reduction >= 1, got {channels=}, {reduction=}")
+        if groups < 1 or channels % groups:
+            raise ValueError(f"GCSA: expected groups that divide the channels, got {channels=}, {groups=}")
+        if kernel_size < 1 or kernel_size % 2 == 0:
+            raise ValueError(f"GCSA: expected an odd kernel_size, got {kernel_size=}")
+        hidden, padding = channels // reduction, kernel_size // 2
         self.groups = groups
-        pad = kernel_size // 2
+        self.channel_sigmoid = channel_sigmoid
         self.channel_attention = nn.Sequential(
             nn.Linear(channels, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, channels)
         )
         self.spatial_attention = nn.Sequential(
-            nn.Conv2d(channels, hidden, kernel_size, padding=pad),
+            nn.Conv2d(channels, hidden, kernel_size, padding=padding),
             nn.BatchNorm2d(hidden),
             nn.ReLU(inplace=True),
-            nn.Conv2d(hidden, channels, kernel_size, padding=pad),
+            nn.Conv2d(hidden, channels, kernel_size, padding=padding),
             nn.BatchNorm2d(channels),
         )
 
+    @classmethod
+    def from_module(cls, module: nn.Module) -> GCSA:
+        """The GCSA that computes what `module` computes and shares its layers, parameters, buffers and hooks.
+
+        Args:
+            module: any module with the layers of this class under the same names. What its forward pass does with them (groups
+                of the shuffle, a channel gate with or without sigmoid) is found out on a copy with random weights.
+
+        Raises:
+            ValueError: the module has other layers, or computes something else with them.
+        """
+        reason = _structural_difference(module)
+        if reason is not None:
+            raise ValueError(f"{type(module).__name__} is not a GCSA or GAM module: {reason}")
+        groups, channel_sigmoid = _probe(module)
+        gcsa = cls.__new__(cls)
+        nn.Module.__init__(gcsa)
+        gcsa.groups = groups
+        gcsa.channel_sigmoid = channel_sigmoid
+        gcsa.channel_attention = module.channel_attention
+        gcsa.spatial_attention = module.spatial_attention
+        gcsa.training = module.training
+        for name in _HOOKS:
+            setattr(gcsa, name, getattr(module, name))
+        return gcsa
+
     def forward(self, x: Tensor) -> Tensor:
-        first, _, second = self.channel_attention
-        z = reference.channel_gate(x, first.weight, first.bias, second.weight, second.bias, self.groups)
-        return z * torch.sigmoid(self.spatial_attention(z))
+        """Attend to x (N, C, H, W)."""
+        return self._spatial_gate(self._channel_gate(x))
+
+    def _channel_gate(self, x: Tensor) -> Tensor:
+        first, relu, second = self.channel_attention
+        if not all(_is_plain(layer) for layer in (self.channel_attention, first, relu, second)):
+            pre = self.channel_attention(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+            gate = torch.sigmoid(pre) if self.channel_sigmoid else pre
+            return reference.channel_shuffle(x * gate, self.groups)
+        return functional.channel_gate(
+            x, first.weight, first.bias, second.weight, second.bias, self.groups, self.channel_sigmoid
+        )
+
+    def _spatial_gate(self, z: Tensor) -> Tensor:
+        conv1, norm1, relu, conv2, norm2 = self.spatial_attention
+        if not _is_plain(self.spatial_attention) or not _is_plain(norm2) or _synchronises(norm2):
+            return z * torch.sigmoid(self.spatial_attention(z))
+        u = conv2(relu(norm1(conv1(z))))
+        return _norm_gate(norm2, u, z)
+
+    def extra_repr(self) -> str:
+        return f"groups={self.groups}" + ("" if self.channel_sigmoid else ", channel_sigmoid=False")
+
+
+def _norm_gate(norm: nn.BatchNorm2d | nn.SyncBatchNorm, u: Tensor, z: Tensor) -> Tensor:
+    """norm_gate with the statistics that `norm` would use, and its running ones updated as it would."""
+    use_batch = norm.training or norm.running_mean is None
+    update = norm.training and norm.track_running_stats
+    momentum: float | Tensor = 0.0 if norm.momentum is None else norm.momentum
+    if update and norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+        if norm.momentum is None:  # cumulative average
+            momentum = 1 / norm.num_batches_tracked.to(torch.float32)
+    return functional.norm_gate(
+        u,
+        z,
+        norm.weight,
+        norm.bias,
+        norm.running_mean if update or not use_batch else None,
+        norm.running_var if update or not use_batch else None,
+        training=use_batch,
+        momentum=momentum,
+        eps=norm.eps,
+    )
+
+
+def _synchronises(norm: nn.Module) -> bool:
+    """Whether the layer gathers its statistics from other processes; that is left to the layer."""
+    return (
+        isinstance(norm, nn.SyncBatchNorm)
+        and norm.training
+        and torch.distributed.is_available()
+        and torch.distributed.is_initialized()
+    )
+
+
+_HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+_FUSED_LAYERS = (nn.Sequential, nn.Linear, nn.ReLU, nn.BatchNorm2d, nn.SyncBatchNorm)
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    """Whether the layer is exactly one that the fused operators stand for, with nobody listening in."""
+    return type(layer) in _FUSED_LAYERS and not (
+        layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+    )
+
+
+_CHANNEL_LAYERS = (nn.Linear, nn.ReLU, nn.Linear)
+_SPATIAL_LAYERS = (nn.Conv2d, (nn.BatchNorm2d, nn.SyncBatchNorm), nn.ReLU, nn.Conv2d, (nn.BatchNorm2d, nn.SyncBatchNorm))
+
+
+def _structural_difference(module: nn.Module) -> str | None:
+    """What about the module's layers differs from GCSA's, or None."""
+    for name, expected in (("channel_attention", _CHANNEL_LAYERS), ("spatial_attention", _SPATIAL_LAYERS)):
+        branch = getattr(module, name, None)
+        if not isinstance(branch, nn.Sequential):
+            return f"it has no Sequential named {name}"
+        if len(branch) != len(expected) or not all(map(isinstance, branch, expected)):
+            return f"its {name} holds {', '.join(type(layer).__name__ for layer in branch)}"
+    first, _, second = module.channel_attention  # type: ignore[misc]
+    if first.bias is None or second.bias is None:
+        return "its channel_attention has a layer without bias"
+    own = {id(p) for branch in (module.channel_attention, module.spatial_attention) for p in branch.parameters()}  # type: ignore[union-attr]
+    if any(id(p) not in own for p in module.parameters()):
+        return "it has parameters besides channel_attention and spatial_attention"
+    channels = first.in_features
+    if second.out_features != channels or module.spatial_attention[3].out_channels != channels:  # type: ignore[index,union-attr]
+        return "its output has another number of channels than its input"
+    return None
+
+
+def _probe(module: nn.Module) -> tuple[int, bool]:
+    """(groups, channel_sigmoid) with which GCSA equals the module, from its results on random weights and a random map."""
+    copied = copy.deepcopy(module).cpu().double().eval()
+    channels = copied.channel_attention[0].in_features  # type: ignore[index,union-attr]
+    generator = torch.Generator().manual_seed(0)  # the user's random state is left alone
+    x = torch.randn(2, channels, 5, 6, generator=generator, dtype=torch.float64)
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            scale = parameter[0].numel() ** -0.5
+            parameter.copy_(scale * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+        expected = copied(x.clone())
+        first, _, second = copied.channel_attention  # type: ignore[misc]
+        weights = (first.weight, first.bias, second.weight, second.bias)
+        likely = [4, 1, *range(2, channels + 1)]
+        for groups in dict.fromkeys(g for g in likely if channels % g == 0):
+            for sigmoid in (True, False):
+                z = reference.channel_gate(x, *weights, groups, sigmoid)
+                found = z * torch.sigmoid(copied.spatial_attention(z))  # type: ignore[operator]
+                if found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-9, atol=1e-12):
+                    return groups, sigmoid
+    raise ValueError(
+        f"{type(module).__name__} has the layers of GCSA but computes something else with them "
+        "(tried every number of shuffle groups, with and without a sigmoid in the channel gate)"
+    )
+
+
+def replace_attention(model: nn.Module) -> int:
+    """Exchange every public GCSA or GAM module inside a model for the fused `GCSA`, in place.
+
+    Modules are found by their layers (see `GCSA`), whatever their class is called, and each is checked by its results on a copy with
+    random weights; the exchange shares the very same parameters and buffers, so optimisers, checkpoints and weight ties go on
+    working. A module that has such layers but computes something else is left alone with a warning. Do it before torch.compile,
+    DistributedDataParallel or other wrappers.
+
+    Args:
+        model: any module; must not itself be such a module (use ``GCSA.from_module``).
+
+    Returns:
+        How many modules were exchanged. A module used in several places counts once.
+
+    Raises:
+        ValueError: `model` itself is such a module, which cannot be exchanged in place.
+    """
+    if not isinstance(model, GCSA) and _structural_difference(model) is None:
+        raise ValueError(
+            f"the model itself ({type(model).__name__}) is the attention module: use model = GCSA.from_module(model)"
+        )
+    exchanged: dict[nn.Module, GCSA] = {}
+    refused: set[nn.Module] = set()
+    for path, parent in list(model.named_modules()):
+        if isinstance(parent, GCSA):
+            continue
+        for name, child in list(parent._modules.items()):
+            if child is None or isinstance(child, GCSA) or child in refused or _structural_difference(child) is not None:
+                continue
+            if child not in exchanged:
+                try:
+                    exchanged[child] = GCSA.from_module(child)
+                except Exception as error:  # the child's own forward pass may raise anything
+                    refused.add(child)
+                    warnings.warn(f"replace_attention leaves {path or 'the model'}.{name} alone: {error}", stacklevel=2)
+                    continue
+            setattr(parent, name, exchanged[child])
+    return len(exchanged)

@@ -1,0 +1,16 @@
+// The table of this instruction set's kernels.
+
+#include "kernels.h"
+
+#define GCSA_EXT_STRINGIFY(name) #name
+#define GCSA_EXT_NAME_OF(name) GCSA_EXT_STRINGIFY(name)
+
+namespace gcsa_ext::cpu::GCSA_EXT_ISA {
+
+extern const Kernels table;
+const Kernels table = {
+    GCSA_EXT_NAME_OF(GCSA_EXT_ISA), channel_gate_forward, channel_gate_backward, norm_gate_forward, norm_gate_backward,
+    frequency_mask,
+};
+
+}  // namespace gcsa_ext::cpu::GCSA_EXT_ISA

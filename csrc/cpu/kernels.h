@@ -1,0 +1,29 @@
+// Every kernel for the CPU, as compiled for one instruction set.
+#pragma once
+
+#include "../channel_gate.h"
+#include "../frequency_mask.h"
+#include "../norm_gate.h"
+
+namespace gcsa_ext::cpu {
+
+struct Kernels {
+    const char* isa;
+    void (*channel_gate_forward)(const ChannelGateForward&);
+    void (*channel_gate_backward)(const ChannelGateBackward&);
+    void (*norm_gate_forward)(const NormGateForward&);
+    void (*norm_gate_backward)(const NormGateBackward&);
+    void (*frequency_mask)(const FrequencyMask&);
+};
+
+#ifdef GCSA_EXT_ISA
+namespace GCSA_EXT_ISA {
+void channel_gate_forward(const ChannelGateForward&);
+void channel_gate_backward(const ChannelGateBackward&);
+void norm_gate_forward(const NormGateForward&);
+void norm_gate_backward(const NormGateBackward&);
+void frequency_mask(const FrequencyMask&);
+}  // namespace GCSA_EXT_ISA
+#endif
+
+}  // namespace gcsa_ext::cpu

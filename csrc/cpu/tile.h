@@ -1,0 +1,98 @@
+// A tile: some positions of a feature map, all channels, as a matrix [channels][positions] of accumulators, whatever the
+// map's dtype and layout. Positions are counted through the whole batch, so small maps fill tiles too.
+#pragma once
+
+#include <cstdint>
+
+#include "vector.h"
+#include "workspace.h"
+
+namespace gcsa_ext::cpu::GCSA_EXT_ISA {
+
+// The channel shuffle: channel c of the plain tensor is channel to(c) of the shuffled one; one group changes nothing.
+struct ChannelShuffle {
+    int64_t groups, width;  // channels = groups * width
+    int64_t to(int64_t c) const { return (c % width) * groups + c / width; }
+    int64_t from(int64_t d) const { return (d % groups) * width + d / groups; }
+};
+
+struct TileRange {
+    int64_t begin, count;  // positions, counted through the batch
+};
+
+// Calls run(tile column, offset of the run's first position in channel 0, count) for the parts of a tile that lie in one image.
+template <class Run>
+inline void for_each_run(const FeatureMap& map, TileRange range, const Run& run) {
+    for (int64_t done = 0; done < range.count;) {
+        const int64_t q = range.begin + done, image = q / map.positions, p = q % map.positions;
+        const int64_t left = map.positions - p, count = left < range.count - done ? left : range.count - done;
+        run(done, image * map.channels * map.positions + p, count);
+        done += count;
+    }
+}
+
+// tile[c][column] = map(shuffle.to(c), begin + column); columns from range.count to `columns` become zero.
+template <class T>
+inline void load_tile(
+    const FeatureMap& map, const T* from, TileRange range, int64_t columns, accumulator<T>* tile, ChannelShuffle shuffle
+) {
+    using A = accumulator<T>;
+    constexpr int L = lanes<A>;
+    for (int64_t c = 0; c < map.channels; ++c)
+        for (int64_t i = range.count; i < columns; ++i) tile[c * columns + i] = 0;
+    if (map.layout == Layout::contiguous) {
+        for_each_run(map, range, [&](int64_t column, int64_t offset, int64_t count) {
+            for (int64_t c = 0; c < map.channels; ++c)
+                load_row(from + offset + shuffle.to(c) * map.positions, count, tile + c * columns + column);
+        });
+        return;
+    }
+    // channels_last: squares of lanes x lanes, transposed in registers. The rows of a square are permuted when it is stored.
+    for (int64_t p = 0; p < range.count; p += L) {
+        const int height = static_cast<int>(range.count - p < L ? range.count - p : L);
+        for (int64_t c = 0; c < map.channels; c += L) {
+            const int width = static_cast<int>(map.channels - c < L ? map.channels - c : L);
+            vec<A> square[L] = {};
+            for (int i = 0; i < height; ++i) {
+                const T* at = from + (range.begin + p + i) * map.channels + c;
+                square[i] = width == L ? load(at, Full<T>{}) : load(at, width);
+            }
+            transpose<A>(square);
+            for (int i = 0; i < width; ++i) store(tile + shuffle.from(c + i) * columns + p, square[i], Full<A>{});
+        }
+    }
+}
+
+// map(shuffle.to(c), begin + column) = tile[c][column] for the columns below range.count.
+template <class T>
+inline void store_tile(
+    const FeatureMap& map, T* to, TileRange range, int64_t columns, const accumulator<T>* tile, ChannelShuffle shuffle
+) {
+    using A = accumulator<T>;
+    constexpr int L = lanes<A>;
+    if (map.layout == Layout::contiguous) {
+        for_each_run(map, range, [&](int64_t column, int64_t offset, int64_t count) {
+            for (int64_t c = 0; c < map.channels; ++c)
+                store_row(to + offset + shuffle.to(c) * map.positions, count, tile + c * columns + column);
+        });
+        return;
+    }
+    for (int64_t p = 0; p < range.count; p += L) {
+        const int height = static_cast<int>(range.count - p < L ? range.count - p : L);
+        for (int64_t c = 0; c < map.channels; c += L) {
+            const int width = static_cast<int>(map.channels - c < L ? map.channels - c : L);
+            vec<A> square[L] = {};
+            for (int i = 0; i < width; ++i) square[i] = load(tile + shuffle.from(c + i) * columns + p, Full<A>{});
+            transpose<A>(square);
+            for (int i = 0; i < height; ++i) {
+                T* at = to + (range.begin + p + i) * map.channels + c;
+                if (width == L)
+                    store(at, square[i], Full<T>{});
+                else
+                    store(at, square[i], width);
+            }
+        }
+    }
+}
+
+}  // namespace gcsa_ext::cpu::GCSA_EXT_ISA

@@ -1,0 +1,254 @@
+"""Backend "cpu": the C++ kernels of csrc/cpu. This file alone knows how a tensor becomes an address.
+
+Every function takes checked arguments (see gcsa_ext/ops) on the CPU with a dtype of `DTYPES`, makes them contiguous in the layout
+of the first, and returns new tensors in that layout.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+
+import torch
+from torch import Tensor
+
+from gcsa_ext.backends import native
+from gcsa_ext.layout import memory_format
+
+DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
+MASK_DTYPES = {
+    torch.float32: torch.int32,
+    torch.float64: torch.int64,
+    torch.bfloat16: torch.int16,
+    torch.float16: torch.int16,
+}
+
+_forked = False
+
+
+def _after_fork() -> None:
+    global _forked
+    _forked = True
+
+
+# OpenMP's threads do not survive a fork, and its runtime would wait for them for ever: a forked child computes on one thread.
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def unsupported(operator: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """Why this backend cannot run `operator` on such tensors, or None if it can."""
+    if native.load_error is not None:
+        return native.load_error
+    if device.type != "cpu":
+        return f"the cpu backend takes tensors on the CPU, not on {device}"
+    dtypes = MASK_DTYPES if operator.startswith("frequency_mask") else DTYPES
+    if dtype not in dtypes:
+        return f"the cpu backend has {operator} for {', '.join(map(str, dtypes))}, not {dtype}"
+    return None
+
+
+def isa() -> str:
+    """The instruction set in use: "baseline", "avx2" or "avx512".
+
+    Raises:
+        RuntimeError: GCSA_EXT_CPU_ISA names one that is unknown or that this processor lacks.
+    """
+    assert native.extension is not None
+    return str(native.extension.cpu_isa())
+
+
+def _threads() -> int:
+    return 1 if _forked else torch.get_num_threads()
+
+
+def _address(tensor: Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _map_sizes(x: Tensor, layout: torch.memory_format) -> tuple[int, bool, int, int, int, int]:
+    N, C, H, W = x.shape
+    return DTYPES[x.dtype], layout == torch.channels_last, N, C, H * W, _threads()
+
+
+def _accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def channel_gate(
+    x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, groups: int, sigmoid: bool
+) -> Tensor:
+    """See reference.channel_gate."""
+    layout = memory_format(x)
+    out = torch.empty(x.shape, dtype=x.dtype, memory_format=layout)
+    if out.numel() == 0:
+        return out
+    x = x.contiguous(memory_format=layout)
+    weights = [w.contiguous() for w in (w1, b1, w2, b2)]
+    assert native.extension is not None
+    native.extension.channel_gate_forward(
+        *_map_sizes(x, layout),
+        w1.shape[0],
+        groups,
+        sigmoid,
+        _address(x),
+        *map(_address, weights),
+        _address(out),
+    )
+    return out
+
+
+def channel_gate_backward(
+    grad_out: Tensor,
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor,
+    w2: Tensor,
+    b2: Tensor,
+    groups: int,
+    sigmoid: bool,
+    need_x: bool,
+    need_weights: bool,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of x, w1, b1, w2, b2, None where not needed."""
+    layout = memory_format(x)
+    weights = [w.contiguous() for w in (w1, b1, w2, b2)]
+    grad_x = torch.empty(x.shape, dtype=x.dtype, memory_format=layout) if need_x else None
+    grads = [torch.empty_like(w) if need_weights else None for w in weights]
+    if x.numel() == 0:
+        return grad_x, *(None if grad is None else grad.zero_() for grad in grads)  # type: ignore[return-value]
+    x, grad_out = x.contiguous(memory_format=layout), grad_out.contiguous(memory_format=layout)
+    assert native.extension is not None
+    native.extension.channel_gate_backward(
+        *_map_sizes(x, layout),
+        w1.shape[0],
+        groups,
+        sigmoid,
+        _address(x),
+        *map(_address, weights),
+        _address(grad_out),
+        _address(grad_x),
+        *map(_address, grads),
+    )
+    return grad_x, *grads  # type: ignore[return-value]
+
+
+def norm_gate(
+    u: Tensor,
+    z: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor | None,
+    var: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """See reference.norm_gate; also the batch's mean and biased variance where none were given."""
+    layout = memory_format(z)
+    channels, dtype = u.shape[1], _accumulator_dtype(u.dtype)
+    out = torch.empty(z.shape, dtype=z.dtype, memory_format=layout)
+    batch_statistics = mean is None or var is None
+    new_mean = torch.zeros(channels, dtype=dtype) if batch_statistics else None
+    new_var = torch.zeros(channels, dtype=dtype) if batch_statistics else None
+    if out.numel() == 0:
+        return out, new_mean, new_var
+    u, z = u.contiguous(memory_format=layout), z.contiguous(memory_format=layout)
+    vectors = [
+        None if v is None else v.to(dtype).contiguous()
+        for v in (weight, bias, new_mean if batch_statistics else mean, new_var if batch_statistics else var)
+    ]
+    assert native.extension is not None
+    native.extension.norm_gate_forward(
+        *_map_sizes(u, layout),
+        batch_statistics,
+        eps,
+        _address(u),
+        _address(z),
+        *map(_address, vectors),
+        _address(out),
+    )
+    return out, new_mean, new_var
+
+
+def norm_gate_backward(
+    grad_out: Tensor,
+    u: Tensor,
+    z: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    eps: float,
+    batch_statistics: bool,
+    need: tuple[bool, bool, bool, bool],
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of u, z, weight, bias, None where not needed; mean and var are those of the forward pass."""
+    layout = memory_format(z)
+    dtype = _accumulator_dtype(u.dtype)
+    need_u, need_z, need_weight, need_bias = need
+    grad_u = torch.empty(u.shape, dtype=u.dtype, memory_format=layout) if need_u else None
+    grad_z = torch.empty(z.shape, dtype=z.dtype, memory_format=layout) if need_z else None
+    grad_weight = torch.zeros(u.shape[1], dtype=dtype) if need_weight else None
+    grad_bias = torch.zeros(u.shape[1], dtype=dtype) if need_bias else None
+    if u.numel() > 0:
+        u, z, grad_out = (t.contiguous(memory_format=layout) for t in (u, z, grad_out))
+        vectors = [None if v is None else v.to(dtype).contiguous() for v in (weight, bias, mean, var)]
+        assert native.extension is not None
+        native.extension.norm_gate_backward(
+            *_map_sizes(u, layout),
+            batch_statistics,
+            eps,
+            _address(u),
+            _address(z),
+            *map(_address, vectors),
+            *map(_address, (grad_out, grad_u, grad_z, grad_weight, grad_bias)),
+        )
+    if grad_weight is not None and weight is not None:
+        grad_weight = grad_weight.to(weight.dtype)
+    if grad_bias is not None and bias is not None:
+        grad_bias = grad_bias.to(bias.dtype)
+    return grad_u, grad_z, grad_weight, grad_bias
+
+
+@functools.lru_cache(maxsize=256)
+def _bits(value: float, dtype: torch.dtype) -> int:
+    """The bits of `value` as an element of `dtype`, as an unsigned number."""
+    integer = MASK_DTYPES[dtype]
+    return int(torch.tensor(value, dtype=dtype).view(integer).item()) % 2 ** (8 * integer.itemsize)
+
+
+def _mask(spectrogram: Tensor, start: Tensor, width: Tensor, value: float, out: Tensor) -> None:
+    if out.numel() == 0:
+        return
+    *batch, freq, time = spectrogram.shape
+    bands = start.shape[-1]
+    shared = start.numel() == bands
+    if not shared:
+        start, width = (t.expand(*batch, bands) for t in (start, width))
+    start, width = start.to(torch.int64).contiguous(), width.to(torch.int64).contiguous()
+    assert native.extension is not None
+    native.extension.frequency_mask(
+        spectrogram.numel() // (freq * time),
+        freq,
+        time,
+        _threads(),
+        bands,
+        shared,
+        spectrogram.element_size(),
+        _bits(value, spectrogram.dtype),
+        _address(start),
+        _address(width),
+        _address(spectrogram),
+        _address(out),
+    )
+
+
+def frequency_mask(spectrogram: Tensor, start: Tensor, width: Tensor, value: float) -> Tensor:
+    """See reference.frequency_mask; contiguous."""
+    spectrogram = spectrogram.contiguous()
+    out = torch.empty_like(spectrogram)
+    _mask(spectrogram, start, width, value, out)
+    return out
+
+
+def frequency_mask_(spectrogram: Tensor, start: Tensor, width: Tensor, value: float) -> None:
+    """Mask a contiguous spectrogram in place."""
+    _mask(spectrogram, start, width, value, spectrogram)

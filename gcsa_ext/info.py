@@ -1,0 +1,89 @@
+"""What is installed, what was compiled in, which backend runs what, and why one cannot."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import metadata
+from typing import Any
+
+import numpy
+import torch
+
+from gcsa_ext import backends
+
+OPERATORS = ("channel_gate", "norm_gate", "frequency_mask")
+OPTIONAL = ("torchaudio", "av", "opencv-python-headless", "lightning", "torchmetrics", "matplotlib", "rich", "safetensors")
+"""Distributions of the extra [train]."""
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _isa() -> str:
+    try:
+        return backends.cpu.isa()
+    except RuntimeError as error:
+        return f"none: {error}"
+
+
+def info() -> dict[str, Any]:
+    """Versions, build, instruction set, threads, and for each backend the reason why it cannot run, if it cannot.
+
+    Returns:
+        A dict that json can write: "versions" (None where not installed), "build" (None without the compiled module),
+        "load_error", "isa", "threads", "forced_backend", and "backends": {backend: {device type: None or the reason}}.
+    """
+    extension = backends.native.extension
+    devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
+    reasons = {
+        backend: {
+            device: backends.unsupported(backend, OPERATORS[0], torch.device(device), torch.float32) for device in devices
+        }
+        for backend in backends.ORDER
+    }
+    return {
+        "versions": {
+            "gcsa-ext": _version("gcsa-ext"),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": numpy.__version__,
+            **{name: _version(name) for name in OPTIONAL},
+        },
+        "build": None if extension is None else dict(extension.build_info()),
+        "load_error": backends.native.load_error,
+        "isa": None if extension is None else _isa(),
+        "threads": torch.get_num_threads(),
+        "forced_backend": backends.forced_backend(),
+        "backends": reasons,
+    }
+
+
+def format_info() -> str:
+    """`info()` as text for a person."""
+    found = info()
+    lines = ["versions"]
+    lines += [f"  {name:24}{version or 'not installed'}" for name, version in found["versions"].items()]
+    lines.append("compiled module")
+    build = found["build"]
+    if build is None:
+        lines.append(f"  missing: {found['load_error']}")
+    else:
+        asked = os.environ.get("GCSA_EXT_CPU_ISA")
+        lines += [
+            f"  {'compiler':24}{build['compiler']}",
+            f"  {'OpenMP':24}{'yes' if build['openmp'] else 'no: every operator runs on one thread'}",
+            f"  {'instruction sets':24}{', '.join(build['isas'])}",
+            f"  {'in use':24}{found['isa']}{f' (GCSA_EXT_CPU_ISA={asked})' if asked else ''}",
+        ]
+    lines += [f"threads{' ':19}{found['threads']}", "backends (best first)"]
+    for backend, devices in found["backends"].items():
+        for device, reason in devices.items():
+            lines.append(f"  {backend + ' on ' + device:24}{'available' if reason is None else 'cannot run: ' + reason}")
+    if found["forced_backend"]:
+        lines.append(f"  forced: {found['forced_backend']}")
+    return "\n".join(lines)

@@ -1,0 +1,89 @@
+"""SpecAugment's frequency masking as a module."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from gcsa_ext import functional
+
+
+class FrequencyMasking(nn.Module):
+    """Mask random bands of frequency bins in training (SpecAugment, arXiv 1904.08779, section 2).
+
+    A drop-in for torchaudio.transforms.FrequencyMasking that draws the same random numbers from the same generator in the same
+    order: with num_masks=1 and p=1 the same ``torch.manual_seed`` gives the same bits. Each band's width is uniform in
+    [0, freq_mask_param) bins and its start uniform in [0, freq - width), both truncated. Unlike torchaudio's, the module does nothing
+    after ``.eval()``.
+
+    Args:
+        freq_mask_param: exclusive upper end of a band's width in bins.
+        iid_masks: draw for every sample and channel of the batch rather than once for all.
+        num_masks: bands drawn, one after the other; they may overlap.
+        p: largest share of the frequency bins that one band may cover; caps freq_mask_param at int(freq * p).
+        value: what masked bins become.
+        inplace: overwrite the input.
+
+    Shape:
+        (..., freq, time) to the same; with iid_masks at least three dimensions.
+
+    Raises:
+        ValueError: an argument or shape outside these bounds.
+    """
+
+    def __init__(
+        self,
+        freq_mask_param: int,
+        iid_masks: bool = False,
+        num_masks: int = 1,
+        p: float = 1.0,
+        value: float = 0.0,
+        *,
+        inplace: bool = False,
+    ) -> None:
+        super().__init__()
+        if freq_mask_param < 0 or num_masks < 1:
+            raise ValueError(
+                f"FrequencyMasking: expected freq_mask_param >= 0 and num_masks >= 1, got {freq_mask_param=}, {num_masks=}"
+            )
+        if not 0.0 <= p <= 1.0:
+            raise ValueError(f"FrequencyMasking: expected p in [0, 1], got {p=}")
+        self.freq_mask_param = freq_mask_param
+        self.iid_masks = iid_masks
+        self.num_masks = num_masks
+        self.p = p
+        self.value = value
+        self.inplace = inplace
+
+    def forward(self, spectrogram: Tensor) -> Tensor:
+        """Mask a spectrogram (..., freq, time)."""
+        if spectrogram.dim() < 2 + self.iid_masks:
+            raise ValueError(
+                f"FrequencyMasking: expected a spectrogram (..., freq, time) of at least {2 + self.iid_masks} dimensions"
+                f"{' with iid_masks' if self.iid_masks else ''}, got {tuple(spectrogram.shape)}"
+            )
+        freq = spectrogram.shape[-2]
+        widest = self.freq_mask_param if self.p == 1.0 else min(self.freq_mask_param, int(freq * self.p))
+        if not self.training or widest < 1:
+            return spectrogram
+        starts, widths = zip(*(self._draw(spectrogram, widest) for _ in range(self.num_masks)))
+        mask = functional.frequency_mask_ if self.inplace else functional.frequency_mask
+        return mask(spectrogram, torch.stack(starts, -1), torch.stack(widths, -1), self.value)
+
+    def _draw(self, spectrogram: Tensor, widest: int) -> tuple[Tensor, Tensor]:
+        """Start and width of one band: (*batch,) each with iid_masks, else scalars."""
+        # Shared draws come from torch's default CPU generator in float32, iid draws in the spectrogram's device and dtype.
+        if self.iid_masks:
+            shape, dtype, device = spectrogram.shape[:-2], spectrogram.dtype, spectrogram.device
+            width = torch.rand(shape, dtype=dtype, device=device) * widest
+            start = torch.rand(shape, dtype=dtype, device=device) * (spectrogram.shape[-2] - width)
+        else:
+            width = torch.rand(1)[0] * widest
+            start = torch.rand(1)[0] * (spectrogram.shape[-2] - width)
+        return start.long().to(spectrogram.device), width.long().to(spectrogram.device)
+
+    def extra_repr(self) -> str:
+        return (
+            f"freq_mask_param={self.freq_mask_param}, iid_masks={self.iid_masks}, num_masks={self.num_masks}, "
+            f"p={self.p}, value={self.value}" + (", inplace=True" if self.inplace else "")
+        )

@@ -1,0 +1,126 @@
+"""Contract of channel_gate: schema, checks, shape rule, autograd formula, autocast, vmap."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gcsa_ext import reference
+from gcsa_ext.backends import cpu, select
+from gcsa_ext.ops import registration
+from gcsa_ext.layout import memory_format
+
+
+def _check(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, groups: int) -> None:
+    if x.dim() != 4:
+        raise ValueError(f"channel_gate: expected x of shape (N, C, H, W), got {tuple(x.shape)}")
+    if not x.is_floating_point():
+        raise TypeError(f"channel_gate: expected x of a floating dtype, got {x.dtype}")
+    C = x.shape[1]
+    if w1.dim() != 2 or w1.shape[1] != C or w1.shape[0] < 1:
+        raise ValueError(
+            f"channel_gate: expected w1 of shape (h, C) with C = {C} as in x {tuple(x.shape)} and h >= 1, "
+            f"got {tuple(w1.shape)}"
+        )
+    h = w1.shape[0]
+    for name, tensor, shape in (("b1", b1, (h,)), ("w2", w2, (C, h)), ("b2", b2, (C,))):
+        if tensor.shape != shape:
+            raise ValueError(f"channel_gate: expected {name} of shape {shape}, got {tuple(tensor.shape)}")
+    if groups < 1 or C % groups:
+        raise ValueError(f"channel_gate: expected groups that divide C = {C}, got groups = {groups}")
+    for name, tensor in (("w1", w1), ("b1", b1), ("w2", w2), ("b2", b2)):
+        if tensor.dtype != x.dtype or tensor.device != x.device:
+            raise TypeError(
+                f"channel_gate: expected {name} of the dtype and device of x ({x.dtype}, {x.device}), "
+                f"got {tensor.dtype}, {tensor.device}"
+            )
+
+
+def _forward(
+    x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, groups: int, sigmoid: bool = True
+) -> Tensor:
+    _check(x, w1, b1, w2, b2, groups)
+    if select("channel_gate", x.device, x.dtype) == "cpu":
+        return cpu.channel_gate(x, w1, b1, w2, b2, groups, sigmoid)
+    return reference.channel_gate(x, w1, b1, w2, b2, groups, sigmoid).contiguous(memory_format=memory_format(x))
+
+
+def _forward_fake(
+    x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, groups: int, sigmoid: bool = True
+) -> Tensor:
+    _check(x, w1, b1, w2, b2, groups)
+    return torch.empty_like(x, memory_format=memory_format(x))
+
+
+def _backward(
+    grad_out: Tensor,
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor,
+    w2: Tensor,
+    b2: Tensor,
+    groups: int,
+    sigmoid: bool,
+    need_x: bool,
+    need_weights: bool,
+) -> tuple[Tensor, ...]:
+    grads = cpu.channel_gate_backward(grad_out, x, w1, b1, w2, b2, groups, sigmoid, need_x, need_weights)
+    return tuple(x.new_empty(0) if grad is None else grad for grad in grads)
+
+
+def _backward_fake(
+    grad_out: Tensor,
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor,
+    w2: Tensor,
+    b2: Tensor,
+    groups: int,
+    sigmoid: bool,
+    need_x: bool,
+    need_weights: bool,
+) -> tuple[Tensor, ...]:
+    grad_x = torch.empty_like(x, memory_format=memory_format(x)) if need_x else x.new_empty(0)
+    weights = (w1, b1, w2, b2)
+    return grad_x, *(w.new_empty(w.shape if need_weights else 0) for w in weights)
+
+
+registration.define(
+    "channel_gate(Tensor x, Tensor w1, Tensor b1, Tensor w2, Tensor b2, int groups, bool sigmoid=True) -> Tensor",
+    _forward,
+    _forward_fake,
+)
+registration.define(
+    "channel_gate_backward(Tensor grad_out, Tensor x, Tensor w1, Tensor b1, Tensor w2, Tensor b2, int groups, "
+    "bool sigmoid, bool need_x, bool need_weights) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    _backward,
+    _backward_fake,
+)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, ctx.groups, ctx.sigmoid = inputs
+    ctx.save_for_backward(*tensors)
+
+
+def _autograd(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+    x, *weights = ctx.saved_tensors
+    needs = ctx.needs_input_grad[:5]
+    # With create_graph=True the gradient must itself be differentiable: the definition's is, to any order.
+    if torch.is_grad_enabled() or select("channel_gate", x.device, x.dtype) == "reference":
+        inputs = (x, *weights, ctx.groups, ctx.sigmoid)
+        return registration.differentiate(reference.channel_gate, inputs, (*needs, False, False), grad_out)
+    grads = torch.ops.gcsa_ext.channel_gate_backward(
+        grad_out, x, *weights, ctx.groups, ctx.sigmoid, needs[0], any(needs[1:])
+    )
+    return *(grad if need else None for grad, need in zip(grads, needs)), None, None
+
+
+torch.library.register_autograd(
+    "gcsa_ext::channel_gate", _autograd, setup_context=_setup_context, lib=registration.LIBRARY
+)
+registration.cast_in_autocast("channel_gate", torch.ops.gcsa_ext.channel_gate.default)
+registration.map_by_loop("channel_gate", torch.ops.gcsa_ext.channel_gate)
+registration.map_by_loop("channel_gate_backward", torch.ops.gcsa_ext.channel_gate_backward)

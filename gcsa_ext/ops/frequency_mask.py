@@ -1,0 +1,92 @@
+"""Contract of frequency_mask and frequency_mask_: schema, checks, shape rule, autograd formula, vmap."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gcsa_ext import reference
+from gcsa_ext.backends import cpu, select
+from gcsa_ext.ops import registration
+
+
+def _check(spectrogram: Tensor, start: Tensor, width: Tensor) -> None:
+    if spectrogram.dim() < 2:
+        raise ValueError(f"frequency_mask: expected a spectrogram (..., freq, time), got {tuple(spectrogram.shape)}")
+    if not spectrogram.is_floating_point():
+        raise TypeError(f"frequency_mask: expected a spectrogram of a floating dtype, got {spectrogram.dtype}")
+    batch = tuple(spectrogram.shape[:-2])
+    if start.shape != width.shape or start.dim() < 1 or start.shape[-1] < 1:
+        raise ValueError(
+            "frequency_mask: expected start and width of one shape (*batch, bands) with at least one band, "
+            f"got {tuple(start.shape)} and {tuple(width.shape)}"
+        )
+    trailing = tuple(start.shape[:-1])
+    fits = len(trailing) <= len(batch) and all(
+        s in (1, b) for s, b in zip(reversed(trailing), reversed(batch))
+    )
+    if not fits:
+        raise ValueError(
+            f"frequency_mask: expected start and width of shape (*batch, bands) with batch broadcastable to {batch}, "
+            f"got {tuple(start.shape)} for a spectrogram {tuple(spectrogram.shape)}"
+        )
+    for name, tensor in (("start", start), ("width", width)):
+        if tensor.is_floating_point() or tensor.is_complex() or tensor.device != spectrogram.device:
+            raise TypeError(
+                f"frequency_mask: expected {name} of an integer dtype on {spectrogram.device}, "
+                f"got {tensor.dtype}, {tensor.device}"
+            )
+
+
+def _forward(spectrogram: Tensor, start: Tensor, width: Tensor, value: float) -> Tensor:
+    _check(spectrogram, start, width)
+    if select("frequency_mask", spectrogram.device, spectrogram.dtype) == "cpu":
+        return cpu.frequency_mask(spectrogram, start, width, value)
+    return reference.frequency_mask(spectrogram, start, width, value).contiguous()
+
+
+def _forward_fake(spectrogram: Tensor, start: Tensor, width: Tensor, value: float) -> Tensor:
+    _check(spectrogram, start, width)
+    return torch.empty_like(spectrogram, memory_format=torch.contiguous_format)
+
+
+def _in_place(spectrogram: Tensor, start: Tensor, width: Tensor, value: float) -> None:
+    _check(spectrogram, start, width)
+    native = select("frequency_mask_", spectrogram.device, spectrogram.dtype) == "cpu"
+    if native and spectrogram.is_contiguous():
+        cpu.frequency_mask_(spectrogram, start, width, value)
+    else:
+        spectrogram.masked_fill_(reference.frequency_bands(spectrogram, start, width), value)
+
+
+def _in_place_fake(spectrogram: Tensor, start: Tensor, width: Tensor, value: float) -> None:
+    _check(spectrogram, start, width)
+
+
+registration.define(
+    "frequency_mask(Tensor spectrogram, Tensor start, Tensor width, float value) -> Tensor", _forward, _forward_fake
+)
+registration.define(
+    "frequency_mask_(Tensor(a!) spectrogram, Tensor start, Tensor width, float value) -> ()",
+    _in_place,
+    _in_place_fake,
+)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, start, width, _ = inputs
+    ctx.save_for_backward(start, width)
+
+
+def _autograd(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+    # Linear in the spectrogram: the gradient is masked by the same operator, which can be differentiated in turn.
+    start, width = ctx.saved_tensors
+    return torch.ops.gcsa_ext.frequency_mask(grad_out, start, width, 0.0), None, None, None
+
+
+torch.library.register_autograd(
+    "gcsa_ext::frequency_mask", _autograd, setup_context=_setup_context, lib=registration.LIBRARY
+)
+registration.map_by_loop("frequency_mask", torch.ops.gcsa_ext.frequency_mask)

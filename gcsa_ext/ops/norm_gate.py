@@ -1,0 +1,176 @@
+"""Contract of norm_gate: schema, checks, shape rule, autograd formula, vmap."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gcsa_ext import reference
+from gcsa_ext.backends import cpu, select
+from gcsa_ext.ops import registration
+from gcsa_ext.layout import memory_format
+
+
+def _check(
+    u: Tensor, z: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None, var: Tensor | None
+) -> None:
+    if u.dim() != 4 or u.shape != z.shape:
+        raise ValueError(
+            f"norm_gate: expected u and z of one shape (N, C, H, W), got {tuple(u.shape)} and {tuple(z.shape)}"
+        )
+    if not u.is_floating_point() or u.dtype != z.dtype or u.device != z.device:
+        raise TypeError(
+            "norm_gate: expected u and z of one floating dtype and device, "
+            f"got {u.dtype}, {u.device} and {z.dtype}, {z.device}"
+        )
+    C = u.shape[1]
+    for name, vector in (("weight", weight), ("bias", bias), ("mean", mean), ("var", var)):
+        if vector is None:
+            continue
+        if vector.shape != (C,):
+            raise ValueError(
+                f"norm_gate: expected {name} of shape ({C},) for u {tuple(u.shape)}, got {tuple(vector.shape)}"
+            )
+        if not vector.is_floating_point() or vector.device != u.device:
+            raise TypeError(
+                f"norm_gate: expected {name} of a floating dtype on {u.device}, got {vector.dtype}, {vector.device}"
+            )
+    if (mean is None) != (var is None):
+        raise ValueError("norm_gate: expected both mean and var, or neither")
+
+
+def _statistics(u: Tensor) -> Tensor:
+    return u.new_empty(u.shape[1], dtype=torch.float64 if u.dtype == torch.float64 else torch.float32)
+
+
+def _forward(
+    u: Tensor,
+    z: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor | None,
+    var: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    _check(u, z, weight, bias, mean, var)
+    batch_mean: Tensor | None
+    batch_var: Tensor | None
+    if select("norm_gate", u.device, u.dtype) == "cpu":
+        out, batch_mean, batch_var = cpu.norm_gate(u, z, weight, bias, mean, var, eps)
+    else:
+        out = reference.norm_gate(u, z, weight, bias, mean, var, eps).contiguous(memory_format=memory_format(z))
+        batch_mean = batch_var = None
+        if mean is None:
+            wide = u.to(_statistics(u).dtype)
+            batch_var, batch_mean = torch.var_mean(wide, (0, 2, 3), correction=0)
+    empty = u.new_empty(0)
+    return out, empty if batch_mean is None else batch_mean, empty.clone() if batch_var is None else batch_var
+
+
+def _forward_fake(
+    u: Tensor,
+    z: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor | None,
+    var: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    _check(u, z, weight, bias, mean, var)
+    out = torch.empty_like(z, memory_format=memory_format(z))
+    if mean is None:
+        return out, _statistics(u), _statistics(u)
+    return out, u.new_empty(0), u.new_empty(0)
+
+
+def _backward(
+    grad_out: Tensor,
+    u: Tensor,
+    z: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    eps: float,
+    batch_statistics: bool,
+    need_u: bool,
+    need_z: bool,
+    need_weight: bool,
+    need_bias: bool,
+) -> tuple[Tensor, ...]:
+    need = (need_u, need_z, need_weight, need_bias)
+    grads = cpu.norm_gate_backward(grad_out, u, z, weight, bias, mean, var, eps, batch_statistics, need)
+    return tuple(u.new_empty(0) if grad is None else grad for grad in grads)
+
+
+def _backward_fake(
+    grad_out: Tensor,
+    u: Tensor,
+    z: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    eps: float,
+    batch_statistics: bool,
+    need_u: bool,
+    need_z: bool,
+    need_weight: bool,
+    need_bias: bool,
+) -> tuple[Tensor, ...]:
+    layout = memory_format(z)
+    return (
+        torch.empty_like(u, memory_format=layout) if need_u else u.new_empty(0),
+        torch.empty_like(z, memory_format=layout) if need_z else u.new_empty(0),
+        weight.new_empty(weight.shape) if need_weight and weight is not None else u.new_empty(0),
+        bias.new_empty(bias.shape) if need_bias and bias is not None else u.new_empty(0),
+    )
+
+
+registration.define(
+    "norm_gate(Tensor u, Tensor z, Tensor? weight, Tensor? bias, Tensor? mean, Tensor? var, float eps) "
+    "-> (Tensor, Tensor, Tensor)",
+    _forward,
+    _forward_fake,
+)
+registration.define(
+    "norm_gate_backward(Tensor grad_out, Tensor u, Tensor z, Tensor? weight, Tensor? bias, Tensor mean, Tensor var, "
+    "float eps, bool batch_statistics, bool need_u, bool need_z, bool need_weight, bool need_bias) "
+    "-> (Tensor, Tensor, Tensor, Tensor)",
+    _backward,
+    _backward_fake,
+)
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    u, z, weight, bias, mean, var, ctx.eps = inputs
+    _, batch_mean, batch_var = output
+    ctx.batch_statistics = mean is None
+    ctx.mark_non_differentiable(batch_mean, batch_var)
+    if mean is None:
+        mean, var = batch_mean, batch_var
+    ctx.save_for_backward(u, z, weight, bias, mean, var)
+
+
+def _autograd(ctx: Any, grad_out: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+    u, z, weight, bias, mean, var = ctx.saved_tensors
+    needs = ctx.needs_input_grad[:4]
+    if any(ctx.needs_input_grad[4:6]):
+        raise RuntimeError("norm_gate: mean and var are constants and have no gradient; detach them")
+    if torch.is_grad_enabled() or select("norm_gate", u.device, u.dtype) == "reference":
+        statistics = (None, None) if ctx.batch_statistics else (mean, var)
+        inputs = (u, z, weight, bias, *statistics, ctx.eps)
+        return registration.differentiate(reference.norm_gate, inputs, (*needs, False, False, False), grad_out)
+    grads = torch.ops.gcsa_ext.norm_gate_backward(
+        grad_out, u, z, weight, bias, mean, var, ctx.eps, ctx.batch_statistics, *needs
+    )
+    return *(grad if need else None for grad, need in zip(grads, needs)), None, None, None
+
+
+torch.library.register_autograd(
+    "gcsa_ext::norm_gate", _autograd, setup_context=_setup_context, lib=registration.LIBRARY
+)
+registration.map_by_loop("norm_gate", torch.ops.gcsa_ext.norm_gate)
+registration.map_by_loop("norm_gate_backward", torch.ops.gcsa_ext.norm_gate_backward)

@@ -1,0 +1,78 @@
+"""What all operators share: the torch.library they are defined in, and three ways to attach a rule to one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+LIBRARY = torch.library.Library("gcsa_ext", "DEF")
+
+
+def define(
+    schema: str, implementation: Callable[..., Any], fake: Callable[..., Any], tags: Sequence[torch.Tag] = ()
+) -> None:
+    """Define an operator with one implementation for every device (it picks the backend) and its shape rule."""
+    name = schema.split("(")[0]
+    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag, *tags))
+    LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"gcsa_ext::{name}", fake, lib=LIBRARY)
+
+
+def cast_in_autocast(name: str, operator: Callable[..., Any]) -> None:
+    """Under autocast, cast the operator's tensors to the lower precision first, as is done for linear and convolution."""
+    for device_type, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
+        exclude = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
+        def kernel(
+            *args: Any, device_type: str = device_type, exclude: torch._C.DispatchKeySet = exclude
+        ) -> Any:
+            dtype = torch.get_autocast_dtype(device_type)
+
+            def cast(value: Any) -> Any:
+                eligible = isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64
+                return value.to(dtype) if eligible else value
+
+            with torch._C._ExcludeDispatchKeyGuard(exclude):
+                return operator(*map(cast, args))
+
+        LIBRARY.impl(name, kernel, key)
+
+
+def differentiate(
+    function: Callable[..., Tensor], inputs: Sequence[Any], needs_grad: Sequence[bool], grad_out: Tensor
+) -> tuple[Tensor | None, ...]:
+    """The gradients of a plain PyTorch function by autograd, themselves differentiable if grad mode is on.
+
+    Args:
+        function: takes `inputs`, returns one tensor.
+        inputs: tensors and other arguments.
+        needs_grad: for each input, whether its gradient is wanted.
+        grad_out: gradient of the function's result.
+    """
+    create_graph = torch.is_grad_enabled()
+    with torch.enable_grad():
+        if not create_graph:
+            inputs = [x.detach().requires_grad_(need) if isinstance(x, Tensor) else x for x, need in zip(inputs, needs_grad)]
+        wanted = [x for x, need in zip(inputs, needs_grad) if need]
+        found = iter(torch.autograd.grad(function(*inputs), wanted, grad_out, create_graph=create_graph))
+    return tuple(next(found) if need else None for need in needs_grad)
+
+
+def map_by_loop(name: str, operator: Callable[..., Any]) -> None:
+    """torch.func.vmap: call the operator once for every slice and stack the results."""
+
+    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
+        def call(index: int) -> Any:
+            return operator(
+                *(x if dim is None else x.select(dim, index) for x, dim in zip(args, in_dims))
+            )
+
+        results = [call(index) for index in range(info.batch_size)]
+        if isinstance(results[0], Tensor):
+            return torch.stack(results), 0
+        return tuple(map(torch.stack, zip(*results))), (0,) * len(results[0])
+
+    torch.library.register_vmap(f"gcsa_ext::{name}", rule, lib=LIBRARY)
