@@ -1,9 +1,22 @@
 """Modules (first draft)."""
 
-from gcsa_ext.nn.attention import GCSA
+from gcsa_ext.nn.attention import GCSA, replace_attention
+from gcsa_ext.nn.bimodal import BimodalNet, BimodalOutput
 from gcsa_ext.nn.fusion import ProportionalFusion
 from gcsa_ext.nn.loss import BimodalLoss, CoarseFineLoss
+from gcsa_ext.nn.masking import FrequencyMasking
 from gcsa_ext.nn.mcnn import MCNN
 from gcsa_ext.nn.rhcnn import RHCNN
 
-__all__ = ["GCSA", "MCNN", "RHCNN", "BimodalLoss", "CoarseFineLoss", "ProportionalFusion"]
+__all__ = [
+    "GCSA",
+    "MCNN",
+    "RHCNN",
+    "BimodalLoss",
+    "BimodalNet",
+    "BimodalOutput",
+    "CoarseFineLoss",
+    "FrequencyMasking",
+    "ProportionalFusion",
+    "replace_attention",
+]
