@@ -15,6 +15,7 @@ from gcsa_ext.data.emotions import EMOTIONS, IGNORE_INDEX
 from gcsa_ext.data.faces import FaceCropper
 from gcsa_ext.data.manifest import SPLITS, Clip, ManifestError, read_manifest, write_manifest
 from gcsa_ext.data.spectrogram import LogMelSpectrogram
+from gcsa_ext.data.synthetic import FACE_OF, VOICE_OF, synthesize_clip, synthesize_corpus
 from gcsa_ext.data.video import (
     MediaError,
     MediaInfo,
@@ -29,8 +30,10 @@ from gcsa_ext.data.video import (
 
 __all__ = [
     "EMOTIONS",
+    "FACE_OF",
     "IGNORE_INDEX",
     "SPLITS",
+    "VOICE_OF",
     "Clip",
     "ClipBatch",
     "ClipDataset",
@@ -51,5 +54,7 @@ __all__ = [
     "probe",
     "read_audio",
     "read_manifest",
+    "synthesize_clip",
+    "synthesize_corpus",
     "write_manifest",
 ]

@@ -147,7 +147,7 @@ def prepare_clip(clip: Clip, settings: ClipSettings) -> ClipSample:
     audible = waveform is not None and waveform.size > 0 and float(np.abs(waveform).max()) > _SILENCE
     if waveform is not None and audible:
         log_mel = LogMelSpectrogram(settings.sample_rate, settings.n_mels)
-        spectrogram = log_mel(torch.from_numpy(waveform)[None])
+        spectrogram = log_mel(torch.from_numpy(waveform)[None]).contiguous()
     return ClipSample(
         frames=frames,
         frame_mask=frame_mask,
@@ -245,6 +245,9 @@ class ClipDataset(Dataset[ClipSample]):
         if self.cache_folder is None:
             raise ValueError("cache_folder is None; expected a folder in which to keep prepared clips")
         total = len(self.clips)
+        # Clips are what runs in parallel: torch's own threads on top of these would only get in their way.
+        torch_threads = torch.get_num_threads()
+        torch.set_num_threads(1)
         with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
             jobs = [pool.submit(self._fill, index) for index in range(total)]
             try:
@@ -257,6 +260,8 @@ class ClipDataset(Dataset[ClipSample]):
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
+            finally:
+                torch.set_num_threads(torch_threads)
 
     def _fill(self, index: int) -> None:
         file = self.cache_file(index)

@@ -27,6 +27,10 @@ Frame = npt.NDArray[np.uint8]
 # decoding order), so decoding starts a little before the wanted time.
 _SEEK_MARGIN = 0.5
 _DISCONTINUITY = 0.1
+# Starting threads for a small picture costs more than decoding it.
+_THREADED_DECODING_PIXELS = 640 * 360
+# From PyAV 17 on, converting a frame starts a thread per processor unless told otherwise.
+_ONE_THREAD = {"threads": 1} if int(av.__version__.partition(".")[0]) >= 17 else {}
 _EXPECTED = "expected a readable media file with a video or a sound track, such as .mp4, .mov, .mkv or .wav"
 
 
@@ -351,7 +355,8 @@ class _TimedFrame:
 
     def upright(self) -> Frame:
         width, height = self.stored_size
-        pixels: Frame = self.frame.to_ndarray(format="rgb24", width=width, height=height)
+        frame = self.frame.reformat(width=width, height=height, format="rgb24", **_ONE_THREAD)
+        pixels = frame.to_ndarray()
         return np.ascontiguousarray(_turn(pixels, _display_matrix(self.frame)))
 
 
@@ -375,7 +380,8 @@ def _timed_frames_from(path: str | Path, begin: float | None) -> Iterator[tuple[
         stream, _ = _tracks(container, path)
         if stream is None:
             raise MediaError(path, "it has no video track", "expected a file with a video track")
-        stream.thread_type = "AUTO"
+        if stream.codec_context.width * stream.codec_context.height >= _THREADED_DECODING_PIXELS:
+            stream.thread_type = "AUTO"
         origin = _origin(container, stream)
         if begin is not None and not _seek(container, stream, begin + origin):
             return
@@ -408,10 +414,11 @@ def _turn(pixels: Frame, matrix: Matrix | None) -> Frame:
     """Apply the quarter turns and mirrorings of a display matrix to (H, W, 3) pixels."""
     if matrix is None:
         return pixels
-    (a, b), (c, d) = matrix.astype(np.int64)
-    if abs(a) + abs(d) >= abs(b) + abs(c):
-        return pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
-    return pixels.transpose(1, 0, 2)[:: -1 if b < 0 else 1, :: -1 if c < 0 else 1]
+    (a, b), (c, d) = matrix.tolist()
+    if abs(a) + abs(d) < abs(b) + abs(c):
+        pixels, a, d = pixels.transpose(1, 0, 2), c, b
+    turned: Frame = pixels[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]
+    return turned
 
 
 def _clockwise_degrees(matrix: Matrix | None) -> int:
