@@ -1,6 +1,7 @@
 """Fast channel-spatial attention and audio-visual expression recognition for PyTorch.
 
-`gcsa_ext.nn` has the modules, `gcsa_ext.functional` the operators beneath them, `gcsa_ext.reference` their definition in plain PyTorch.
+`gcsa_ext.nn` has the modules, `gcsa_ext.functional` the operators beneath them, `gcsa_ext.reference` their
+definition in plain PyTorch.
 """
 
 from gcsa_ext import functional, nn, reference

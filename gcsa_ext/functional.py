@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from gcsa_ext import ops  # noqa: F401  (defines torch.ops.gcsa_ext)
-from gcsa_ext import reference
+from gcsa_ext import (
+    ops,  # noqa: F401  (defines torch.ops.gcsa_ext)
+    reference,
+)
+
+
+def _transformed() -> bool:
+    """Whether torch.func (vmap, grad, jvp, ...) or forward-mode differentiation is at work.
+
+    torch.library's operators know only plain backward differentiation and would fail there, or drop the
+    tangent without a word; the definition in plain PyTorch takes every transform.
+    """
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def channel_gate(
@@ -14,14 +27,16 @@ def channel_gate(
 ) -> Tensor:
     """Gate every position with its own two-layer perceptron over the channels, then shuffle the channels.
 
-    ``a[:, p] = sigmoid(w2 @ relu(w1 @ x[:, p] + b1) + b2)``, ``y = x * a``, and with G groups of C / G channels
-    ``out[:, j * G + i] = y[:, i * (C / G) + j]``: steps 1 and 2 of GCSA. The pass over x reads it once and writes the result once;
-    the backward pass computes a again, so only x and the weights are saved.
+    ``a[:, p] = sigmoid(w2 @ relu(w1 @ x[:, p] + b1) + b2)``, ``y = x * a``, and with G groups of C / G
+    channels ``out[:, j * G + i] = y[:, i * (C / G) + j]``: steps 1 and 2 of GCSA. The pass over x reads it
+    once and writes the result once; the backward pass computes a again, so only x and the weights are saved.
 
     Args:
-        x: (N, C, H, W), float32, float64 or bfloat16 (float32 inside); contiguous or channels_last, kept; other strides are
-            copied. float16, and tensors on other devices than the CPU, are computed by plain PyTorch.
-        w1: (h, C), b1: (h,), w2: (C, h), b2: (C,): the layers, of x's dtype and device. Under autocast all are cast.
+        x: (N, C, H, W), float32, float64 or bfloat16 (float32 inside); contiguous or channels_last, kept;
+            other strides are copied. float16, and tensors on other devices than the CPU, are computed by
+            plain PyTorch.
+        w1: (h, C), b1: (h,), w2: (C, h), b2: (C,): the layers, of x's dtype and device. Under autocast all
+            are cast.
         groups: number of groups of the channel shuffle, which divides C; 1 leaves the channels in place.
         sigmoid: False leaves the sigmoid out (``a = w2 @ relu(...) + b2``), as some public GAM modules do.
 
@@ -31,7 +46,10 @@ def channel_gate(
     Raises:
         ValueError: a shape or groups that does not fit; TypeError: a dtype or device that does not.
     """
-    return torch.ops.gcsa_ext.channel_gate(x, w1, b1, w2, b2, groups, sigmoid)
+    if _transformed():
+        return reference.channel_gate(x, w1, b1, w2, b2, groups, sigmoid)
+    out: Tensor = torch.ops.gcsa_ext.channel_gate(x, w1, b1, w2, b2, groups, sigmoid)
+    return out
 
 
 def norm_gate(
@@ -45,14 +63,15 @@ def norm_gate(
     momentum: float | Tensor = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """Gate z with the sigmoid of a batch-normalised u: ``z * sigmoid(batch_norm(u))``, steps 3 (its end) and 4 of GCSA.
+    """Gate z with the sigmoid of a batch-normalised u: ``z * sigmoid(batch_norm(u))``.
 
-    The arguments after z mean what they mean for torch.nn.functional.batch_norm: with `training` the statistics are those of this
-    batch, over N, H and W, and the running ones, where given, are updated in place (with the unbiased variance).
+    This is the end of step 3 and step 4 of GCSA. The arguments after z mean what they mean for torch.nn.functional.batch_norm: with `training` the
+    statistics are those of this batch, over N, H and W, and the running ones, where given, are updated in
+    place (with the unbiased variance).
 
     Args:
-        u, z: (N, C, H, W), float32, float64 or bfloat16 (float32 inside); contiguous or channels_last as z is, kept; other
-            strides are copied. Of two dtypes the wider one counts.
+        u, z: (N, C, H, W), float32, float64 or bfloat16 (float32 inside); contiguous or channels_last as z
+            is, kept; other strides are copied. Of two dtypes the wider one counts.
         weight, bias: (C,) scale and shift, or None for 1 and 0; any floating dtype.
         running_mean, running_var: (C,); needed unless `training`.
         momentum: share of the new statistics in the running ones.
@@ -62,8 +81,8 @@ def norm_gate(
         (N, C, H, W) in the layout of z.
 
     Raises:
-        ValueError: a shape that does not fit, no running statistics where they are needed, or a training batch with a single
-            value per channel; TypeError: a dtype or device that does not fit.
+        ValueError: a shape that does not fit, no running statistics where they are needed, or a training
+            batch with a single value per channel; TypeError: a dtype or device that does not fit.
     """
     if u.dtype != z.dtype:
         dtype = torch.promote_types(u.dtype, z.dtype)
@@ -71,11 +90,20 @@ def norm_gate(
     if not training:
         if running_mean is None or running_var is None:
             raise ValueError("norm_gate: expected running_mean and running_var unless training")
+        if _transformed():
+            return reference.norm_gate(u, z, weight, bias, running_mean, running_var, eps)
         out: Tensor = torch.ops.gcsa_ext.norm_gate(u, z, weight, bias, running_mean, running_var, eps)[0]
         return out
     values = u.numel() // u.shape[1] if u.dim() > 1 and u.shape[1] else 0
     if values == 1:
-        raise ValueError(f"norm_gate: expected more than one value per channel in training, got u {tuple(u.shape)}")
+        raise ValueError(
+            f"norm_gate: expected more than one value per channel in training, got u {tuple(u.shape)}"
+        )
+    if _transformed():
+        gate = torch.sigmoid(
+            F.batch_norm(u, running_mean, running_var, weight, bias, True, float(momentum), eps)
+        )
+        return z * gate
     out, mean, var = torch.ops.gcsa_ext.norm_gate(u, z, weight, bias, None, None, eps)
     if values > 1:
         with torch.no_grad():
@@ -87,13 +115,15 @@ def norm_gate(
 
 
 def frequency_mask(spectrogram: Tensor, start: Tensor, width: Tensor, value: float = 0.0) -> Tensor:
-    """Set bands of frequency bins to one value (SpecAugment, arXiv 1904.08779, section 2); the gradient of a masked bin is 0.
+    """Set bands of frequency bins to one value (SpecAugment, arXiv 1904.08779, section 2).
 
-    Bins ``start <= bin < start + width`` of every band are masked; what of a band lies outside the spectrogram is ignored.
+    The gradient of a masked bin is 0. Bins ``start <= bin < start + width`` of every band are masked; what of a band lies outside the
+    spectrogram is ignored.
 
     Args:
         spectrogram: (*batch, freq, time), any floating dtype.
-        start, width: integers of shape (*batch, bands), or broadcastable to it: (bands,) masks all samples alike. In bins.
+        start, width: integers of shape (*batch, bands), or broadcastable to it: (bands,) masks all samples
+            alike. In bins.
         value: what masked bins become.
 
     Returns:
@@ -102,16 +132,19 @@ def frequency_mask(spectrogram: Tensor, start: Tensor, width: Tensor, value: flo
     Raises:
         ValueError: a shape that does not fit; TypeError: a dtype or device that does not.
     """
-    return torch.ops.gcsa_ext.frequency_mask(spectrogram, start, width, value)
+    if _transformed():
+        return reference.frequency_mask(spectrogram, start, width, value)
+    out: Tensor = torch.ops.gcsa_ext.frequency_mask(spectrogram, start, width, value)
+    return out
 
 
 def frequency_mask_(spectrogram: Tensor, start: Tensor, width: Tensor, value: float = 0.0) -> Tensor:
     """`frequency_mask` in place: only masked bins are written. Returns the spectrogram itself.
 
-    Args and errors are those of `frequency_mask`; as with every in-place operation of torch, a leaf that requires a gradient is
-    refused with a RuntimeError.
+    Args and errors are those of `frequency_mask`; as with every in-place operation of torch, a leaf that
+    requires a gradient is refused with a RuntimeError.
     """
-    if spectrogram.requires_grad and torch.is_grad_enabled():
+    if _transformed() or (spectrogram.requires_grad and torch.is_grad_enabled()):
         return spectrogram.masked_fill_(reference.frequency_bands(spectrogram, start, width), value)
     torch.ops.gcsa_ext.frequency_mask_(spectrogram, start, width, value)
     return spectrogram

@@ -13,7 +13,16 @@ import torch
 from gcsa_ext import backends
 
 OPERATORS = ("channel_gate", "norm_gate", "frequency_mask")
-OPTIONAL = ("torchaudio", "av", "opencv-python-headless", "lightning", "torchmetrics", "matplotlib", "rich", "safetensors")
+OPTIONAL = (
+    "torchaudio",
+    "av",
+    "opencv-python-headless",
+    "lightning",
+    "torchmetrics",
+    "matplotlib",
+    "rich",
+    "safetensors",
+)
 """Distributions of the extra [train]."""
 
 
@@ -32,17 +41,20 @@ def _isa() -> str:
 
 
 def info() -> dict[str, Any]:
-    """Versions, build, instruction set, threads, and for each backend the reason why it cannot run, if it cannot.
+    """Versions, build, instruction set, threads, and for each backend the reason why it cannot run, if it
+    cannot.
 
     Returns:
-        A dict that json can write: "versions" (None where not installed), "build" (None without the compiled module),
-        "load_error", "isa", "threads", "forced_backend", and "backends": {backend: {device type: None or the reason}}.
+        A dict that json can write: "versions" (None where not installed), "build" (None without the compiled
+        module), "load_error", "isa", "threads", "forced_backend", and "backends": {backend: {device type:
+        None or the reason}}.
     """
     extension = backends.native.extension
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
     reasons = {
         backend: {
-            device: backends.unsupported(backend, OPERATORS[0], torch.device(device), torch.float32) for device in devices
+            device: backends.unsupported(backend, OPERATORS[0], torch.device(device), torch.float32)
+            for device in devices
         }
         for backend in backends.ORDER
     }
@@ -83,7 +95,9 @@ def format_info() -> str:
     lines += [f"threads{' ':19}{found['threads']}", "backends (best first)"]
     for backend, devices in found["backends"].items():
         for device, reason in devices.items():
-            lines.append(f"  {backend + ' on ' + device:24}{'available' if reason is None else 'cannot run: ' + reason}")
+            lines.append(
+                f"  {backend + ' on ' + device:24}{'available' if reason is None else 'cannot run: ' + reason}"
+            )
     if found["forced_backend"]:
         lines.append(f"  forced: {found['forced_backend']}")
     return "\n".join(lines)

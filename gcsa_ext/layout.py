@@ -1,4 +1,5 @@
-"""The memory layout of feature maps: contiguous and channels_last are kept as they come, all else becomes contiguous."""
+"""The memory layout of feature maps: contiguous and channels_last are kept as they come, all else becomes
+contiguous."""
 
 from __future__ import annotations
 

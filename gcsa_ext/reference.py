@@ -1,6 +1,7 @@
 """The definition of every operator, in plain PyTorch: what "correct" means.
 
-Nothing here is fast and nothing here is clever. Every kernel is compared with these functions in float64, and they compute
+Nothing here is fast and nothing here is clever. Every kernel is compared with these functions in float64, and
+they compute
 whenever no kernel can: any device, any floating dtype, any autograd order.
 """
 
@@ -18,7 +19,8 @@ def channel_shuffle(x: Tensor, groups: int) -> Tensor:
         x: (N, C, H, W).
         groups: number of groups; divides C.
     """
-    return x.unflatten(1, (groups, -1)).transpose(1, 2).flatten(1, 2)
+    N, C, H, W = x.shape
+    return x.reshape(N, groups, C // groups, H, W).transpose(1, 2).reshape(N, C, H, W)
 
 
 def channel_gate(
@@ -75,7 +77,8 @@ def frequency_mask(spectrogram: Tensor, start: Tensor, width: Tensor, value: flo
 
     Args:
         spectrogram: (*batch, freq, time).
-        start, width: (*batch or broadcastable to it, bands) integers; a band may reach outside the spectrogram or be empty.
+        start, width: (*batch or broadcastable to it, bands) integers; a band may reach outside the
+            spectrogram or be empty.
         value: what masked bins are set to.
     """
     return spectrogram.masked_fill(frequency_bands(spectrogram, start, width), value)

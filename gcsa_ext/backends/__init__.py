@@ -1,7 +1,8 @@
 """Who computes an operator: the choice of a backend, and the reason where one cannot run.
 
-A backend is a module with the functions of the operators and `unsupported(operator, device, dtype) -> str | None`: the one predicate
-that both selects it and words the reason. "reference" is plain PyTorch (gcsa_ext/reference.py) and runs everything.
+A backend is a module with the functions of the operators and `unsupported(operator, device, dtype) -> str |
+None`: the one predicate that both selects it and words the reason. "reference" is plain PyTorch
+(gcsa_ext/reference.py) and runs everything.
 """
 
 from __future__ import annotations
@@ -32,14 +33,17 @@ def unsupported(backend: str, operator: str, device: torch.device, dtype: torch.
         return None
     if backend == "cpu":
         return cpu.unsupported(operator, device, dtype)
-    raise ValueError(f"unknown backend {backend!r} (use_backend or GCSA_EXT_BACKEND): expected one of {', '.join(ORDER)}")
+    raise ValueError(
+        f"unknown backend {backend!r} (use_backend or GCSA_EXT_BACKEND): expected one of {', '.join(ORDER)}"
+    )
 
 
 def select(operator: str, device: torch.device, dtype: torch.dtype) -> str:
     """The name of the backend that runs `operator` on tensors of that device and dtype.
 
     Raises:
-        RuntimeError: the backend forced by `use_backend` or GCSA_EXT_BACKEND cannot run it; the message says why.
+        RuntimeError: the backend forced by `use_backend` or GCSA_EXT_BACKEND cannot run it; the message says
+            why.
     """
     if _forced is not None:
         reason = unsupported(_forced, operator, device, dtype)

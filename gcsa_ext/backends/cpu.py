@@ -1,7 +1,7 @@
 """Backend "cpu": the C++ kernels of csrc/cpu. This file alone knows how a tensor becomes an address.
 
-Every function takes checked arguments (see gcsa_ext/ops) on the CPU with a dtype of `DTYPES`, makes them contiguous in the layout
-of the first, and returns new tensors in that layout.
+Every function takes checked arguments (see gcsa_ext/ops) on the CPU with a dtype of `DTYPES`, makes them
+contiguous in the layout of the first, and returns new tensors in that layout.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ def _after_fork() -> None:
     _forked = True
 
 
-# OpenMP's threads do not survive a fork, and its runtime would wait for them for ever: a forked child computes on one thread.
+# OpenMP's threads do not survive a fork, and its runtime would wait for them for ever: a forked child
+# computes on one thread.
 os.register_at_fork(after_in_child=_after_fork)
 
 
@@ -180,7 +181,8 @@ def norm_gate_backward(
     batch_statistics: bool,
     need: tuple[bool, bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients of u, z, weight, bias, None where not needed; mean and var are those of the forward pass."""
+    """The gradients of u, z, weight, bias, None where not needed; mean and var are those of the forward
+    pass."""
     layout = memory_format(z)
     dtype = _accumulator_dtype(u.dtype)
     need_u, need_z, need_weight, need_bias = need
@@ -212,7 +214,8 @@ def norm_gate_backward(
 def _bits(value: float, dtype: torch.dtype) -> int:
     """The bits of `value` as an element of `dtype`, as an unsigned number."""
     integer = MASK_DTYPES[dtype]
-    return int(torch.tensor(value, dtype=dtype).view(integer).item()) % 2 ** (8 * integer.itemsize)
+    signed = int(torch.tensor(value, dtype=dtype).view(integer).item())
+    return signed & (1 << 8 * integer.itemsize) - 1
 
 
 def _mask(spectrogram: Tensor, start: Tensor, width: Tensor, value: float, out: Tensor) -> None:

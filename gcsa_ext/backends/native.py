@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from types import ModuleType
 
 import torch  # noqa: F401  (first: the extension then shares the OpenMP threads that torch has loaded)
@@ -10,8 +11,6 @@ extension: ModuleType | None = None
 load_error: str | None = None
 
 try:
-    from gcsa_ext import _C
-
-    extension = _C
+    extension = importlib.import_module("gcsa_ext._C")
 except ImportError as error:
     load_error = f"the compiled module gcsa_ext._C cannot be loaded: {error}"

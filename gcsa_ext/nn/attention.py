@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -21,10 +22,11 @@ class GCSA(nn.Module):
         s   = sigmoid(BN2(conv(relu(BN1(conv(z))))))        C -> h -> C channels, 'same' zero padding
         out = z * s
 
-    The layers are ordinary ones under the names that the public GCSA and GAM modules give them, so their state dicts load
-    unchanged: ``channel_attention`` = (Linear, ReLU, Linear), ``spatial_attention`` = (Conv2d, BatchNorm2d, ReLU, Conv2d,
-    BatchNorm2d). BatchNorm keeps its full meaning, including SyncBatchNorm after conversion. A layer that was exchanged for one
-    of another kind, or that carries hooks, is called as it is, without fusion.
+    The layers are ordinary ones under the names that the public GCSA and GAM modules give them, so their
+    state dicts load unchanged: ``channel_attention`` = (Linear, ReLU, Linear), ``spatial_attention`` =
+    (Conv2d, BatchNorm2d, ReLU, Conv2d, BatchNorm2d). BatchNorm keeps its full meaning, including
+    SyncBatchNorm after conversion. A layer that was exchanged for one of another kind, or that carries hooks,
+    is called as it is, without fusion.
 
     Not to be confused with the grouped channel self-attention of arXiv 2404.07846, which is called GCSA too.
 
@@ -77,8 +79,9 @@ class GCSA(nn.Module):
         """The GCSA that computes what `module` computes and shares its layers, parameters, buffers and hooks.
 
         Args:
-            module: any module with the layers of this class under the same names. What its forward pass does with them (groups
-                of the shuffle, a channel gate with or without sigmoid) is found out on a copy with random weights.
+            module: any module with the layers of this class under the same names. What its forward pass does
+                with them (groups of the shuffle, a channel gate with or without sigmoid) is found out on a
+                copy with random weights.
 
         Raises:
             ValueError: the module has other layers, or computes something else with them.
@@ -91,8 +94,8 @@ class GCSA(nn.Module):
         nn.Module.__init__(gcsa)
         gcsa.groups = groups
         gcsa.channel_sigmoid = channel_sigmoid
-        gcsa.channel_attention = module.channel_attention
-        gcsa.spatial_attention = module.spatial_attention
+        gcsa.channel_attention = _branch(module, "channel_attention")
+        gcsa.spatial_attention = _branch(module, "spatial_attention")
         gcsa.training = module.training
         for name in _HOOKS:
             setattr(gcsa, name, getattr(module, name))
@@ -103,7 +106,7 @@ class GCSA(nn.Module):
         return self._spatial_gate(self._channel_gate(x))
 
     def _channel_gate(self, x: Tensor) -> Tensor:
-        first, relu, second = self.channel_attention
+        first, relu, second = _perceptron(self)
         if not all(_is_plain(layer) for layer in (self.channel_attention, first, relu, second)):
             pre = self.channel_attention(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
             gate = torch.sigmoid(pre) if self.channel_sigmoid else pre
@@ -113,8 +116,15 @@ class GCSA(nn.Module):
         )
 
     def _spatial_gate(self, z: Tensor) -> Tensor:
+        # 'Same' padding of an empty map is an empty map, but the convolutions refuse it.
+        if z.shape[2] == 0 or z.shape[3] == 0:
+            return z
         conv1, norm1, relu, conv2, norm2 = self.spatial_attention
-        if not _is_plain(self.spatial_attention) or not _is_plain(norm2) or _synchronises(norm2):
+        if (
+            not isinstance(norm2, (nn.BatchNorm2d, nn.SyncBatchNorm))
+            or not (_is_plain(self.spatial_attention) and _is_plain(norm2))
+            or _synchronises(norm2)
+        ):
             return z * torch.sigmoid(self.spatial_attention(z))
         u = conv2(relu(norm1(conv1(z))))
         return _norm_gate(norm2, u, z)
@@ -175,33 +185,51 @@ def _is_plain(layer: nn.Module) -> bool:
 
 
 _CHANNEL_LAYERS = (nn.Linear, nn.ReLU, nn.Linear)
-_SPATIAL_LAYERS = (nn.Conv2d, (nn.BatchNorm2d, nn.SyncBatchNorm), nn.ReLU, nn.Conv2d, (nn.BatchNorm2d, nn.SyncBatchNorm))
+_BATCH_NORM = (nn.BatchNorm2d, nn.SyncBatchNorm)
+_SPATIAL_LAYERS = (nn.Conv2d, _BATCH_NORM, nn.ReLU, nn.Conv2d, _BATCH_NORM)
+
+
+def _branch(module: nn.Module, name: str) -> nn.Sequential:
+    branch = getattr(module, name, None)
+    return branch if isinstance(branch, nn.Sequential) else nn.Sequential()
+
+
+def _perceptron(module: nn.Module) -> tuple[nn.Linear, nn.ReLU, nn.Linear]:
+    return cast("tuple[nn.Linear, nn.ReLU, nn.Linear]", tuple(_branch(module, "channel_attention")))
 
 
 def _structural_difference(module: nn.Module) -> str | None:
     """What about the module's layers differs from GCSA's, or None."""
-    for name, expected in (("channel_attention", _CHANNEL_LAYERS), ("spatial_attention", _SPATIAL_LAYERS)):
-        branch = getattr(module, name, None)
-        if not isinstance(branch, nn.Sequential):
-            return f"it has no Sequential named {name}"
-        if len(branch) != len(expected) or not all(map(isinstance, branch, expected)):
-            return f"its {name} holds {', '.join(type(layer).__name__ for layer in branch)}"
-    first, _, second = module.channel_attention  # type: ignore[misc]
+    channel, spatial = _branch(module, "channel_attention"), _branch(module, "spatial_attention")
+    for name, branch, expected in (
+        ("channel_attention", channel, _CHANNEL_LAYERS),
+        ("spatial_attention", spatial, _SPATIAL_LAYERS),
+    ):
+        if len(branch) != len(expected) or not all(
+            isinstance(layer, kind) for layer, kind in zip(branch, expected, strict=True)
+        ):
+            found = ", ".join(type(layer).__name__ for layer in branch)
+            return f"it has {f'a {name} of {found}' if found else f'no Sequential named {name}'}"
+    first, _, second = _perceptron(module)
     if first.bias is None or second.bias is None:
         return "its channel_attention has a layer without bias"
-    own = {id(p) for branch in (module.channel_attention, module.spatial_attention) for p in branch.parameters()}  # type: ignore[union-attr]
-    if any(id(p) not in own for p in module.parameters()):
+    shared = {id(parameter) for branch in (channel, spatial) for parameter in branch.parameters()}
+    if any(id(parameter) not in shared for parameter in module.parameters()):
         return "it has parameters besides channel_attention and spatial_attention"
-    channels = first.in_features
-    if second.out_features != channels or module.spatial_attention[3].out_channels != channels:  # type: ignore[index,union-attr]
+    if not first.in_features == second.out_features == cast("nn.Conv2d", spatial[3]).out_channels:
         return "its output has another number of channels than its input"
     return None
 
 
 def _probe(module: nn.Module) -> tuple[int, bool]:
-    """(groups, channel_sigmoid) with which GCSA equals the module, from its results on random weights and a random map."""
+    """The (groups, channel_sigmoid) with which GCSA equals the module on random weights and a random map.
+
+    Raises:
+        ValueError: there are none.
+    """
     copied = copy.deepcopy(module).cpu().double().eval()
-    channels = copied.channel_attention[0].in_features  # type: ignore[index,union-attr]
+    first, _, second = _perceptron(copied)
+    channels = first.in_features
     generator = torch.Generator().manual_seed(0)  # the user's random state is left alone
     x = torch.randn(2, channels, 5, 6, generator=generator, dtype=torch.float64)
     with torch.no_grad():
@@ -209,13 +237,13 @@ def _probe(module: nn.Module) -> tuple[int, bool]:
             scale = parameter[0].numel() ** -0.5
             parameter.copy_(scale * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
         expected = copied(x.clone())
-        first, _, second = copied.channel_attention  # type: ignore[misc]
-        weights = (first.weight, first.bias, second.weight, second.bias)
-        likely = [4, 1, *range(2, channels + 1)]
-        for groups in dict.fromkeys(g for g in likely if channels % g == 0):
+        likely = dict.fromkeys([4, 1, *range(2, channels + 1)])
+        for groups in (g for g in likely if channels % g == 0):
             for sigmoid in (True, False):
-                z = reference.channel_gate(x, *weights, groups, sigmoid)
-                found = z * torch.sigmoid(copied.spatial_attention(z))  # type: ignore[operator]
+                z = reference.channel_gate(
+                    x, first.weight, first.bias, second.weight, second.bias, groups, sigmoid
+                )
+                found = z * torch.sigmoid(_branch(copied, "spatial_attention")(z))
                 if found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-9, atol=1e-12):
                     return groups, sigmoid
     raise ValueError(
@@ -227,10 +255,11 @@ def _probe(module: nn.Module) -> tuple[int, bool]:
 def replace_attention(model: nn.Module) -> int:
     """Exchange every public GCSA or GAM module inside a model for the fused `GCSA`, in place.
 
-    Modules are found by their layers (see `GCSA`), whatever their class is called, and each is checked by its results on a copy with
-    random weights; the exchange shares the very same parameters and buffers, so optimisers, checkpoints and weight ties go on
-    working. A module that has such layers but computes something else is left alone with a warning. Do it before torch.compile,
-    DistributedDataParallel or other wrappers.
+    Modules are found by their layers (see `GCSA`), whatever their class is called, and each is checked by its
+    results on a copy with random weights; the exchange shares the very same parameters and buffers, so
+    optimisers, checkpoints and weight ties go on working. A module that has such layers but computes
+    something else is left alone with a warning. Do it before torch.compile, DistributedDataParallel or other
+    wrappers.
 
     Args:
         model: any module; must not itself be such a module (use ``GCSA.from_module``).
@@ -243,22 +272,23 @@ def replace_attention(model: nn.Module) -> int:
     """
     if not isinstance(model, GCSA) and _structural_difference(model) is None:
         raise ValueError(
-            f"the model itself ({type(model).__name__}) is the attention module: use model = GCSA.from_module(model)"
+            f"the model itself ({type(model).__name__}) is the attention module: "
+            "use model = GCSA.from_module(model)"
         )
     exchanged: dict[nn.Module, GCSA] = {}
     refused: set[nn.Module] = set()
     for path, parent in list(model.named_modules()):
-        if isinstance(parent, GCSA):
-            continue
-        for name, child in list(parent._modules.items()):
-            if child is None or isinstance(child, GCSA) or child in refused or _structural_difference(child) is not None:
+        for name, child in list(parent.named_children()):
+            if isinstance(child, GCSA) or child in refused or _structural_difference(child) is not None:
                 continue
             if child not in exchanged:
                 try:
                     exchanged[child] = GCSA.from_module(child)
                 except Exception as error:  # the child's own forward pass may raise anything
                     refused.add(child)
-                    warnings.warn(f"replace_attention leaves {path or 'the model'}.{name} alone: {error}", stacklevel=2)
+                    warnings.warn(
+                        f"replace_attention leaves {path or 'the model'}.{name} alone: {error}", stacklevel=2
+                    )
                     continue
             setattr(parent, name, exchanged[child])
     return len(exchanged)

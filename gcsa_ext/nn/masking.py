@@ -11,10 +11,10 @@ from gcsa_ext import functional
 class FrequencyMasking(nn.Module):
     """Mask random bands of frequency bins in training (SpecAugment, arXiv 1904.08779, section 2).
 
-    A drop-in for torchaudio.transforms.FrequencyMasking that draws the same random numbers from the same generator in the same
-    order: with num_masks=1 and p=1 the same ``torch.manual_seed`` gives the same bits. Each band's width is uniform in
-    [0, freq_mask_param) bins and its start uniform in [0, freq - width), both truncated. Unlike torchaudio's, the module does nothing
-    after ``.eval()``.
+    A drop-in for torchaudio.transforms.FrequencyMasking that draws the same random numbers from the same
+    generator in the same order: with num_masks=1 and p=1 the same ``torch.manual_seed`` gives the same bits.
+    Each band's width is uniform in [0, freq_mask_param) bins and its start uniform in [0, freq - width), both
+    truncated. Unlike torchaudio's, the module does nothing after ``.eval()``.
 
     Args:
         freq_mask_param: exclusive upper end of a band's width in bins.
@@ -44,7 +44,8 @@ class FrequencyMasking(nn.Module):
         super().__init__()
         if freq_mask_param < 0 or num_masks < 1:
             raise ValueError(
-                f"FrequencyMasking: expected freq_mask_param >= 0 and num_masks >= 1, got {freq_mask_param=}, {num_masks=}"
+                "FrequencyMasking: expected freq_mask_param >= 0 and num_masks >= 1, "
+                f"got {freq_mask_param=}, {num_masks=}"
             )
         if not 0.0 <= p <= 1.0:
             raise ValueError(f"FrequencyMasking: expected p in [0, 1], got {p=}")
@@ -59,20 +60,21 @@ class FrequencyMasking(nn.Module):
         """Mask a spectrogram (..., freq, time)."""
         if spectrogram.dim() < 2 + self.iid_masks:
             raise ValueError(
-                f"FrequencyMasking: expected a spectrogram (..., freq, time) of at least {2 + self.iid_masks} dimensions"
-                f"{' with iid_masks' if self.iid_masks else ''}, got {tuple(spectrogram.shape)}"
+                f"FrequencyMasking: expected a spectrogram (..., freq, time) of at least {2 + self.iid_masks} "
+                f"dimensions{' with iid_masks' if self.iid_masks else ''}, got {tuple(spectrogram.shape)}"
             )
         freq = spectrogram.shape[-2]
         widest = self.freq_mask_param if self.p == 1.0 else min(self.freq_mask_param, int(freq * self.p))
         if not self.training or widest < 1:
             return spectrogram
-        starts, widths = zip(*(self._draw(spectrogram, widest) for _ in range(self.num_masks)))
+        starts, widths = zip(*(self._draw(spectrogram, widest) for _ in range(self.num_masks)), strict=True)
         mask = functional.frequency_mask_ if self.inplace else functional.frequency_mask
         return mask(spectrogram, torch.stack(starts, -1), torch.stack(widths, -1), self.value)
 
     def _draw(self, spectrogram: Tensor, widest: int) -> tuple[Tensor, Tensor]:
         """Start and width of one band: (*batch,) each with iid_masks, else scalars."""
-        # Shared draws come from torch's default CPU generator in float32, iid draws in the spectrogram's device and dtype.
+        # Shared draws come from torch's default CPU generator in float32, iid draws in the spectrogram's
+        # device and dtype.
         if self.iid_masks:
             shape, dtype, device = spectrogram.shape[:-2], spectrogram.dtype, spectrogram.device
             width = torch.rand(shape, dtype=dtype, device=device) * widest
@@ -84,6 +86,7 @@ class FrequencyMasking(nn.Module):
 
     def extra_repr(self) -> str:
         return (
-            f"freq_mask_param={self.freq_mask_param}, iid_masks={self.iid_masks}, num_masks={self.num_masks}, "
-            f"p={self.p}, value={self.value}" + (", inplace=True" if self.inplace else "")
+            f"freq_mask_param={self.freq_mask_param}, iid_masks={self.iid_masks}, "
+            f"num_masks={self.num_masks}, p={self.p}, value={self.value}"
+            + (", inplace=True" if self.inplace else "")
         )

@@ -1,4 +1,4 @@
-"""Contract of channel_gate: schema, checks, shape rule, autograd formula, autocast, vmap."""
+"""Contract of channel_gate: schema, checks, shape rule, autograd formula, autocast."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import Tensor
 
 from gcsa_ext import reference
 from gcsa_ext.backends import cpu, select
-from gcsa_ext.ops import registration
 from gcsa_ext.layout import memory_format
+from gcsa_ext.ops import registration
 
 
 def _check(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, groups: int) -> None:
@@ -44,7 +44,9 @@ def _forward(
     _check(x, w1, b1, w2, b2, groups)
     if select("channel_gate", x.device, x.dtype) == "cpu":
         return cpu.channel_gate(x, w1, b1, w2, b2, groups, sigmoid)
-    return reference.channel_gate(x, w1, b1, w2, b2, groups, sigmoid).contiguous(memory_format=memory_format(x))
+    return reference.channel_gate(x, w1, b1, w2, b2, groups, sigmoid).contiguous(
+        memory_format=memory_format(x)
+    )
 
 
 def _forward_fake(
@@ -88,13 +90,14 @@ def _backward_fake(
 
 
 registration.define(
-    "channel_gate(Tensor x, Tensor w1, Tensor b1, Tensor w2, Tensor b2, int groups, bool sigmoid=True) -> Tensor",
+    "channel_gate(Tensor x, Tensor w1, Tensor b1, Tensor w2, Tensor b2, int groups, bool sigmoid=True) "
+    "-> Tensor",
     _forward,
     _forward_fake,
 )
 registration.define(
-    "channel_gate_backward(Tensor grad_out, Tensor x, Tensor w1, Tensor b1, Tensor w2, Tensor b2, int groups, "
-    "bool sigmoid, bool need_x, bool need_weights) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "channel_gate_backward(Tensor grad_out, Tensor x, Tensor w1, Tensor b1, Tensor w2, Tensor b2, "
+    "int groups, bool sigmoid, bool need_x, bool need_weights) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
     _backward,
     _backward_fake,
 )
@@ -115,12 +118,10 @@ def _autograd(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
     grads = torch.ops.gcsa_ext.channel_gate_backward(
         grad_out, x, *weights, ctx.groups, ctx.sigmoid, needs[0], any(needs[1:])
     )
-    return *(grad if need else None for grad, need in zip(grads, needs)), None, None
+    return *(grad if need else None for grad, need in zip(grads, needs, strict=False)), None, None
 
 
 torch.library.register_autograd(
     "gcsa_ext::channel_gate", _autograd, setup_context=_setup_context, lib=registration.LIBRARY
 )
 registration.cast_in_autocast("channel_gate", torch.ops.gcsa_ext.channel_gate.default)
-registration.map_by_loop("channel_gate", torch.ops.gcsa_ext.channel_gate)
-registration.map_by_loop("channel_gate_backward", torch.ops.gcsa_ext.channel_gate_backward)

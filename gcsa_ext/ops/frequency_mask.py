@@ -1,4 +1,4 @@
-"""Contract of frequency_mask and frequency_mask_: schema, checks, shape rule, autograd formula, vmap."""
+"""Contract of frequency_mask and frequency_mask_: schema, checks, shape rule, autograd formula."""
 
 from __future__ import annotations
 
@@ -14,9 +14,13 @@ from gcsa_ext.ops import registration
 
 def _check(spectrogram: Tensor, start: Tensor, width: Tensor) -> None:
     if spectrogram.dim() < 2:
-        raise ValueError(f"frequency_mask: expected a spectrogram (..., freq, time), got {tuple(spectrogram.shape)}")
+        raise ValueError(
+            f"frequency_mask: expected a spectrogram (..., freq, time), got {tuple(spectrogram.shape)}"
+        )
     if not spectrogram.is_floating_point():
-        raise TypeError(f"frequency_mask: expected a spectrogram of a floating dtype, got {spectrogram.dtype}")
+        raise TypeError(
+            f"frequency_mask: expected a spectrogram of a floating dtype, got {spectrogram.dtype}"
+        )
     batch = tuple(spectrogram.shape[:-2])
     if start.shape != width.shape or start.dim() < 1 or start.shape[-1] < 1:
         raise ValueError(
@@ -25,12 +29,12 @@ def _check(spectrogram: Tensor, start: Tensor, width: Tensor) -> None:
         )
     trailing = tuple(start.shape[:-1])
     fits = len(trailing) <= len(batch) and all(
-        s in (1, b) for s, b in zip(reversed(trailing), reversed(batch))
+        s in (1, b) for s, b in zip(reversed(trailing), reversed(batch), strict=False)
     )
     if not fits:
         raise ValueError(
-            f"frequency_mask: expected start and width of shape (*batch, bands) with batch broadcastable to {batch}, "
-            f"got {tuple(start.shape)} for a spectrogram {tuple(spectrogram.shape)}"
+            "frequency_mask: expected start and width of shape (*batch, bands) with batch broadcastable to "
+            f"{batch}, got {tuple(start.shape)} for a spectrogram {tuple(spectrogram.shape)}"
         )
     for name, tensor in (("start", start), ("width", width)):
         if tensor.is_floating_point() or tensor.is_complex() or tensor.device != spectrogram.device:
@@ -66,7 +70,9 @@ def _in_place_fake(spectrogram: Tensor, start: Tensor, width: Tensor, value: flo
 
 
 registration.define(
-    "frequency_mask(Tensor spectrogram, Tensor start, Tensor width, float value) -> Tensor", _forward, _forward_fake
+    "frequency_mask(Tensor spectrogram, Tensor start, Tensor width, float value) -> Tensor",
+    _forward,
+    _forward_fake,
 )
 registration.define(
     "frequency_mask_(Tensor(a!) spectrogram, Tensor start, Tensor width, float value) -> ()",
@@ -81,7 +87,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _autograd(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-    # Linear in the spectrogram: the gradient is masked by the same operator, which can be differentiated in turn.
+    # Linear in the spectrogram: the gradient is masked by the same operator, which can be differentiated in
+    # turn.
     start, width = ctx.saved_tensors
     return torch.ops.gcsa_ext.frequency_mask(grad_out, start, width, 0.0), None, None, None
 
@@ -89,4 +96,3 @@ def _autograd(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
 torch.library.register_autograd(
     "gcsa_ext::frequency_mask", _autograd, setup_context=_setup_context, lib=registration.LIBRARY
 )
-registration.map_by_loop("frequency_mask", torch.ops.gcsa_ext.frequency_mask)

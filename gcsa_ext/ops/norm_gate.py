@@ -1,4 +1,4 @@
-"""Contract of norm_gate: schema, checks, shape rule, autograd formula, vmap."""
+"""Contract of norm_gate: schema, checks, shape rule, autograd formula."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch import Tensor
 
 from gcsa_ext import reference
 from gcsa_ext.backends import cpu, select
-from gcsa_ext.ops import registration
 from gcsa_ext.layout import memory_format
+from gcsa_ext.ops import registration
 
 
 def _check(
@@ -18,7 +18,8 @@ def _check(
 ) -> None:
     if u.dim() != 4 or u.shape != z.shape:
         raise ValueError(
-            f"norm_gate: expected u and z of one shape (N, C, H, W), got {tuple(u.shape)} and {tuple(z.shape)}"
+            "norm_gate: expected u and z of one shape (N, C, H, W), "
+            f"got {tuple(u.shape)} and {tuple(z.shape)}"
         )
     if not u.is_floating_point() or u.dtype != z.dtype or u.device != z.device:
         raise TypeError(
@@ -31,11 +32,13 @@ def _check(
             continue
         if vector.shape != (C,):
             raise ValueError(
-                f"norm_gate: expected {name} of shape ({C},) for u {tuple(u.shape)}, got {tuple(vector.shape)}"
+                f"norm_gate: expected {name} of shape ({C},) for u {tuple(u.shape)}, "
+                f"got {tuple(vector.shape)}"
             )
         if not vector.is_floating_point() or vector.device != u.device:
             raise TypeError(
-                f"norm_gate: expected {name} of a floating dtype on {u.device}, got {vector.dtype}, {vector.device}"
+                f"norm_gate: expected {name} of a floating dtype on {u.device}, "
+                f"got {vector.dtype}, {vector.device}"
             )
     if (mean is None) != (var is None):
         raise ValueError("norm_gate: expected both mean and var, or neither")
@@ -60,7 +63,9 @@ def _forward(
     if select("norm_gate", u.device, u.dtype) == "cpu":
         out, batch_mean, batch_var = cpu.norm_gate(u, z, weight, bias, mean, var, eps)
     else:
-        out = reference.norm_gate(u, z, weight, bias, mean, var, eps).contiguous(memory_format=memory_format(z))
+        out = reference.norm_gate(u, z, weight, bias, mean, var, eps).contiguous(
+            memory_format=memory_format(z)
+        )
         batch_mean = batch_var = None
         if mean is None:
             wide = u.to(_statistics(u).dtype)
@@ -136,8 +141,8 @@ registration.define(
     _forward_fake,
 )
 registration.define(
-    "norm_gate_backward(Tensor grad_out, Tensor u, Tensor z, Tensor? weight, Tensor? bias, Tensor mean, Tensor var, "
-    "float eps, bool batch_statistics, bool need_u, bool need_z, bool need_weight, bool need_bias) "
+    "norm_gate_backward(Tensor grad_out, Tensor u, Tensor z, Tensor? weight, Tensor? bias, Tensor mean, "
+    "Tensor var, float eps, bool batch_statistics, bool need_u, bool need_z, bool need_weight, bool need_bias) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
     _backward,
     _backward_fake,
@@ -162,15 +167,15 @@ def _autograd(ctx: Any, grad_out: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     if torch.is_grad_enabled() or select("norm_gate", u.device, u.dtype) == "reference":
         statistics = (None, None) if ctx.batch_statistics else (mean, var)
         inputs = (u, z, weight, bias, *statistics, ctx.eps)
-        return registration.differentiate(reference.norm_gate, inputs, (*needs, False, False, False), grad_out)
+        return registration.differentiate(
+            reference.norm_gate, inputs, (*needs, False, False, False), grad_out
+        )
     grads = torch.ops.gcsa_ext.norm_gate_backward(
         grad_out, u, z, weight, bias, mean, var, ctx.eps, ctx.batch_statistics, *needs
     )
-    return *(grad if need else None for grad, need in zip(grads, needs)), None, None, None
+    return *(grad if need else None for grad, need in zip(grads, needs, strict=False)), None, None, None
 
 
 torch.library.register_autograd(
     "gcsa_ext::norm_gate", _autograd, setup_context=_setup_context, lib=registration.LIBRARY
 )
-registration.map_by_loop("norm_gate", torch.ops.gcsa_ext.norm_gate)
-registration.map_by_loop("norm_gate_backward", torch.ops.gcsa_ext.norm_gate_backward)

@@ -1,4 +1,4 @@
-"""What all operators share: the torch.library they are defined in, and three ways to attach a rule to one."""
+"""What all operators share: the torch.library they are defined in, and how rules are attached to one."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ LIBRARY = torch.library.Library("gcsa_ext", "DEF")
 def define(
     schema: str, implementation: Callable[..., Any], fake: Callable[..., Any], tags: Sequence[torch.Tag] = ()
 ) -> None:
-    """Define an operator with one implementation for every device (it picks the backend) and its shape rule."""
+    """Define an operator with one implementation for every device (it picks the backend) and its shape
+    rule."""
     name = schema.split("(")[0]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag, *tags))
     LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
@@ -22,7 +23,8 @@ def define(
 
 
 def cast_in_autocast(name: str, operator: Callable[..., Any]) -> None:
-    """Under autocast, cast the operator's tensors to the lower precision first, as is done for linear and convolution."""
+    """Under autocast, cast the operator's tensors to the lower precision first, as is done for linear and
+    convolution."""
     for device_type, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
         exclude = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
 
@@ -32,7 +34,9 @@ def cast_in_autocast(name: str, operator: Callable[..., Any]) -> None:
             dtype = torch.get_autocast_dtype(device_type)
 
             def cast(value: Any) -> Any:
-                eligible = isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64
+                eligible = (
+                    isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64
+                )
                 return value.to(dtype) if eligible else value
 
             with torch._C._ExcludeDispatchKeyGuard(exclude):
@@ -55,24 +59,10 @@ def differentiate(
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
         if not create_graph:
-            inputs = [x.detach().requires_grad_(need) if isinstance(x, Tensor) else x for x, need in zip(inputs, needs_grad)]
-        wanted = [x for x, need in zip(inputs, needs_grad) if need]
+            inputs = [
+                x.detach().requires_grad_(need) if isinstance(x, Tensor) else x
+                for x, need in zip(inputs, needs_grad, strict=True)
+            ]
+        wanted = [x for x, need in zip(inputs, needs_grad, strict=True) if need]
         found = iter(torch.autograd.grad(function(*inputs), wanted, grad_out, create_graph=create_graph))
     return tuple(next(found) if need else None for need in needs_grad)
-
-
-def map_by_loop(name: str, operator: Callable[..., Any]) -> None:
-    """torch.func.vmap: call the operator once for every slice and stack the results."""
-
-    def rule(info: Any, in_dims: tuple[int | None, ...], *args: Any) -> tuple[Any, Any]:
-        def call(index: int) -> Any:
-            return operator(
-                *(x if dim is None else x.select(dim, index) for x, dim in zip(args, in_dims))
-            )
-
-        results = [call(index) for index in range(info.batch_size)]
-        if isinstance(results[0], Tensor):
-            return torch.stack(results), 0
-        return tuple(map(torch.stack, zip(*results))), (0,) * len(results[0])
-
-    torch.library.register_vmap(f"gcsa_ext::{name}", rule, lib=LIBRARY)
