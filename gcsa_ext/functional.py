@@ -65,9 +65,9 @@ def norm_gate(
 ) -> Tensor:
     """Gate z with the sigmoid of a batch-normalised u: ``z * sigmoid(batch_norm(u))``.
 
-    This is the end of step 3 and step 4 of GCSA. The arguments after z mean what they mean for torch.nn.functional.batch_norm: with `training` the
-    statistics are those of this batch, over N, H and W, and the running ones, where given, are updated in
-    place (with the unbiased variance).
+    This is the end of step 3 and step 4 of GCSA. The arguments after z mean what they mean for
+    torch.nn.functional.batch_norm: with `training` the statistics are those of this batch, over N, H and W,
+    and the running ones, where given, are updated in place (with the unbiased variance).
 
     Args:
         u, z: (N, C, H, W), float32, float64 or bfloat16 (float32 inside); contiguous or channels_last as z
@@ -117,8 +117,8 @@ def norm_gate(
 def frequency_mask(spectrogram: Tensor, start: Tensor, width: Tensor, value: float = 0.0) -> Tensor:
     """Set bands of frequency bins to one value (SpecAugment, arXiv 1904.08779, section 2).
 
-    The gradient of a masked bin is 0. Bins ``start <= bin < start + width`` of every band are masked; what of a band lies outside the
-    spectrogram is ignored.
+    The gradient of a masked bin is 0. Bins ``start <= bin < start + width`` of every band are masked; what of
+    a band lies outside the spectrogram is ignored.
 
     Args:
         spectrogram: (*batch, freq, time), any floating dtype.

@@ -95,9 +95,8 @@ def format_info() -> str:
     lines += [f"threads{' ':19}{found['threads']}", "backends (best first)"]
     for backend, devices in found["backends"].items():
         for device, reason in devices.items():
-            lines.append(
-                f"  {backend + ' on ' + device:24}{'available' if reason is None else 'cannot run: ' + reason}"
-            )
+            state = "available" if reason is None else f"cannot run: {reason}"
+            lines.append(f"  {backend + ' on ' + device:24}{state}")
     if found["forced_backend"]:
         lines.append(f"  forced: {found['forced_backend']}")
     return "\n".join(lines)

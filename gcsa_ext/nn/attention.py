@@ -184,9 +184,11 @@ def _is_plain(layer: nn.Module) -> bool:
     )
 
 
-_CHANNEL_LAYERS = (nn.Linear, nn.ReLU, nn.Linear)
 _BATCH_NORM = (nn.BatchNorm2d, nn.SyncBatchNorm)
-_SPATIAL_LAYERS = (nn.Conv2d, _BATCH_NORM, nn.ReLU, nn.Conv2d, _BATCH_NORM)
+_LAYERS: dict[str, tuple[type[nn.Module] | tuple[type[nn.Module], ...], ...]] = {
+    "channel_attention": (nn.Linear, nn.ReLU, nn.Linear),
+    "spatial_attention": (nn.Conv2d, _BATCH_NORM, nn.ReLU, nn.Conv2d, _BATCH_NORM),
+}
 
 
 def _branch(module: nn.Module, name: str) -> nn.Sequential:
@@ -200,23 +202,24 @@ def _perceptron(module: nn.Module) -> tuple[nn.Linear, nn.ReLU, nn.Linear]:
 
 def _structural_difference(module: nn.Module) -> str | None:
     """What about the module's layers differs from GCSA's, or None."""
-    channel, spatial = _branch(module, "channel_attention"), _branch(module, "spatial_attention")
-    for name, branch, expected in (
-        ("channel_attention", channel, _CHANNEL_LAYERS),
-        ("spatial_attention", spatial, _SPATIAL_LAYERS),
-    ):
+    for name, expected in _LAYERS.items():
+        branch = _branch(module, name)
         if len(branch) != len(expected) or not all(
             isinstance(layer, kind) for layer, kind in zip(branch, expected, strict=True)
         ):
             found = ", ".join(type(layer).__name__ for layer in branch)
             return f"it has {f'a {name} of {found}' if found else f'no Sequential named {name}'}"
     first, _, second = _perceptron(module)
-    if first.bias is None or second.bias is None:
+    if any(getattr(layer, "bias", None) is None for layer in (first, second)):
         return "its channel_attention has a layer without bias"
-    shared = {id(parameter) for branch in (channel, spatial) for parameter in branch.parameters()}
+    shared = {id(parameter) for name in _LAYERS for parameter in _branch(module, name).parameters()}
     if any(id(parameter) not in shared for parameter in module.parameters()):
         return "it has parameters besides channel_attention and spatial_attention"
-    if not first.in_features == second.out_features == cast("nn.Conv2d", spatial[3]).out_channels:
+    if (
+        not first.in_features
+        == second.out_features
+        == cast("nn.Conv2d", _branch(module, "spatial_attention")[3]).out_channels
+    ):
         return "its output has another number of channels than its input"
     return None
 

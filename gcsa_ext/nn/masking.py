@@ -60,8 +60,8 @@ class FrequencyMasking(nn.Module):
         """Mask a spectrogram (..., freq, time)."""
         if spectrogram.dim() < 2 + self.iid_masks:
             raise ValueError(
-                f"FrequencyMasking: expected a spectrogram (..., freq, time) of at least {2 + self.iid_masks} "
-                f"dimensions{' with iid_masks' if self.iid_masks else ''}, got {tuple(spectrogram.shape)}"
+                "FrequencyMasking: expected a spectrogram (..., freq, time) of at least "
+                f"{2 + self.iid_masks} dimensions{' with iid_masks' if self.iid_masks else ''}, got {tuple(spectrogram.shape)}"
             )
         freq = spectrogram.shape[-2]
         widest = self.freq_mask_param if self.p == 1.0 else min(self.freq_mask_param, int(freq * self.p))

@@ -142,7 +142,8 @@ registration.define(
 )
 registration.define(
     "norm_gate_backward(Tensor grad_out, Tensor u, Tensor z, Tensor? weight, Tensor? bias, Tensor mean, "
-    "Tensor var, float eps, bool batch_statistics, bool need_u, bool need_z, bool need_weight, bool need_bias) "
+    "Tensor var, float eps, bool batch_statistics, bool need_u, "
+    "bool need_z, bool need_weight, bool need_bias) "
     "-> (Tensor, Tensor, Tensor, Tensor)",
     _backward,
     _backward_fake,
