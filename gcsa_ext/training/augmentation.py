@@ -1,0 +1,48 @@
+"""Random changes of face crops that leave the expression as it is."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def augment_frames(
+    frames: Tensor, shift: float = 0.06, brightness: float = 0.2, contrast: float = 0.2
+) -> Tensor:
+    """Mirror, shift and relight the frames of each clip, all frames of a clip alike.
+
+    Draws from PyTorch's global CPU generator.
+
+    Args:
+        frames: (N, T, C, H, W), uint8 in [0, 255] or floating point in [0, 1].
+        shift: largest shift in either direction, as a part of the side; edge pixels are repeated.
+        brightness: largest change of brightness, as a part of the full range.
+        contrast: largest change of contrast about middle grey, as a factor above or below 1.
+
+    Returns:
+        A new tensor of the same shape, floating point in [0, 1].
+    """
+    count, _, _, height, width = frames.shape
+    images = frames.float() / 255.0 if frames.dtype == torch.uint8 else frames
+
+    draws = torch.rand(5, count)
+    mirrored = draws[0] < 0.5
+    top, left = (
+        ((2.0 * draw - 1.0) * shift * side).round().long()
+        for draw, side in zip(draws[1:3], (height, width), strict=True)
+    )
+    rows = (torch.arange(height) + top[:, None]).clamp(0, height - 1)  # (N, H)
+    columns = (torch.arange(width) + left[:, None]).clamp(0, width - 1)  # (N, W)
+    columns = torch.where(mirrored[:, None], width - 1 - columns, columns)
+    clip = torch.arange(count)[:, None, None]
+    # Indexing moves the indexed axes to the front: (N, H, W, T, C).
+    images = images.permute(0, 3, 4, 1, 2)[
+        clip.to(frames.device), rows[:, :, None].to(frames.device), columns[:, None, :].to(frames.device)
+    ].permute(0, 3, 4, 1, 2)
+
+    def per_clip(values: Tensor) -> Tensor:
+        return values.to(images.device, images.dtype).view(count, 1, 1, 1, 1)
+
+    scale = per_clip(1.0 + (2.0 * draws[3] - 1.0) * contrast)
+    offset = per_clip((2.0 * draws[4] - 1.0) * brightness)
+    return ((images - 0.5) * scale + 0.5 + offset).clamp(0.0, 1.0)

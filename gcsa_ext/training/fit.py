@@ -1,0 +1,296 @@
+"""One call that trains a network on a manifest's clips and leaves its best weights in a checkpoint."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gcsa_ext.data import EMOTIONS
+from gcsa_ext.data.extra import import_extra
+from gcsa_ext.nn import BimodalLoss, BimodalNet, CoarseFineLoss
+from gcsa_ext.nn.loss import ABAW_GROUPS
+from gcsa_ext.training.checkpoint import checkpoint_files, load_checkpoint, save_checkpoint
+from gcsa_ext.training.datamodule import ClipDataModule
+from gcsa_ext.training.module import ExpressionModule
+from gcsa_ext.training.progress import make_progress
+
+import_extra("lightning")
+from lightning import Callback, LightningModule, Trainer  # noqa: E402  (after the check for the extra)
+from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: E402
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """Numbers that steer a training; all are choices of this project.
+
+    Attributes:
+        epochs: passes over the training clips.
+        max_steps: optimiser steps after which to stop, -1 for no such bound.
+        learning_rate: peak of the one-cycle schedule.
+        weight_decay: of AdamW.
+        coarse_weight: weight of the coarse groups in the coarse-fine loss (lambda).
+        modality_weight: weight of the two modalities' own losses beside the fused one (mu).
+        label_smoothing: of the loss.
+        balance_classes: weigh classes by the inverse of their frequency in the training split.
+        augment: mirror, shift and relight the frames.
+        seed: of the batches, the dropout, the masking and the augmentation.
+
+    Raises:
+        ValueError: a number out of range.
+    """
+
+    epochs: int = 30
+    max_steps: int = -1
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.02
+    coarse_weight: float = 0.5
+    modality_weight: float = 0.5
+    label_smoothing: float = 0.05
+    balance_classes: bool = False
+    augment: bool = True
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "learning_rate"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+        for name in ("weight_decay", "coarse_weight", "modality_weight", "label_smoothing", "seed"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if self.max_steps < 1 and self.max_steps != -1:
+            raise ValueError(f"max_steps must be positive or -1, got {self.max_steps}")
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """What :func:`train` leaves.
+
+    Attributes:
+        model: the network with its best weights, in eval mode, on the CPU.
+        checkpoint: the weights' file; the description lies beside it.
+        scores: macro-F1 on the validation split of "fused", "visual" and "audio" with those weights.
+        epoch: how many epochs those weights were trained for.
+        steps: optimiser steps taken in all.
+    """
+
+    model: BimodalNet
+    checkpoint: Path
+    scores: dict[str, float]
+    epoch: int
+    steps: int
+
+
+class KeepBest(Callback):
+    """Writes a checkpoint whenever the fused validation macro-F1 improves; ties go to the lower loss.
+
+    Args:
+        path: of the checkpoint.
+        data: for the settings to store with it.
+        classes: names by index.
+        options: to store with it.
+    """
+
+    def __init__(
+        self, path: Path, data: ClipDataModule, classes: Sequence[str], options: TrainingOptions
+    ) -> None:
+        self.path = path
+        self.settings = data.settings
+        self.classes = tuple(classes)
+        self.options = options
+        self.best: tuple[float, float] | None = None
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, ExpressionModule)
+        values = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        current = values["val_fused"], -values["val_loss"]
+        if self.best is not None and current <= self.best:
+            return
+        self.best = current
+        save_checkpoint(
+            self.path,
+            pl_module.model,
+            self.settings,
+            self.classes,
+            {
+                "validation_macro_f1": {name: values[f"val_{name}"] for name in ("fused", "visual", "audio")},
+                "epoch": trainer.current_epoch + 1,
+                "training": asdict(self.options),
+            },
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"best": None if self.best is None else list(self.best)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        best = state_dict["best"]
+        self.best = None if best is None else (best[0], best[1])
+
+
+class TrainingProgress(Callback):
+    """One bar over all steps of the training, with the last loss and validation scores beside it."""
+
+    def __init__(self) -> None:
+        self.progress = make_progress()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.task = self.progress.add_task("training", total=int(trainer.estimated_stepping_batches), note="")
+        self.progress.start()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.progress.update(self.task, completed=trainer.global_step)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        values = trainer.callback_metrics
+        note = f"epoch {trainer.current_epoch + 1}"
+        for key, title in (
+            ("val_loss", "loss"),
+            ("val_fused", "F1"),
+            ("val_visual", "face"),
+            ("val_audio", "audio"),
+        ):
+            note += f"  {title} {float(values[key]):.2f}"
+        self.progress.update(self.task, note=note)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.progress.stop()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self.progress.stop()
+
+
+def make_loss(data: ClipDataModule, num_classes: int, options: TrainingOptions) -> BimodalLoss:
+    """The loss over the entire network that `options` ask for.
+
+    The coarse groups are those of the ABAW classes; with another number of classes each is a group of its
+    own.
+    """
+    weight = None
+    if options.balance_classes:
+        counts = data.class_counts(num_classes)
+        # A class that never occurs in training must not make the weights infinite.
+        weight = counts.sum() / (num_classes * counts.clamp(min=1)) * (counts > 0)
+    groups = ABAW_GROUPS if num_classes == len(EMOTIONS) else tuple((k,) for k in range(num_classes))
+    criterion = CoarseFineLoss(groups, options.coarse_weight, weight, options.label_smoothing)
+    return BimodalLoss(criterion, options.modality_weight)
+
+
+def train(
+    model: BimodalNet,
+    data: ClipDataModule,
+    checkpoint: str | Path,
+    options: TrainingOptions | None = None,
+    classes: Sequence[str] = EMOTIONS,
+    progress: bool = True,
+    resume: bool = False,
+) -> TrainingResult:
+    """Train `model` and keep its best weights.
+
+    After each epoch the fusion is fitted to the validation split and the network is scored on it; the
+    checkpoint is rewritten when the fused macro-F1 improves. Beside it lies ``<checkpoint>.resume.ckpt`` with
+    the optimiser's state, until the training is complete. Runs on one device: a GPU if there is one, else the
+    CPU.
+
+    Args:
+        model: trained in place, then given the best weights.
+        data: prepared clips; what is not prepared yet is decoded when it is first read.
+        checkpoint: path of the checkpoint, with or without suffix.
+        options: numbers that steer the training.
+        classes: K names by index, for the checkpoint.
+        progress: show a bar on standard error.
+        resume: go on from ``<checkpoint>.resume.ckpt``, which an interrupted training has left.
+
+    Raises:
+        ValueError: the number of classes is not the network's.
+        FileNotFoundError: `resume` without such a file.
+        MediaError: a clip cannot be decoded.
+    """
+    options = TrainingOptions() if options is None else options
+    weights_file, _ = checkpoint_files(checkpoint)
+    if len(classes) != model.num_classes:
+        raise ValueError(
+            f"{len(classes)} class names {tuple(classes)} for a network of {model.num_classes} classes"
+        )
+    resume_file = weights_file.with_suffix(".resume.ckpt")
+    if resume and not resume_file.is_file():
+        raise FileNotFoundError(
+            f"{resume_file}: there is no such file; only a training that was interrupted can be resumed"
+        )
+    torch.manual_seed(options.seed)
+    module = ExpressionModule(
+        model,
+        make_loss(data, len(classes), options),
+        options.learning_rate,
+        options.weight_decay,
+        options.augment,
+    )
+    best = KeepBest(weights_file, data, classes, options)
+    callbacks: list[Callback] = [
+        best,
+        # monitor=None with one file kept: always the latest epoch.
+        ModelCheckpoint(
+            dirpath=weights_file.parent,
+            filename=resume_file.stem,
+            save_top_k=1,
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        ),
+    ]
+    if progress:
+        callbacks.append(TrainingProgress())
+    with _quiet_lightning():
+        trainer = Trainer(
+            accelerator="auto",
+            devices=1,
+            max_epochs=options.epochs,
+            max_steps=options.max_steps,
+            callbacks=callbacks,
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            gradient_clip_val=5.0,
+            log_every_n_steps=1,
+        )
+        trainer.fit(module, datamodule=data, ckpt_path=resume_file if resume else None)
+        interrupted = trainer.interrupted
+    if interrupted:
+        raise KeyboardInterrupt
+    resume_file.unlink(missing_ok=True)
+    kept = load_checkpoint(weights_file)
+    model.load_state_dict(kept.model.state_dict())
+    model.to("cpu").eval()
+    return TrainingResult(
+        model,
+        weights_file,
+        kept.metadata["validation_macro_f1"],
+        kept.metadata["epoch"],
+        trainer.global_step,
+    )
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Keep Lightning's hints to itself: which devices there are, and that more workers might be faster."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            # Prepared clips are read faster than a worker process hands them over.
+            warnings.filterwarnings("ignore", ".*does not have many workers.*")
+            # The folder of the resume file is the user's own and need not be empty.
+            warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
+            # Lightning's own code uses a name that PyTorch has renamed.
+            warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated.*")
+            yield
+    finally:
+        logger.setLevel(level)
