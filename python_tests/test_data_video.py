@@ -1,8 +1,9 @@
 """Decoding by presentation time: every test makes the media file that it needs."""
 
 import pickle
+import struct
 import tracemalloc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
@@ -30,7 +31,6 @@ def write_video(
     path: Path,
     times: Sequence[float],
     size: tuple[int, int] = (48, 64),
-    rotation: float = 0.0,
     pictures: Sequence[npt.NDArray[np.uint8]] | None = None,
     sound: npt.NDArray[np.float32] | None = None,
     sound_start: float = 0.0,
@@ -44,8 +44,6 @@ def write_video(
         stream.pix_fmt = "yuv420p"
         stream.time_base = stream.codec_context.time_base = Fraction(1, TICKS)
         stream.options = {"preset": "ultrafast", "crf": "10", "g": str(key_interval), "threads": "1"}
-        if rotation:
-            stream.set_display_rotation(rotation)
         audio = None
         if sound is not None:
             audio = container.add_stream("aac", rate=RATE, layout="mono")
@@ -139,22 +137,35 @@ def test_seeking_gives_what_decoding_from_the_beginning_gives(tmp_path: Path, st
     assert shown(frames[0]) == np.floor(start * 25 + 1e-6) % 30
 
 
-@pytest.mark.parametrize("degrees", [90, 180, -90])
-def test_rotated_video_comes_out_upright(tmp_path: Path, degrees: int) -> None:
+@pytest.mark.parametrize(
+    ("matrix", "rotation", "store"),
+    [
+        ((0, 1, -1, 0), 90, lambda upright: np.rot90(upright, 1)),
+        ((-1, 0, 0, -1), 180, lambda upright: np.rot90(upright, 2)),
+        ((0, -1, 1, 0), 270, lambda upright: np.rot90(upright, -1)),
+        ((-1, 0, 0, 1), 180, lambda upright: upright[:, ::-1]),
+    ],
+)
+def test_turned_and_mirrored_video_comes_out_upright(
+    tmp_path: Path,
+    matrix: tuple[int, int, int, int],
+    rotation: int,
+    store: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]],
+) -> None:
     upright = np.full((96, 64, 3), 40, np.uint8)
     upright[:32, :32] = (220, 30, 30)
-    turns = degrees // 90
-    stored = np.ascontiguousarray(np.rot90(upright, -turns))
-    path = write_video(
-        tmp_path / "phone.mp4",
-        [0.0, 0.04],
-        size=stored.shape[:2],
-        rotation=degrees,
-        pictures=[stored, stored],
+    stored = np.ascontiguousarray(store(upright))
+    path = write_video(tmp_path / "phone.mp4", [0.0, 0.04], stored.shape[:2], pictures=[stored, stored])
+    # The track header holds x' = a x + c y, y' = b x + d y as 16.16 fixed point: (a, b, 0, c, d, 0, ...).
+    identity, turned = (
+        struct.pack(">5i", a << 16, b << 16, 0, c << 16, d << 16) for a, b, c, d in ((1, 0, 0, 1), matrix)
     )
+    data = path.read_bytes()
+    header = data.index(b"tkhd")
+    path.write_bytes(data[:header] + data[header:].replace(identity, turned, 1))
+
     info = probe(path)
-    assert (info.width, info.height) == (64, 96)
-    assert info.rotation == -degrees % 360
+    assert (info.width, info.height, info.rotation) == (64, 96, rotation)
     _, frame = next(iterate_frames(path))
     assert frame.shape == upright.shape
     assert np.abs(frame[..., 0].astype(int) - upright[..., 0]).mean() < 12
