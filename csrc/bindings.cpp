@@ -1,4 +1,5 @@
-// Python module gcsa_ext._C: kernels over addresses and sizes. It knows nothing of torch; gcsa_ext/backends takes tensors apart.
+// Python module gcsa_ext._C: kernels over addresses and sizes. It knows nothing of torch; gcsa_ext/backends takes tensors
+// apart.
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
@@ -47,8 +48,7 @@ gcsa_ext::ChannelGateForward channel_gate(
     require(hidden >= 1, "at least 1 hidden channel");
     require(groups >= 1 && map.channels % groups == 0, "groups that divide the channels");
     require_addresses(x, w1, b1, w2, b2);
-    return {map,         hidden,      groups,      sigmoid,     pointer(x),
-            pointer(w1), pointer(b1), pointer(w2), pointer(b2), pointer(out)};
+    return {map, hidden, groups, sigmoid, pointer(x), pointer(w1), pointer(b1), pointer(w2), pointer(b2), pointer(out)};
 }
 
 gcsa_ext::NormGateForward norm_gate(
@@ -56,8 +56,8 @@ gcsa_ext::NormGateForward norm_gate(
     Address mean, Address var, Address out
 ) {
     require_addresses(u, z, mean, var);
-    return {map,           batch_statistics, eps,           pointer(u),   pointer(z),
-            pointer(weight), pointer(bias),  pointer(mean), pointer(var), pointer(out)};
+    return {map,           batch_statistics, eps,          pointer(u),  pointer(z), pointer(weight),
+            pointer(bias), pointer(mean),    pointer(var), pointer(out)};
 }
 
 }  // namespace
@@ -106,10 +106,9 @@ PYBIND11_MODULE(_C, module) {
         }
     );
     module.def(
-        "norm_gate_forward",
-        [](int dtype, bool channels_last, int64_t batch, int64_t channels, int64_t positions, int threads,
-           bool batch_statistics, double eps, Address u, Address z, Address weight, Address bias, Address mean, Address var,
-           Address out) {
+        "norm_gate_forward", [](int dtype, bool channels_last, int64_t batch, int64_t channels, int64_t positions,
+                                int threads, bool batch_statistics, double eps, Address u, Address z, Address weight,
+                                Address bias, Address mean, Address var, Address out) {
             const auto map = feature_map(dtype, channels_last, batch, channels, positions, threads);
             const auto call = norm_gate(map, batch_statistics, eps, u, z, weight, bias, mean, var, out);
             require_addresses(out);
@@ -132,9 +131,8 @@ PYBIND11_MODULE(_C, module) {
         }
     );
     module.def(
-        "frequency_mask",
-        [](int64_t batch, int64_t bins, int64_t frames, int threads, int64_t bands, bool shared, int element_size,
-           uint64_t value, Address start, Address width, Address input, Address output) {
+        "frequency_mask", [](int64_t batch, int64_t bins, int64_t frames, int threads, int64_t bands, bool shared,
+                             int element_size, uint64_t value, Address start, Address width, Address input, Address output) {
             require(batch >= 1 && bins >= 1 && frames >= 1 && bands >= 1, "a batch, bins, frames and bands of at least 1");
             require(threads >= 1, "at least 1 thread");
             require(element_size == 2 || element_size == 4 || element_size == 8, "elements of 2, 4 or 8 bytes");

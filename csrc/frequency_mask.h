@@ -7,16 +7,16 @@ namespace gcsa_ext {
 
 struct FrequencyMask {
     int64_t batch;
-    int64_t bins;           // frequency bins
-    int64_t frames;         // time
-    int64_t bands;          // bands per sample
-    const int64_t* start;   // (batch, bands), or (1, bands) when shared; may lie outside [0, bins)
-    const int64_t* width;   // like start; 0 or less masks nothing
-    bool shared;            // one row of bands for the whole batch
-    int element_size;       // 2, 4 or 8 bytes
-    uint64_t value;         // the bits of the value, in the low element_size bytes
-    const void* input;      // (batch, bins, frames) contiguous
-    void* output;           // like input; the same pointer masks in place
+    int64_t bins;          // frequency bins
+    int64_t frames;        // time
+    int64_t bands;         // bands per sample
+    const int64_t* start;  // (batch, bands), or (1, bands) when shared; may lie outside [0, bins)
+    const int64_t* width;  // like start; 0 or less masks nothing
+    bool shared;           // one row of bands for the whole batch
+    int element_size;      // 2, 4 or 8 bytes
+    uint64_t value;        // the bits of the value, in the low element_size bytes
+    const void* input;     // (batch, bins, frames) contiguous
+    void* output;          // like input; the same pointer masks in place
     int threads;
 };
 

@@ -1,5 +1,5 @@
-// Channel gate on the CPU. Work is cut into tiles of positions; of a tile all channels are at hand, so that both layers of the
-// perceptron, the product and the shuffle happen between one load and one store of the map.
+// Channel gate on the CPU. Work is cut into tiles of positions; of a tile all channels are at hand, so that both layers of
+// the perceptron, the product and the shuffle happen between one load and one store of the map.
 
 #include "../channel_gate.h"
 

@@ -9,7 +9,11 @@ namespace gcsa_ext::cpu::GCSA_EXT_ISA {
 
 extern const Kernels table;
 const Kernels table = {
-    GCSA_EXT_NAME_OF(GCSA_EXT_ISA), channel_gate_forward, channel_gate_backward, norm_gate_forward, norm_gate_backward,
+    GCSA_EXT_NAME_OF(GCSA_EXT_ISA),
+    channel_gate_forward,
+    channel_gate_backward,
+    norm_gate_forward,
+    norm_gate_backward,
     frequency_mask,
 };
 

@@ -22,9 +22,7 @@ struct MatrixView {
 };
 
 template <class T, int rows, int vectors>
-inline void matmul_block(
-    int64_t K, MatrixView<T> A, const T* B, int64_t b_stride, T* C, int64_t c_stride, bool accumulate
-) {
+inline void matmul_block(int64_t K, MatrixView<T> A, const T* B, int64_t b_stride, T* C, int64_t c_stride, bool accumulate) {
     vec<T> sum[rows][vectors] = {};
     if (accumulate) {
         for (int i = 0; i < rows; ++i)
@@ -65,13 +63,11 @@ inline void matmul_panel(
 // N is a multiple of the vector's lanes: pad B and C.
 template <class T>
 inline void matmul(
-    int64_t M, int64_t N, int64_t K, MatrixView<T> A, const T* B, int64_t b_stride, T* C, int64_t c_stride,
-    bool accumulate
+    int64_t M, int64_t N, int64_t K, MatrixView<T> A, const T* B, int64_t b_stride, T* C, int64_t c_stride, bool accumulate
 ) {
     constexpr int64_t panel = block_vectors * lanes<T>;
     int64_t j = 0;
-    for (; j + panel <= N; j += panel)
-        matmul_panel<T, block_vectors>(M, K, A, B + j, b_stride, C + j, c_stride, accumulate);
+    for (; j + panel <= N; j += panel) matmul_panel<T, block_vectors>(M, K, A, B + j, b_stride, C + j, c_stride, accumulate);
     for (; j < N; j += lanes<T>) matmul_panel<T, 1>(M, K, A, B + j, b_stride, C + j, c_stride, accumulate);
 }
 

@@ -1,5 +1,6 @@
-// Norm gate on the CPU. One thread has a channel (contiguous) or a vector of neighbouring channels (channels_last) to itself:
-// statistics and result come from the same data while it is in the cache, and no sum depends on the number of threads.
+// Norm gate on the CPU. One thread has a channel (contiguous) or a vector of neighbouring channels (channels_last) to
+// itself: statistics and result come from the same data while it is in the cache, and no sum depends on the number of
+// threads.
 
 #include "../norm_gate.h"
 
@@ -36,7 +37,8 @@ struct Unit {
             for (int64_t n = 0; n < map.batch; ++n) {
                 const int64_t base = (n * map.channels + channel) * map.positions;
                 for (int64_t begin = 0; begin < map.positions; begin += segment * lanes<A>) {
-                    const int64_t end = begin + segment * lanes<A> < map.positions ? begin + segment * lanes<A> : map.positions;
+                    const int64_t end =
+                        begin + segment * lanes<A> < map.positions ? begin + segment * lanes<A> : map.positions;
                     int64_t i = begin;
                     for (; i + lanes<A> <= end; i += lanes<A>) body(base + i, Full<T>{});
                     if (i < end) body(base + i, static_cast<int>(end - i));
@@ -63,9 +65,7 @@ struct Unit {
         const A* values = static_cast<const A*>(from) + channel;
         return one_channel ? broadcast(*values) : load(values, width());
     }
-    void store_channel_values(void* to, vec<A> values) const {
-        store(static_cast<A*>(to) + channel, values, width());
-    }
+    void store_channel_values(void* to, vec<A> values) const { store(static_cast<A*>(to) + channel, values, width()); }
 
    private:
     static constexpr int64_t segment = 128;  // vectors; short enough for float sums to lose nothing worth having
@@ -137,8 +137,8 @@ void forward(const NormGateForward& p) {
                 unit.store_channel_values(p.var, squares.result(U::one_channel, per_channel));
             }
             const vec<A> mean = unit.channel_values(p.mean, 0), bias = unit.channel_values(p.bias, 0);
-            const vec<A> scale = inverse_sqrt<A>(unit.channel_values(p.var, 1) + static_cast<A>(p.eps)) *
-                                 unit.channel_values(p.weight, 1);
+            const vec<A> scale =
+                inverse_sqrt<A>(unit.channel_values(p.var, 1) + static_cast<A>(p.eps)) * unit.channel_values(p.weight, 1);
             unit.for_each(
                 [&](int64_t at, auto count) {
                     const vec<A> v = (load(u + at, count) - mean) * scale + bias;

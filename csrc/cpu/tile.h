@@ -20,7 +20,8 @@ struct TileRange {
     int64_t begin, count;  // positions, counted through the batch
 };
 
-// Calls run(tile column, offset of the run's first position in channel 0, count) for the parts of a tile that lie in one image.
+// Calls run(tile column, offset of the run's first position in channel 0, count) for the parts of a tile that lie in one
+// image.
 template <class Run>
 inline void for_each_run(const FeatureMap& map, TileRange range, const Run& run) {
     for (int64_t done = 0; done < range.count;) {

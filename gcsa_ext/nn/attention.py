@@ -215,11 +215,8 @@ def _structural_difference(module: nn.Module) -> str | None:
     shared = {id(parameter) for name in _LAYERS for parameter in _branch(module, name).parameters()}
     if any(id(parameter) not in shared for parameter in module.parameters()):
         return "it has parameters besides channel_attention and spatial_attention"
-    if (
-        not first.in_features
-        == second.out_features
-        == cast("nn.Conv2d", _branch(module, "spatial_attention")[3]).out_channels
-    ):
+    second_conv = cast("nn.Conv2d", _branch(module, "spatial_attention")[3])
+    if not first.in_features == second.out_features == second_conv.out_channels:
         return "its output has another number of channels than its input"
     return None
 

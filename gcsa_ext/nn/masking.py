@@ -58,10 +58,11 @@ class FrequencyMasking(nn.Module):
 
     def forward(self, spectrogram: Tensor) -> Tensor:
         """Mask a spectrogram (..., freq, time)."""
-        if spectrogram.dim() < 2 + self.iid_masks:
+        dimensions = 2 + self.iid_masks
+        if spectrogram.dim() < dimensions:
             raise ValueError(
-                "FrequencyMasking: expected a spectrogram (..., freq, time) of at least "
-                f"{2 + self.iid_masks} dimensions{' with iid_masks' if self.iid_masks else ''}, got {tuple(spectrogram.shape)}"
+                f"FrequencyMasking(iid_masks={self.iid_masks}): expected a spectrogram (..., freq, time) "
+                f"of at least {dimensions} dimensions, got {tuple(spectrogram.shape)}"
             )
         freq = spectrogram.shape[-2]
         widest = self.freq_mask_param if self.p == 1.0 else min(self.freq_mask_param, int(freq * self.p))
