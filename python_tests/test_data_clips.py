@@ -24,6 +24,7 @@ from gcsa_ext.data import (  # noqa: E402
     synthesize_clip,
 )
 from gcsa_ext.data import clips as clips_module  # noqa: E402
+from gcsa_ext.data.extra import import_extra  # noqa: E402
 from gcsa_ext.data.synthetic import EXPRESSIONS  # noqa: E402
 from gcsa_ext.data.synthetic_face import random_face, render_face  # noqa: E402
 
@@ -169,6 +170,10 @@ def test_settings_survive_json() -> None:
         ClipSettings.from_dict({"frame_count": 3})
     with pytest.raises(ValueError, match="n_mels is 0"):
         ClipSettings(n_mels=0)
+    with pytest.raises(ValueError, match="image_size is '64'"):
+        ClipSettings.from_dict({"image_size": "64"})
+    with pytest.raises(ValueError, match="window_seconds is nan"):
+        ClipSettings(window_seconds=float("nan"))
     with pytest.raises(ValueError, match="'both'"):
         ClipSettings.from_dict({"faces": "both"})
 
@@ -317,3 +322,8 @@ def test_collating_refuses_nothing_and_a_mixture(media: dict[str, Path]) -> None
     mixture = [prepare_clip(Clip(media["voice"]), ClipSettings(n_mels=n)) for n in (16, 32)]
     with pytest.raises(ValueError, match="same settings"):
         collate_clips(mixture)
+
+
+def test_a_missing_package_names_the_command_that_installs_it() -> None:
+    with pytest.raises(ImportError, match=r'no_such_package.*pip install "gcsa-ext\[train\]"'):
+        import_extra("no_such_package.part")

@@ -143,7 +143,7 @@ def test_seeking_gives_what_decoding_from_the_beginning_gives(tmp_path: Path, st
         ((0, 1, -1, 0), 90, lambda upright: np.rot90(upright, 1)),
         ((-1, 0, 0, -1), 180, lambda upright: np.rot90(upright, 2)),
         ((0, -1, 1, 0), 270, lambda upright: np.rot90(upright, -1)),
-        ((-1, 0, 0, 1), 180, lambda upright: upright[:, ::-1]),
+        ((-1, 0, 0, 1), 0, lambda upright: upright[:, ::-1]),
     ],
 )
 def test_turned_and_mirrored_video_comes_out_upright(

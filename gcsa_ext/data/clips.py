@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, dataclass, fields
@@ -52,9 +53,14 @@ class ClipSettings:
     faces: FaceMode = "detect"
 
     def __post_init__(self) -> None:
-        for name in ("frames_per_clip", "image_size", "sample_rate", "n_mels", "window_seconds"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; expected a positive number")
+        for name in ("frames_per_clip", "image_size", "sample_rate", "n_mels"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is {value!r}; expected a positive whole number")
+        if not isinstance(self.window_seconds, int | float) or not 0 < self.window_seconds < math.inf:
+            raise ValueError(
+                f"window_seconds is {self.window_seconds!r}; expected a positive number of seconds"
+            )
         if self.faces not in ("detect", "frame"):
             raise ValueError(f"faces is {self.faces!r}; expected 'detect' or 'frame'")
 

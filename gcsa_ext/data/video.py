@@ -58,7 +58,8 @@ class MediaInfo:
         frame_rate: average frames per second, None without video or when the container does not say.
         width: width in pixels of an upright frame, 0 without video.
         height: height in pixels of an upright frame, 0 without video.
-        rotation: clockwise degrees (0, 90, 180, 270) by which stored frames are turned to be upright.
+        rotation: clockwise degrees (0, 90, 180, 270) by which stored frames are turned, and where the
+            container says so mirrored, to be upright.
         has_video: whether there is a video track (cover art of a sound file is none).
         has_audio: whether there is a sound track.
     """
@@ -424,7 +425,10 @@ def _turn(pixels: Frame, matrix: Matrix | None) -> Frame:
 def _clockwise_degrees(matrix: Matrix | None) -> int:
     if matrix is None:
         return 0
-    a, b = (float(value) for value in matrix[0])
+    (a, b), (c, d) = matrix.tolist()
+    if a * d < b * c:
+        # Mirrored: what remains after the stored picture is mirrored left to right.
+        a, b = -a, -b
     return round(math.degrees(math.atan2(b, a)) / 90) % 4 * 90
 
 
