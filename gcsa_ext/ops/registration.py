@@ -58,11 +58,12 @@ def differentiate(
     """
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        if not create_graph:
-            inputs = [
-                x.detach().requires_grad_(need) if isinstance(x, Tensor) else x
-                for x, need in zip(inputs, needs_grad, strict=True)
-            ]
+        # Fresh tensors: where one input was computed from another, its gradient must not flow on into that one
+        # here, since autograd carries it there itself.
+        inputs = [
+            (x.view_as(x) if create_graph else x.detach().requires_grad_()) if need else x
+            for x, need in zip(inputs, needs_grad, strict=True)
+        ]
         wanted = [x for x, need in zip(inputs, needs_grad, strict=True) if need]
         found = iter(torch.autograd.grad(function(*inputs), wanted, grad_out, create_graph=create_graph))
     return tuple(next(found) if need else None for need in needs_grad)
