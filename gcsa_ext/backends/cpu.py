@@ -7,6 +7,7 @@ contiguous in the layout of the first, and returns new tensors in that layout.
 from __future__ import annotations
 
 import functools
+import math
 import os
 
 import torch
@@ -211,8 +212,11 @@ def norm_gate_backward(
 
 
 @functools.lru_cache(maxsize=256)
-def _bits(value: float, dtype: torch.dtype) -> int:
-    """The bits of `value` as an element of `dtype`, as an unsigned number."""
+def _bits(value: float, sign: float, dtype: torch.dtype) -> int:
+    """The bits of `value` as an element of `dtype`, as an unsigned number.
+
+    `sign` is the sign of `value`: it keeps 0.0 and -0.0, which are equal, apart in the cache.
+    """
     integer = MASK_DTYPES[dtype]
     signed = int(torch.tensor(value, dtype=dtype).view(integer).item())
     return signed & (1 << 8 * integer.itemsize) - 1
@@ -236,7 +240,7 @@ def _mask(spectrogram: Tensor, start: Tensor, width: Tensor, value: float, out: 
         bands,
         shared,
         spectrogram.element_size(),
-        _bits(value, spectrogram.dtype),
+        _bits(value, math.copysign(1.0, value), spectrogram.dtype),
         _address(start),
         _address(width),
         _address(spectrogram),
