@@ -106,11 +106,11 @@ class GCSA(nn.Module):
         return self._spatial_gate(self._channel_gate(x))
 
     def _channel_gate(self, x: Tensor) -> Tensor:
-        first, relu, second = _perceptron(self)
-        if not all(_is_plain(layer) for layer in (self.channel_attention, first, relu, second)):
+        if not _fuses_channel_gate(self.channel_attention):
             pre = self.channel_attention(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
             gate = torch.sigmoid(pre) if self.channel_sigmoid else pre
             return reference.channel_shuffle(x * gate, self.groups)
+        first, _, second = _perceptron(self)
         return functional.channel_gate(
             x, first.weight, first.bias, second.weight, second.bias, self.groups, self.channel_sigmoid
         )
@@ -119,15 +119,13 @@ class GCSA(nn.Module):
         # 'Same' padding of an empty map is an empty map, but the convolutions refuse it.
         if z.shape[2] == 0 or z.shape[3] == 0:
             return z
-        conv1, norm1, relu, conv2, norm2 = self.spatial_attention
-        if (
-            not isinstance(norm2, (nn.BatchNorm2d, nn.SyncBatchNorm))
-            or not (_is_plain(self.spatial_attention) and _is_plain(norm2))
-            or _synchronises(norm2)
-        ):
+        if not _fuses_norm_gate(self.spatial_attention):
             return z * torch.sigmoid(self.spatial_attention(z))
-        u = conv2(relu(norm1(conv1(z))))
-        return _norm_gate(norm2, u, z)
+        *convolutions, norm = self.spatial_attention
+        u = z
+        for layer in convolutions:
+            u = layer(u)
+        return _norm_gate(cast("nn.BatchNorm2d", norm), u, z)
 
     def extra_repr(self) -> str:
         return f"groups={self.groups}" + ("" if self.channel_sigmoid else ", channel_sigmoid=False")
@@ -165,7 +163,7 @@ def _synchronises(norm: nn.Module) -> bool:
     )
 
 
-_HOOKS = (
+_HOOKS = (  # with the flag that says which kind the backward hooks are
     "_forward_hooks",
     "_forward_hooks_with_kwargs",
     "_forward_hooks_always_called",
@@ -173,14 +171,46 @@ _HOOKS = (
     "_forward_pre_hooks_with_kwargs",
     "_backward_hooks",
     "_backward_pre_hooks",
+    "_is_full_backward_hook",
 )
-_FUSED_LAYERS = (nn.Sequential, nn.Linear, nn.ReLU, nn.BatchNorm2d, nn.SyncBatchNorm)
 
 
-def _is_plain(layer: nn.Module) -> bool:
-    """Whether the layer is exactly one that the fused operators stand for, with nobody listening in."""
-    return type(layer) in _FUSED_LAYERS and not (
-        layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks
+def _is_plain(layer: nn.Module, *kinds: type[nn.Module]) -> bool:
+    """Whether the layer is of exactly one of these kinds, with nobody listening in or standing in for it."""
+    return (
+        type(layer) in kinds
+        and "forward" not in layer.__dict__
+        and not (
+            layer._forward_hooks
+            or layer._forward_pre_hooks
+            or layer._backward_hooks
+            or layer._backward_pre_hooks
+            or nn.modules.module._has_any_global_hook()
+        )
+    )
+
+
+def _fuses_channel_gate(branch: nn.Module) -> bool:
+    """Whether functional.channel_gate computes what these layers do."""
+    kinds = (nn.Linear, nn.ReLU, nn.Linear)
+    return (
+        isinstance(branch, nn.Sequential)
+        and _is_plain(branch, nn.Sequential)
+        and len(branch) == len(kinds)
+        and all(_is_plain(layer, kind) for layer, kind in zip(branch, kinds, strict=True))
+        and branch[0].bias is not None
+        and branch[2].bias is not None
+    )
+
+
+def _fuses_norm_gate(branch: nn.Module) -> bool:
+    """Whether functional.norm_gate computes what the last of these layers and the gate do."""
+    return (
+        isinstance(branch, nn.Sequential)
+        and _is_plain(branch, nn.Sequential)
+        and len(branch) > 0
+        and _is_plain(branch[-1], *_BATCH_NORM)
+        and not _synchronises(branch[-1])
     )
 
 
@@ -227,7 +257,11 @@ def _probe(module: nn.Module) -> tuple[int, bool]:
     Raises:
         ValueError: there are none.
     """
-    copied = copy.deepcopy(module).cpu().double().eval()
+    copied = copy.deepcopy(module).cpu().double()
+    for layer in copied.modules():  # hooks are the user's: these are no calls to tell them of
+        for hooks in (getattr(layer, name) for name in _HOOKS):
+            if isinstance(hooks, dict):
+                hooks.clear()
     first, _, second = _perceptron(copied)
     channels = first.in_features
     generator = torch.Generator().manual_seed(0)  # the user's random state is left alone
@@ -236,20 +270,32 @@ def _probe(module: nn.Module) -> tuple[int, bool]:
         for parameter in copied.parameters():
             scale = parameter[0].numel() ** -0.5
             parameter.copy_(scale * torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
-        expected = copied(x.clone())
-        likely = dict.fromkeys([4, 1, *range(2, channels + 1)])
-        for groups in (g for g in likely if channels % g == 0):
-            for sigmoid in (True, False):
-                z = reference.channel_gate(
-                    x, first.weight, first.bias, second.weight, second.bias, groups, sigmoid
+
+        def agrees(expected: Tensor, groups: int, sigmoid: bool) -> bool:
+            z = reference.channel_gate(
+                x, first.weight, first.bias, second.weight, second.bias, groups, sigmoid
+            )
+            found = z * torch.sigmoid(_branch(copied, "spatial_attention")(z))
+            return found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-9, atol=1e-12)
+
+        with torch.random.fork_rng(devices=[]):
+            expected = copied.eval()(x.clone())
+            likely = dict.fromkeys([4, 1, *range(2, channels + 1)])
+            choices = [(g, sigmoid) for g in likely if channels % g == 0 for sigmoid in (True, False)]
+            found = next((choice for choice in choices if agrees(expected, *choice)), None)
+            if found is None:
+                raise ValueError(
+                    f"{type(module).__name__} has the layers of GCSA but computes something else with them "
+                    "(tried every number of shuffle groups, with and without a sigmoid in the channel gate)"
                 )
-                found = z * torch.sigmoid(_branch(copied, "spatial_attention")(z))
-                if found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-9, atol=1e-12):
-                    return groups, sigmoid
-    raise ValueError(
-        f"{type(module).__name__} has the layers of GCSA but computes something else with them "
-        "(tried every number of shuffle groups, with and without a sigmoid in the channel gate)"
-    )
+            copied.train()
+            synchronises = any(map(_synchronises, copied.modules()))
+            if not synchronises and not agrees(copied(x.clone()), *found):
+                raise ValueError(
+                    f"{type(module).__name__} computes what GCSA does in evaluation, "
+                    "but something else in training"
+                )
+    return found
 
 
 def replace_attention(model: nn.Module) -> int:
@@ -278,8 +324,10 @@ def replace_attention(model: nn.Module) -> int:
     exchanged: dict[nn.Module, GCSA] = {}
     refused: set[nn.Module] = set()
     for path, parent in list(model.named_modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, GCSA) or child in refused or _structural_difference(child) is not None:
+        for name, child in list(parent._modules.items()):  # named_children leaves repetitions out
+            if child is None or isinstance(child, GCSA) or child in refused:
+                continue
+            if _structural_difference(child) is not None:
                 continue
             if child not in exchanged:
                 try:
