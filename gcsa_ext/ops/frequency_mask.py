@@ -72,8 +72,8 @@ def _in_place_plain(spectrogram: Tensor, start: Tensor, width: Tensor, value: fl
 def _in_place_counted(
     keys: torch._C.DispatchKeySet, spectrogram: Tensor, start: Tensor, width: Tensor, value: float
 ) -> None:
-    # Autograd compares versions to notice that a tensor it saved has been overwritten; nothing counts them for
-    # an operator registered from Python.
+    # Autograd compares versions to notice that a tensor it saved has been overwritten; nothing counts them
+    # for an operator registered from Python.
     torch.autograd.graph.increment_version(spectrogram)
     below = keys & torch._C._after_ADInplaceOrView_keyset
     torch.ops.gcsa_ext.frequency_mask_.default.redispatch(below, spectrogram, start, width, value)
@@ -94,7 +94,7 @@ registration.define(
     _in_place_fake,
 )
 registration.LIBRARY.impl("frequency_mask_", _in_place_counted, "ADInplaceOrView", with_keyset=True)
-# PyTorch's own rule for negative views (such as the imaginary part of a conjugate) wants an operator with a result.
+# PyTorch's own rule for negative views (the imaginary part of a conjugate) wants an operator with a result.
 registration.LIBRARY.impl("frequency_mask_", _in_place_plain, "Negative")
 
 

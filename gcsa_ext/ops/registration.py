@@ -58,8 +58,8 @@ def differentiate(
     """
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        # Fresh tensors: where one input was computed from another, its gradient must not flow on into that one
-        # here, since autograd carries it there itself.
+        # Fresh tensors: where one input was computed from another, its gradient must not flow on into that
+        # one here, since autograd carries it there itself.
         inputs = [
             (x.view_as(x) if create_graph else x.detach().requires_grad_()) if need else x
             for x, need in zip(inputs, needs_grad, strict=True)
