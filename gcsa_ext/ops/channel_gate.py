@@ -68,7 +68,13 @@ def _backward(
     need_x: bool,
     need_weights: bool,
 ) -> tuple[Tensor, ...]:
-    grads = cpu.channel_gate_backward(grad_out, x, w1, b1, w2, b2, groups, sigmoid, need_x, need_weights)
+    grads: tuple[Tensor | None, ...]
+    if select("channel_gate", x.device, x.dtype) == "cpu":
+        grads = cpu.channel_gate_backward(grad_out, x, w1, b1, w2, b2, groups, sigmoid, need_x, need_weights)
+    else:
+        inputs = (x, w1, b1, w2, b2, groups, sigmoid)
+        needs = (need_x, *4 * (need_weights,), False, False)
+        grads = registration.differentiate(reference.channel_gate, inputs, needs, grad_out)[:5]
     return tuple(x.new_empty(0) if grad is None else grad for grad in grads)
 
 
@@ -112,7 +118,7 @@ def _autograd(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
     x, *weights = ctx.saved_tensors
     needs = ctx.needs_input_grad[:5]
     # With create_graph=True the gradient must itself be differentiable: the definition's is, to any order.
-    if torch.is_grad_enabled() or select("channel_gate", x.device, x.dtype) == "reference":
+    if torch.is_grad_enabled():
         inputs = (x, *weights, ctx.groups, ctx.sigmoid)
         return registration.differentiate(reference.channel_gate, inputs, (*needs, False, False), grad_out)
     grads = torch.ops.gcsa_ext.channel_gate_backward(

@@ -106,7 +106,14 @@ def _backward(
     need_bias: bool,
 ) -> tuple[Tensor, ...]:
     need = (need_u, need_z, need_weight, need_bias)
-    grads = cpu.norm_gate_backward(grad_out, u, z, weight, bias, mean, var, eps, batch_statistics, need)
+    grads: tuple[Tensor | None, ...]
+    if select("norm_gate", u.device, u.dtype) == "cpu":
+        grads = cpu.norm_gate_backward(grad_out, u, z, weight, bias, mean, var, eps, batch_statistics, need)
+    else:
+        statistics = (None, None) if batch_statistics else (mean, var)
+        inputs = (u, z, weight, bias, *statistics, eps)
+        needs = (*need, False, False, False)
+        grads = registration.differentiate(reference.norm_gate, inputs, needs, grad_out)[:4]
     return tuple(u.new_empty(0) if grad is None else grad for grad in grads)
 
 
@@ -165,7 +172,8 @@ def _autograd(ctx: Any, grad_out: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     needs = ctx.needs_input_grad[:4]
     if any(ctx.needs_input_grad[4:6]):
         raise RuntimeError("norm_gate: mean and var are constants and have no gradient; detach them")
-    if torch.is_grad_enabled() or select("norm_gate", u.device, u.dtype) == "reference":
+    # With create_graph=True the gradient must itself be differentiable: the definition's is, to any order.
+    if torch.is_grad_enabled():
         statistics = (None, None) if ctx.batch_statistics else (mean, var)
         inputs = (u, z, weight, bias, *statistics, ctx.eps)
         return registration.differentiate(
