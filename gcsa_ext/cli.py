@@ -114,7 +114,7 @@ def _train(arguments: argparse.Namespace) -> int:
         start = load_checkpoint(arguments.start)
         if start.classes != EMOTIONS:
             raise ValueError(f"{arguments.start} has the classes {start.classes}; expected {EMOTIONS}")
-        settings, model = start.settings, start.model.train()
+        settings, model = start.settings, start.model
     data = ClipDataModule(
         clips, settings, arguments.cache or _cache_folder("clips"), arguments.batch_size, seed=arguments.seed
     )

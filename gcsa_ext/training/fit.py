@@ -225,6 +225,7 @@ def train(
             f"{resume_file}: there is no such file; only a training that was interrupted can be resumed"
         )
     torch.manual_seed(options.seed)
+    model.train()
     module = ExpressionModule(
         model,
         make_loss(data, len(classes), options),
