@@ -188,7 +188,7 @@ def synthesize_clip(
 
 def synthesize_corpus(
     folder: str | Path,
-    identities: int = 60,
+    identities: int = 72,
     clips_per_emotion: int = 1,
     seed: int = 0,
     workers: int = 2,
