@@ -62,9 +62,6 @@ def face_picture(seed: int, size: int = 112) -> np.ndarray:
     return render_face(random, random_face(random), EXPRESSIONS["plain"], silence, size, 25.0)[-1]
 
 
-# --- spectrogram
-
-
 def test_log_mel_is_torchaudio_s_on_a_fixed_scale() -> None:
     waveform = torch.randn(2, 8000, generator=torch.Generator().manual_seed(0)) * 0.1
     log_mel = LogMelSpectrogram(16000, n_mels=40)
@@ -106,9 +103,6 @@ def test_log_mel_refuses_what_it_cannot_use() -> None:
     for waveform in (torch.zeros(100, dtype=torch.int16), torch.zeros(2, 0)):
         with pytest.raises(ValueError, match="waveform is"):
             LogMelSpectrogram()(waveform)
-
-
-# --- faces
 
 
 @pytest.mark.parametrize("size", [112, 640])
@@ -157,9 +151,6 @@ def test_face_cropper_refuses_what_it_cannot_use() -> None:
     for frame in (np.zeros((8, 8), np.uint8), np.zeros((8, 8, 3)), np.zeros((0, 8, 3), np.uint8)):
         with pytest.raises(ValueError, match="frame is"):
             FaceCropper(8)(frame)
-
-
-# --- clips
 
 
 def test_settings_survive_json() -> None:

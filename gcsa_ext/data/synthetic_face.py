@@ -213,9 +213,6 @@ def _per_frame(values: npt.NDArray[np.float64]) -> Array:
     return values.astype(np.float32)[:, None, None]
 
 
-# --- shapes: masks in [0, 1] from signed distances in face coordinates
-
-
 def _soft(distance: Array, softness: float = _PIXEL) -> Array:
     """1 where ``distance`` is well below 0, 0 where well above, ``softness`` wide in between."""
     mask: Array = np.clip(0.5 - distance / (2 * softness), 0.0, 1.0)
@@ -425,9 +422,6 @@ def _draw_mouth(image: Array, face: Face, moment: _Moment) -> None:
     _paint(image, inside, _THROAT)
     teeth = inside * _soft(y - 0.2 * gap + 0.15 * moment.mouth_opening, 0.012) * (moment.mouth_opening > 0.03)
     _paint(image, 0.85 * teeth, _TEETH)
-
-
-# --- pose, background and camera
 
 
 @dataclass(frozen=True)

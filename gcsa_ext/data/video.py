@@ -249,9 +249,6 @@ def read_audio(
     return np.concatenate(chunks) if chunks else np.zeros(0, dtype=np.float32)
 
 
-# --- containers and tracks
-
-
 @contextmanager
 def _opened(path: str | Path) -> Iterator[Any]:
     file = Path(path)
@@ -342,8 +339,6 @@ def _seek(container: Any, stream: Any, seconds: float) -> bool:
     return True
 
 
-# --- video
-
 Matrix = npt.NDArray[np.int32]
 
 
@@ -430,9 +425,6 @@ def _clockwise_degrees(matrix: Matrix | None) -> int:
         # Mirrored: what remains after the stored picture is mirrored left to right.
         a, b = -a, -b
     return round(math.degrees(math.atan2(b, a)) / 90) % 4 * 90
-
-
-# --- sound
 
 
 def _aligned_audio(
