@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -148,6 +149,29 @@ def test_an_interrupted_training_is_resumed(
     assert not (tmp_path / "model.resume.ckpt").exists()
     with pytest.raises(FileNotFoundError, match="resume"):
         train(make_model(), make_data(corpus), tmp_path / "model", progress=False, resume=True)
+
+
+def test_an_interrupt_is_an_interrupt(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from gcsa_ext.training.module import ExpressionModule
+
+    def interrupted(self: ExpressionModule, batch: object, batch_idx: int) -> torch.Tensor:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ExpressionModule, "training_step", interrupted)
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        run(corpus, tmp_path)
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_stopping_within_the_first_epoch(corpus: Path, tmp_path: Path) -> None:
+    result = run(corpus, tmp_path, max_steps=1)
+    assert result.steps == 1
+    assert set(load_checkpoint(result.checkpoint).metadata["validation_macro_f1"]) == {
+        "fused",
+        "visual",
+        "audio",
+    }
 
 
 def test_max_steps_and_class_weights(corpus: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import signal
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -261,10 +262,10 @@ def train(
             gradient_clip_val=5.0,
             log_every_n_steps=1,
         )
-        trainer.fit(module, datamodule=data, ckpt_path=resume_file if resume else None)
-        interrupted = trainer.interrupted
-    if interrupted:
-        raise KeyboardInterrupt
+        with _interruptible():
+            trainer.fit(module, datamodule=data, ckpt_path=resume_file if resume else None)
+            if best.best is None:  # stopped by max_steps within the first epoch
+                trainer.validate(module, datamodule=data, verbose=False)
     resume_file.unlink(missing_ok=True)
     kept = load_checkpoint(weights_file)
     model.load_state_dict(kept.model.state_dict())
@@ -276,6 +277,17 @@ def train(
         kept.metadata["epoch"],
         trainer.global_step,
     )
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let Ctrl-C be a KeyboardInterrupt: Lightning makes it a sys.exit and ignores the signal ever after."""
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as stop:
+        signal.signal(signal.SIGINT, handler or signal.default_int_handler)
+        raise KeyboardInterrupt from stop
 
 
 @contextmanager
