@@ -68,6 +68,12 @@ def _cache_folder(name: str) -> Path:
     return (Path(root) if Path(root).is_absolute() else Path.home() / ".cache") / "gcsa-ext" / name
 
 
+def _device(name: str) -> str:
+    import torch
+
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
 def _info(arguments: argparse.Namespace) -> int:
     print(format_info())
     return 0
@@ -147,8 +153,9 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     dataset = ClipDataset(clips, checkpoint.settings, arguments.cache or _cache_folder("clips"))
     with progress_bar("preparing the clips") as report:
         dataset.prepare(report, arguments.workers)
+    model = checkpoint.model.to(_device(arguments.device))
     with progress_bar("evaluating") as report:
-        scores = predict_clips(checkpoint.model, dataset, progress=report).scores()
+        scores = predict_clips(model, dataset, progress=report).scores()
     print(f"{scores['fused'].count} clips of the split {arguments.split}")
     print(format_scores(scores, checkpoint.classes))
     if arguments.out is not None:
@@ -165,6 +172,7 @@ def _predict(arguments: argparse.Namespace) -> int:
     if twice:
         raise ValueError(f"several videos are named {', '.join(twice)} and would be written to the same file")
     checkpoint = load_checkpoint(arguments.checkpoint)
+    checkpoint.model.to(_device(arguments.device))
     code = 0
     for video in arguments.videos:
         try:
@@ -263,6 +271,9 @@ def _parser() -> argparse.ArgumentParser:
         )
         to.add_argument("--workers", type=whole, default=2, help="threads that prepare clips")
 
+    def add_device_option(to: argparse.ArgumentParser) -> None:
+        to.add_argument("--device", default="auto", help='as PyTorch names it; "auto": a GPU if there is one')
+
     verb("info", _info, "print versions, backends, and why a backend cannot run")
 
     demo = verb(
@@ -323,6 +334,7 @@ def _parser() -> argparse.ArgumentParser:
     evaluate.add_argument(
         "--split", choices=("train", "validation", "test"), default="test", help="which clips"
     )
+    add_device_option(evaluate)
     evaluate.add_argument(
         "--out", type=Path, help="folder for the scores (JSON) and the confusion matrix (PNG)"
     )
@@ -343,5 +355,6 @@ def _parser() -> argparse.ArgumentParser:
         "--smoothing", type=float, default=1.0, help="length in seconds of the moving average; 0 for none"
     )
     predict.add_argument("--hop", type=real, help="seconds between windows (default: half a window)")
+    add_device_option(predict)
     predict.add_argument("--batch-size", type=whole, default=8, help="windows per forward pass")
     return parser

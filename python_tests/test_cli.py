@@ -180,6 +180,7 @@ def test_errors_are_one_line(run_folder: Path, tmp_path: Path, capsys: pytest.Ca
         (["predict", video, "--checkpoint", str(tmp_path / "none")], "none.safetensors"),
         (["predict", video, str(tmp_path / Path(video).name), "--checkpoint", checkpoint], "same file"),
         (["predict", video, "--checkpoint", checkpoint, "--smoothing", "-1"], "smoothing_seconds"),
+        (["predict", video, "--checkpoint", checkpoint, "--device", "toaster"], "toaster"),
         (["evaluate", "--manifest", str(tmp_path / "no.csv"), "--checkpoint", checkpoint], "no.csv"),
         (["train", "--manifest", manifest, "--out", str(tmp_path), "--resume"], "resume"),
     ):

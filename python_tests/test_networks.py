@@ -247,6 +247,15 @@ def test_bfloat16_autocast() -> None:
     assert all(p.grad is None or p.grad.isfinite().all() for p in net.parameters())
 
 
+def test_traces_into_one_graph_with_the_same_answer() -> None:
+    net = tiny_net().eval()
+    frames, spectrogram = clips()
+    mask = torch.tensor([[1, 1, 0, 0], [1, 1, 1, 1], [0, 0, 0, 0]], dtype=torch.bool)
+    compiled = torch.compile(net, fullgraph=True, backend="eager")
+    for a, b in zip(net(frames, spectrogram, mask), compiled(frames, spectrogram, mask), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
