@@ -116,6 +116,14 @@ void transpose_tile(const A* from, int64_t rows, int64_t columns, A* to, int64_t
         }
 }
 
+// Columns from `begin` on become zero.
+template <class A>
+void clear_columns(A* tile, int64_t rows, int64_t begin, int64_t columns) {
+    if (begin == columns) return;
+    for (int64_t i = 0; i < rows; ++i)
+        for (int64_t j = begin; j < columns; ++j) tile[i * columns + j] = 0;
+}
+
 template <class A>
 A sum_row(const A* row, int64_t columns) {
     vec<A> sum{};
@@ -180,12 +188,16 @@ void backward(const ChannelGateBackward& q) {
                     store(grad + at, g * a, Full<A>{});
                 }
             });
+            // Columns behind the tile's end hold no position. Infinite weights make NaN of them, which no sum may meet.
+            clear_columns(grad_pre, C, range.count, P);
+            clear_columns(hidden, h, range.count, P);
             // Through the second layer and the relu.
             matmul<A>(h, P, C, {mlp.w2, 1, h}, grad_pre, P, grad_hidden, P, false);
             for (int64_t i = 0; i < h * P; i += lanes<A>) {
                 const vec<A> g = load(grad_hidden + i, Full<A>{});
                 store(grad_hidden + i, load(hidden + i, Full<A>{}) <= 0 ? vec<A>{} : g, Full<A>{});
             }
+            clear_columns(grad_hidden, h, range.count, P);
             if (q.grad_x) {
                 matmul<A>(C, P, h, {mlp.w1, 1, C}, grad_hidden, P, grad, P, true);
                 store_tile(p.map, static_cast<T*>(q.grad_x), range, P, grad, plain);

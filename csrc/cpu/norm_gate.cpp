@@ -198,7 +198,9 @@ void backward(const NormGateBackward& q) {
                     if (grad_z) store(grad_z + at, g * s, count);
                     if (grad_u) {
                         const vec<A> d = g * load(z + at, count) * s * (A(1) - s);
-                        store(grad_u + at, weight * inverse_std * (d - average_d - n * average_dn), count);
+                        // Without the averages n must stay out of it: an infinite n times 0 is NaN.
+                        const vec<A> from_v = p.batch_statistics ? d - average_d - n * average_dn : d;
+                        store(grad_u + at, weight * inverse_std * from_v, count);
                     }
                 },
                 [] {}
