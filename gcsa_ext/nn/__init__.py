@@ -1,4 +1,4 @@
-"""Modules (first draft)."""
+"""Modules: attention, masking, backbones, fusion, loss, and the two-modality network. Needs torch alone."""
 
 from gcsa_ext.nn.attention import GCSA, replace_attention
 from gcsa_ext.nn.bimodal import BimodalNet, BimodalOutput
