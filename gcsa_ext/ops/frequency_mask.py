@@ -58,6 +58,13 @@ def _forward_fake(spectrogram: Tensor, start: Tensor, width: Tensor, value: floa
 
 def _in_place(spectrogram: Tensor, start: Tensor, width: Tensor, value: float) -> None:
     _check(spectrogram, start, width)
+    if any(
+        stride == 0 < size - 1 for size, stride in zip(spectrogram.shape, spectrogram.stride(), strict=True)
+    ):
+        raise ValueError(
+            "frequency_mask_: expected a spectrogram whose elements do not share memory (clone it, or use "
+            f"frequency_mask), got {tuple(spectrogram.shape)} with strides {spectrogram.stride()}"
+        )
     native = select("frequency_mask_", spectrogram.device, spectrogram.dtype) == "cpu"
     if native and spectrogram.is_contiguous():
         cpu.frequency_mask_(spectrogram, start, width, value)
