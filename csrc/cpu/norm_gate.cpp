@@ -123,18 +123,21 @@ void forward(const NormGateForward& p) {
         for (int64_t index = begin; index < end; ++index) {
             const U unit = U::at(p.map, index);
             if (p.batch_statistics) {
-                Sum<A> sum, squares;
+                Sum<A> sum, rest, squares;
                 unit.for_each([&](int64_t at, auto count) { sum.add(load(u + at, count)); }, [&] { sum.end_of_segment(); });
-                const vec<A> mean = sum.result(U::one_channel, per_channel);
+                const vec<A> near_mean = sum.result(U::one_channel, per_channel);
                 unit.for_each(
                     [&](int64_t at, auto count) {
-                        const vec<A> d = load(u + at, count) - mean;
-                        squares.add(only_first<T>(d * d, count));
+                        const vec<A> d = only_first<T>(load(u + at, count) - near_mean, count);
+                        rest.add(d);
+                        squares.add(d * d);
                     },
-                    [&] { squares.end_of_segment(); }
+                    [&] { rest.end_of_segment(), squares.end_of_segment(); }
                 );
-                unit.store_channel_values(p.mean, mean);
-                unit.store_channel_values(p.var, squares.result(U::one_channel, per_channel));
+                // The sum of u has lost digits where the mean is far from 0; what is left of it about near_mean has not.
+                const vec<A> shift = rest.result(U::one_channel, per_channel);
+                unit.store_channel_values(p.mean, near_mean + shift);
+                unit.store_channel_values(p.var, squares.result(U::one_channel, per_channel) - shift * shift);
             }
             const vec<A> mean = unit.channel_values(p.mean, 0), bias = unit.channel_values(p.bias, 0);
             const vec<A> scale =
