@@ -194,6 +194,26 @@ def test_norm_gate_of_values_far_from_zero(layout: str) -> None:
     check(*norm(), [u, torch.randn(4, 6, 9, 11), torch.randn(6), torch.randn(6)])
 
 
+def test_the_mean_of_either_layout_is_as_exact_as_the_other() -> None:
+    """A float sum along the channels_last rows would lose digits that the contiguous one keeps."""
+    u = torch.randn(8, 5, 16, 16) * 0.1 + torch.tensor([3.0, -10.0, 0.0, 30.0, 100.0]).view(5, 1, 1)
+    z, exact = torch.ones_like(u), u.double().mean((0, 2, 3))
+    for layout in (torch.contiguous_format, torch.channels_last):
+        mean, var = torch.zeros(5), torch.zeros(5)
+        functional.norm_gate(
+            u.contiguous(memory_format=layout),
+            z.contiguous(memory_format=layout),
+            None,
+            None,
+            mean,
+            var,
+            True,
+            1.0,
+        )
+        torch.testing.assert_close(mean.double(), exact, rtol=1e-7, atol=1e-8)
+        torch.testing.assert_close(var.double(), u.double().var((0, 2, 3)), rtol=1e-6, atol=0)
+
+
 def test_gates_of_large_and_small_values() -> None:
     """The sigmoid saturates without overflow and keeps its tail."""
     v = torch.tensor([0.0, -0.0, 1e-30, 1.0, -1.0, 20.0, -20.0, 80.0, -80.0, 200.0, -200.0, 3e38, -3e38])
