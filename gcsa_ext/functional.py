@@ -99,6 +99,11 @@ def norm_gate(
         raise ValueError(
             f"norm_gate: expected more than one value per channel in training, got u {tuple(u.shape)}"
         )
+    for name, vector in (("running_mean", running_mean), ("running_var", running_var)):
+        if vector is not None and vector.shape != u.shape[1:2]:
+            raise ValueError(
+                f"norm_gate: expected {name} of shape (C,) for u {tuple(u.shape)}, got {tuple(vector.shape)}"
+            )
     if _transformed():
         gate = torch.sigmoid(
             F.batch_norm(u, running_mean, running_var, weight, bias, True, float(momentum), eps)
