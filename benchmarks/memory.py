@@ -1,0 +1,74 @@
+"""Memory of a training step of GCSA: bytes saved for the backward pass, and the process's peak."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import multiprocessing
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+
+import torch
+from cases import Call, Case, gcsa_case
+from torch import Tensor, nn
+
+
+def saved_bytes(call: Call) -> int:
+    """Bytes of the storages that one forward pass keeps for the backward pass, parameters left out."""
+    parameters = {t.untyped_storage().data_ptr() for t in call.parameters}
+    if isinstance(call.function, nn.Module):
+        parameters |= {t.untyped_storage().data_ptr() for t in call.function.buffers()}
+    storages: dict[int, int] = {}
+    kept = []  # alive until the end, so that no address is used twice
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            storages[storage.data_ptr()] = storage.nbytes()
+            kept.append(tensor.detach())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        call()
+    return sum(storages.values())
+
+
+def _status(field: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/self/status has no {field}")
+
+
+def _peak(shape: Sequence[int], contender: str, threads: int) -> int | None:
+    torch.set_num_threads(threads)
+    # What every process does once (kernels compiled at run time, threads' stacks) belongs to no step.
+    _build(gcsa_case((1, shape[1], 8, 8), training=True, backward=True), contender)()
+    call = _build(gcsa_case(shape, training=True, backward=True), contender)
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from the present size
+        before = _status("VmRSS")
+        call()
+        return _status("VmHWM") - before
+    except OSError:
+        return None
+
+
+def peak_bytes(shape: Sequence[int], contender: str) -> int | None:
+    """By how many bytes a step on `shape` (N, C, H, W) raises a fresh process's resident memory at its peak.
+
+    The native workspaces and the gradients count, inputs and parameters do not. None where the system does
+    not tell (it takes Linux).
+    """
+    spawn = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=spawn) as pool:
+        return pool.submit(_peak, tuple(shape), contender, torch.get_num_threads()).result()
+
+
+def _build(case: Case, contender: str) -> Call:
+    return {**case.ours, **case.peers}[contender]()
