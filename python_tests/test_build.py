@@ -1,0 +1,157 @@
+"""The compiled module: what it links, whose threads it uses, and that nonsense raises instead of crashing."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+import torch
+from subprocesses import python
+
+from gcsa_ext import backends
+
+_C = backends.native.extension
+linux = pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's binary format or /proc")
+
+
+@linux
+def test_links_neither_torch_nor_cuda() -> None:
+    readelf = shutil.which("readelf")
+    if readelf is None:
+        pytest.skip("readelf, of binutils, is not installed")
+    dynamic = subprocess.run([readelf, "-d", _C.__file__], capture_output=True, text=True, check=True).stdout
+    needed = re.findall(r"\(NEEDED\).*\[(.*)\]", dynamic)
+    assert any(name.startswith("libc.so") for name in needed), dynamic
+    for name in needed:
+        assert not re.match(r"lib(torch|c10|cuda|python|nv)", name), needed
+    assert not re.search(r"\((RPATH|RUNPATH)\).*/", dynamic), "no path of the building machine"
+
+
+def test_build_info() -> None:
+    info = _C.build_info()
+    assert set(info) == {"compiler", "isas", "openmp"}
+    assert re.match(r"(GNU|Clang|AppleClang) \d+\.", info["compiler"])
+    assert info["isas"][0] == "baseline" and set(info["isas"]) <= {"baseline", "avx2", "avx512"}
+    assert isinstance(info["openmp"], bool)
+    assert _C.cpu_isa() in info["isas"]
+
+
+@linux
+def test_one_openmp_runtime_and_one_pool_of_threads() -> None:
+    """torch's threads are used: the kernels start none of their own beside them."""
+    if not _C.build_info()["openmp"]:
+        pytest.skip("built without OpenMP, by a compiler that has none")
+    printed = python(
+        """
+        import pathlib, re, torch, gcsa_ext
+        maps = pathlib.Path("/proc/self/maps").read_text()
+        lines = [line for line in maps.splitlines() if re.search(r"lib(g|i|)omp\\d*[-.]", line)]
+        runtimes = {line.split()[-1] for line in lines}
+        print(len(runtimes), sorted(runtimes))
+        def threads():
+            return len(list(pathlib.Path("/proc/self/task").iterdir()))
+        torch.set_num_threads(3)
+        x = torch.randn(8, 64, 56, 56)
+        torch.relu(x).sum()  # torch's pool stands
+        before = threads()
+        for _ in range(3):
+            gcsa_ext.functional.norm_gate(x, x, training=True)
+        print(before, threads())
+        """
+    )
+    runtimes, counts = printed.splitlines()
+    assert runtimes.startswith("1 "), runtimes
+    before, after = map(int, counts.split())
+    assert after == before >= 3
+
+
+TENSOR = torch.ones(4096)
+A = TENSOR.data_ptr()
+MAP = {"dtype": 0, "channels_last": False, "batch": 1, "channels": 4, "positions": 4, "threads": 1}
+CALLS: dict[str, dict[str, Any]] = {
+    "channel_gate_forward": {
+        **MAP, "hidden": 2, "groups": 2, "sigmoid": True, "x": A, "w1": A, "b1": A, "w2": A, "b2": A,
+        "out": A,
+    },
+    "channel_gate_backward": {
+        **MAP, "hidden": 2, "groups": 2, "sigmoid": True, "x": A, "w1": A, "b1": A, "w2": A, "b2": A,
+        "grad_out": A, "grad_x": A, "grad_w1": A, "grad_b1": A, "grad_w2": A, "grad_b2": A,
+    },
+    "norm_gate_forward": {
+        **MAP, "batch_statistics": True, "eps": 1e-5, "u": A, "z": A,
+        "weight": A, "bias": A, "mean": A, "var": A,
+        "out": A,
+    },
+    "norm_gate_backward": {
+        **MAP, "batch_statistics": True, "eps": 1e-5, "u": A, "z": A,
+        "weight": A, "bias": A, "mean": A, "var": A,
+        "grad_out": A, "grad_u": A, "grad_z": A, "grad_weight": A, "grad_bias": A,
+    },
+    "frequency_mask": {
+        "batch": 1, "bins": 4, "frames": 4, "threads": 1, "bands": 1, "shared": True, "element_size": 4,
+        "value": 0, "start": A, "width": A, "input": A, "output": A,
+    },
+}  # fmt: skip
+OPTIONAL = {"weight", "bias", "grad_x", "grad_u", "grad_z", "grad_weight", "grad_bias", "grad_w1"}
+NONSENSE: dict[str, tuple[int, ...]] = {
+    "dtype": (-1, 3, 99),
+    "batch": (0, -1, -(2**40)),
+    "channels": (0, -1, 3),  # 3 does not divide into 2 groups
+    "positions": (0, -5),
+    "threads": (0, -2),
+    "hidden": (0, -1),
+    "groups": (0, -2, 3),
+    "bins": (0, -1),
+    "frames": (0, -1),
+    "bands": (0, -1),
+    "element_size": (0, 1, 3, 16, -4),
+}
+
+
+def nonsense() -> list[tuple[str, str, int]]:
+    cases = []
+    for function, call in CALLS.items():
+        for name in call:
+            values: tuple[int, ...] = NONSENSE.get(name, ())
+            if name == "channels" and "groups" not in call:
+                values = values[:2]
+            if call[name] == A and name not in OPTIONAL:
+                values = (0,)
+            cases += [(function, name, value) for value in values]
+    return cases
+
+
+@pytest.mark.parametrize(("function", "name", "value"), nonsense())
+def test_nonsense_raises(function: str, name: str, value: int) -> None:
+    call = {**CALLS[function], name: value}
+    with pytest.raises(ValueError, match=r"gcsa_ext\._C: expected "):
+        getattr(_C, function)(*call.values())
+
+
+@pytest.mark.parametrize("function", CALLS)
+def test_wrong_types_raise(function: str) -> None:
+    call = list(CALLS[function].values())
+    for changed in ([None, *call[1:]], call[:-1], [*call, 1], [*call[:-1], -1], [*call[:-1], "address"]):
+        with pytest.raises(TypeError):
+            getattr(_C, function)(*changed)
+
+
+def test_optional_addresses_may_be_null() -> None:
+    for function in ("channel_gate_backward", "norm_gate_backward"):
+        call = {name: 0 if name in OPTIONAL else value for name, value in CALLS[function].items()}
+        call = {name: torch.ones(64).data_ptr() if value == A else value for name, value in call.items()}
+        storage = {name: torch.ones(64) for name, value in CALLS[function].items() if value == A}
+        call.update({name: t.data_ptr() for name, t in storage.items() if name not in OPTIONAL})
+        getattr(_C, function)(*call.values())
+        for name, tensor in storage.items():
+            assert torch.equal(tensor, torch.ones(64)), name
+
+
+def test_more_memory_than_there_is_raises() -> None:
+    call = {**CALLS["channel_gate_forward"], "channels": 2**44, "hidden": 2}
+    with pytest.raises((MemoryError, ValueError)):
+        _C.channel_gate_forward(*call.values())
