@@ -309,7 +309,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--epochs", type=whole, default=30, help="passes over the training clips")
     train.add_argument("--batch-size", type=whole, default=16, help="clips per step")
-    train.add_argument("--learning-rate", type=real, default=3e-3, help="peak of the one-cycle schedule")
+    train.add_argument("--learning-rate", type=real, default=2e-3, help="peak of the one-cycle schedule")
     train.add_argument(
         "--label-smoothing", type=float, default=0.05, help="share of the target spread over all classes"
     )

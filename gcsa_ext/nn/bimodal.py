@@ -52,8 +52,9 @@ class BimodalNet(nn.Module):
     """Expression recognition from face images and sound, either of which may be missing.
 
     The visual backbone sees every image by itself; its features are averaged over the images of a sample. The
-    audio backbone sees the spectrogram, in training with bands of it masked. A linear classifier follows
-    each, and :class:`~gcsa_ext.nn.ProportionalFusion` makes one probability vector of the two.
+    audio backbone sees the spectrogram, in training with bands of it masked. A layer norm and a linear
+    classifier follow each, and :class:`~gcsa_ext.nn.ProportionalFusion` makes one probability vector of the
+    two.
 
     Images that are masked out and modalities that are absent cost nothing and do not enter batch norm's
     statistics; only under ``torch.compile``, which wants fixed shapes, they run through the backbone and are
@@ -87,10 +88,16 @@ class BimodalNet(nn.Module):
         self.frequency_masking = FrequencyMasking(
             frequency_mask_param, iid_masks=True, num_masks=frequency_masks
         )
+        # Each GCSA's two gates halve what passes, so averaged features are small and learn slowly as they
+        # are.
         self.visual_classifier = nn.Sequential(
-            nn.Dropout(dropout), nn.Linear(visual.out_features, num_classes)
+            nn.LayerNorm(visual.out_features),
+            nn.Dropout(dropout),
+            nn.Linear(visual.out_features, num_classes),
         )
-        self.audio_classifier = nn.Sequential(nn.Dropout(dropout), nn.Linear(audio.out_features, num_classes))
+        self.audio_classifier = nn.Sequential(
+            nn.LayerNorm(audio.out_features), nn.Dropout(dropout), nn.Linear(audio.out_features, num_classes)
+        )
         self.fusion = ProportionalFusion(num_classes, num_modalities=2, rule=fusion_rule)
         self._config: dict[str, Any] | None = None
 
@@ -172,7 +179,7 @@ class BimodalNet(nn.Module):
         given = frames if frames is not None else spectrogram
         assert given is not None
         batch = given.shape[0]
-        weight = self.visual_classifier[1].weight
+        weight = self.visual_classifier[-1].weight
         assert isinstance(weight, Tensor)
 
         has = torch.ones(batch, 2, dtype=torch.bool, device=given.device) if present is None else present

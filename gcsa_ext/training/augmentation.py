@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def augment_frames(
-    frames: Tensor, shift: float = 0.06, brightness: float = 0.2, contrast: float = 0.2
+    frames: Tensor, shift: float = 0.04, brightness: float = 0.1, contrast: float = 0.1
 ) -> Tensor:
     """Mirror, shift and relight the frames of each clip, all frames of a clip alike.
 

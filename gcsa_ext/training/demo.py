@@ -80,7 +80,7 @@ def run_demo(out: str | Path, cache: str | Path, seed: int = 0, quick: bool = Fa
 
     torch.manual_seed(seed)
     model = BimodalNet.from_preset("small")
-    options = TrainingOptions(epochs=epochs, learning_rate=5e-3, seed=seed)
+    options = TrainingOptions(epochs=epochs, seed=seed)
     with _timed(phases, "timing a step"):
         result.step_seconds = time_steps(model, data, options, rounds)
     with _timed(phases, "training"):

@@ -49,7 +49,7 @@ class TrainingOptions:
 
     epochs: int = 30
     max_steps: int = -1
-    learning_rate: float = 3e-3
+    learning_rate: float = 2e-3
     weight_decay: float = 0.02
     coarse_weight: float = 0.5
     modality_weight: float = 0.5

@@ -36,7 +36,7 @@ class ExpressionModule(LightningModule):
         self,
         model: BimodalNet,
         loss: BimodalLoss | None = None,
-        learning_rate: float = 3e-3,
+        learning_rate: float = 2e-3,
         weight_decay: float = 0.02,
         augment: bool = True,
     ) -> None:
