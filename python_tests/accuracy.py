@@ -5,8 +5,8 @@ the yardstick is what plain PyTorch makes of the same input in the same dtype: a
 most 1.5 times plain PyTorch's largest error, plus a floor, relative to the largest value. The floor is a few
 roundings of the dtype: where plain PyTorch happens to be exact, another order of summation need not be wrong.
 
-A whole module in training amplifies the rounding errors of its early layers by chance, plain PyTorch's as well
-as ours, with an average ratio of 1; there the factor is MODULE_FACTOR.
+A whole module in training amplifies the rounding errors of its early layers by chance, plain PyTorch's as
+well as ours, with an average ratio of 1; there the factor is MODULE_FACTOR.
 """
 
 from __future__ import annotations

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from gcsa_ext import functional, reference
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -154,7 +156,6 @@ def test_inference_mode() -> None:
         assert torch.equal(functional.frequency_mask_(x, start, width, 1.0), expected)
 
 
-@pytest.mark.usefixtures("keep_threads")
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
 def test_threads(count: int) -> None:
     torch.set_num_threads(count)

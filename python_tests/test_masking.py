@@ -16,6 +16,8 @@ torchaudio = pytest.importorskip(
     "torchaudio", reason="torchaudio, of the extra [train], is what this is like"
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 
