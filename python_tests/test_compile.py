@@ -16,7 +16,10 @@ from gcsa_ext import GCSA, FrequencyMasking, functional
 from gcsa_ext.backends import cpu
 
 # Compilers warn about themselves; what counts here is the result.
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
+    pytest.mark.usefixtures("one_thread"),
+]
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +83,7 @@ def test_gcsa_channels_last() -> None:
 
 
 def test_inductor_trains_through_the_operators() -> None:
-    """Between them no convolution, for whose sizes inductor compiles anew, but something of its own to fuse."""
+    """Between them no convolution, for whose sizes inductor compiles anew, but something to fuse."""
 
     def loss(x: Tensor, *weights: Tensor) -> Tensor:
         z = functional.channel_gate(x, *weights, groups=4)
