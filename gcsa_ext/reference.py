@@ -40,6 +40,11 @@ def channel_gate(
     return channel_shuffle(x * (torch.sigmoid(pre) if sigmoid else pre), groups)
 
 
+def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype of sums and statistics over values of `dtype`: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
 def norm_gate(
     u: Tensor,
     z: Tensor,
@@ -53,10 +58,12 @@ def norm_gate(
 
     Args:
         u, z: (N, C, H, W).
-        weight, bias: (C,) scale and shift, or None for 1 and 0.
+        weight, bias: (C,) scale and shift, or None for 1 and 0; any floating dtype, like mean and var.
         mean, var: (C,) statistics to normalise with, or None, None for those of this batch (biased variance).
         eps: added to the variance.
     """
+    dtype = accumulator_dtype(u.dtype)
+    weight, bias, mean, var = (None if v is None else v.to(dtype) for v in (weight, bias, mean, var))
     return z * torch.sigmoid(F.batch_norm(u, mean, var, weight, bias, training=mean is None, eps=eps))
 
 

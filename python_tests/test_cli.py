@@ -94,7 +94,7 @@ def test_missing_extra_is_named() -> None:
     arguments = ["predict", "film.mp4", "--checkpoint", "model"]
     done = python("-c", NO_EXTRAS.format(missing=EXTRAS, arguments=arguments))
     assert done.returncode == 1
-    assert 'pip install "gcsa-ext[train]"' in done.stderr
+    assert 'pip install ".[train]"' in done.stderr
     assert "Traceback" not in done.stderr
 
 

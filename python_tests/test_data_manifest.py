@@ -57,7 +57,7 @@ def test_labels_may_be_absent_for_prediction(folder: Path) -> None:
         (",Fear,train,,", ["'path'", "empty"]),
         ("a.mp4,Joy,train,,", ["'label'", "'Joy'", "Happiness"]),
         ("a.mp4,8,train,,", ["'label'", "'8'", "0 to 7"]),
-        ("a.mp4,-1,train,,", ["'label'", "'-1'"]),
+        ("a.mp4,-2,train,,", ["'label'", "'-2'", "-1 for"]),
         ("a.mp4,,train,,", ["'label'", "''"]),
         ("a.mp4,Fear,dev,,", ["'split'", "'dev'", "train, validation, test"]),
         ("a.mp4,Fear", ["'split'", "''"]),
@@ -120,7 +120,7 @@ def test_a_manifest_that_is_written_reads_back_and_leaves_nothing_else(folder: P
     path = folder / "lists" / "manifest.csv"
     write_manifest(path, clips)
     assert "../a.mp4,Fear,train,0.25,1.5" in path.read_text(encoding="utf-8")
-    read = read_manifest(path, require_labels=False)
+    read = read_manifest(path)
     assert [(c.path.resolve(), c.label, c.split, c.start, c.end) for c in read] == [
         (c.path.resolve(), c.label, c.split, c.start, c.end) for c in clips
     ]

@@ -213,6 +213,24 @@ def test_a_damaged_packet_costs_no_more_than_its_frames(tmp_path: Path) -> None:
     assert len(times) > 30 and times[-1] == pytest.approx(49 / 25, abs=0.05)
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_damaged_sound_packets_cost_no_more_than_their_sound(tmp_path: Path, seed: int) -> None:
+    random = np.random.default_rng(seed)
+    sound = random.normal(0.0, 0.1, 2 * RATE).astype(np.float32)
+    path = write_video(tmp_path / "damaged.mp4", np.arange(50) / 25, sound=sound)
+    data = bytearray(path.read_bytes())
+    with av.open(str(path)) as container:
+        packets = [(packet.pos, packet.size) for packet in container.demux(audio=0) if packet.size]
+    for position, size in packets[5:-5:3]:
+        for at in random.integers(position, position + size, 4):
+            data[at] = random.integers(256)
+    path.write_bytes(bytes(data))
+    read = read_audio(path, sample_rate=RATE)
+    assert read is not None and len(read) == pytest.approx(2 * RATE, rel=0.1)
+    assert np.isfinite(read).all()
+    assert sum(1 for _ in iterate_frames(path)) == 50
+
+
 @pytest.mark.parametrize(
     ("name", "content", "problem"),
     [

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from layouts import DTYPES, LAYOUTS, SIZES, expected_format
 from torch import Tensor
 
+import gcsa_ext
 from gcsa_ext import functional, reference
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -173,16 +174,33 @@ def test_norm_gate_of_two_dtypes_counts_the_wider() -> None:
     assert torch.equal(found, functional.norm_gate(u.float(), z, training=True))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_norm_gate_of_bfloat16_maps_with_wider_vectors(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("create_graph", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_norm_gate_of_bfloat16_maps_with_vectors_of_any_dtype(
+    dtype: torch.dtype, create_graph: bool, backend: str
+) -> None:
     u, z, *_ = norm_gate_arguments("contiguous", (2, 5, 4, 6), torch.bfloat16)
     weight, bias = (torch.randn(5, dtype=dtype, requires_grad=True) for _ in range(2))
-    out = functional.norm_gate(u, z, weight, bias, training=True)
-    out.sum().backward()
+    with gcsa_ext.use_backend(backend):
+        out = functional.norm_gate(u, z, weight, bias, training=True)
+        weight.grad, bias.grad = torch.autograd.grad(out.sum(), (weight, bias), create_graph=create_graph)
     exact = reference.norm_gate(u.double(), z.double(), weight.double(), bias.double(), None, None, EPS)
     assert out.dtype == torch.bfloat16
     torch.testing.assert_close(out.double(), exact, rtol=2.0**-8, atol=2.0**-9)
     assert weight.grad.dtype == bias.grad.dtype == dtype
+
+
+def test_running_statistics_may_change_before_the_backward_pass() -> None:
+    """An evaluation pass, a training pass, then backward through the first: some losses do that."""
+    u, z, weight, bias = norm_gate_arguments("contiguous", (2, 5, 4, 6), torch.float32)
+    u.requires_grad_()
+    mean, var = torch.randn(5), torch.rand(5) + 0.5
+    (expected,) = torch.autograd.grad(functional.norm_gate(u, z, weight, bias, mean, var).sum(), u)
+    out = functional.norm_gate(u, z, weight, bias, mean, var)
+    functional.norm_gate(u.detach(), z, weight, bias, mean, var, training=True)
+    (found,) = torch.autograd.grad(out.sum(), u)
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from gcsa_ext.backends import native
 from gcsa_ext.layout import memory_format
+from gcsa_ext.reference import accumulator_dtype
 
 DTYPES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}
 MASK_DTYPES = {
@@ -70,10 +71,6 @@ def _address(tensor: Tensor | None) -> int:
 def _map_sizes(x: Tensor, layout: torch.memory_format) -> tuple[int, bool, int, int, int, int]:
     N, C, H, W = x.shape
     return DTYPES[x.dtype], layout == torch.channels_last, N, C, H * W, _threads()
-
-
-def _accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def channel_gate(
@@ -142,21 +139,19 @@ def norm_gate(
     mean: Tensor | None,
     var: Tensor | None,
     eps: float,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """See reference.norm_gate; also the batch's mean and biased variance where none were given."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See reference.norm_gate; also copies of the statistics it used (biased variance)."""
     layout = memory_format(z)
-    channels, dtype = u.shape[1], _accumulator_dtype(u.dtype)
+    dtype = accumulator_dtype(u.dtype)
     out = torch.empty(z.shape, dtype=z.dtype, memory_format=layout)
     batch_statistics = mean is None or var is None
-    new_mean = torch.zeros(channels, dtype=dtype) if batch_statistics else None
-    new_var = torch.zeros(channels, dtype=dtype) if batch_statistics else None
+    used_mean, used_var = (
+        torch.zeros(u.shape[1], dtype=dtype) if v is None else v.to(dtype, copy=True) for v in (mean, var)
+    )
     if out.numel() == 0:
-        return out, new_mean, new_var
+        return out, used_mean, used_var
     u, z = u.contiguous(memory_format=layout), z.contiguous(memory_format=layout)
-    vectors = [
-        None if v is None else v.to(dtype).contiguous()
-        for v in (weight, bias, new_mean if batch_statistics else mean, new_var if batch_statistics else var)
-    ]
+    vectors = [None if v is None else v.to(dtype).contiguous() for v in (weight, bias, used_mean, used_var)]
     assert native.extension is not None
     native.extension.norm_gate_forward(
         *_map_sizes(u, layout),
@@ -167,7 +162,7 @@ def norm_gate(
         *map(_address, vectors),
         _address(out),
     )
-    return out, new_mean, new_var
+    return out, used_mean, used_var
 
 
 def norm_gate_backward(
@@ -185,7 +180,7 @@ def norm_gate_backward(
     """The gradients of u, z, weight, bias, None where not needed; mean and var are those of the forward
     pass."""
     layout = memory_format(z)
-    dtype = _accumulator_dtype(u.dtype)
+    dtype = accumulator_dtype(u.dtype)
     need_u, need_z, need_weight, need_bias = need
     grad_u = torch.empty(u.shape, dtype=u.dtype, memory_format=layout) if need_u else None
     grad_z = torch.empty(z.shape, dtype=z.dtype, memory_format=layout) if need_z else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from types import ModuleType
 
 import torch  # noqa: F401  (first: the extension then shares the OpenMP threads that torch has loaded)
@@ -13,4 +14,7 @@ load_error: str | None = None
 try:
     extension = importlib.import_module("gcsa_ext._C")
 except ImportError as error:
-    load_error = f"the compiled module gcsa_ext._C cannot be loaded: {error}"
+    folder = Path(__file__).parents[1]
+    load_error = f"the compiled module gcsa_ext._C cannot be loaded: {error} (gcsa_ext is in {folder})"
+    if isinstance(error, ModuleNotFoundError):
+        load_error += "; if that is the source tree, run outside of it after `pip install .`"

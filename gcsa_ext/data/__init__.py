@@ -1,6 +1,6 @@
 """Real input: media files, manifests, faces, log-mel spectrograms, prepared clips, and a synthetic corpus.
 
-Needs the extra ``[train]``: ``pip install "gcsa-ext[train]"``.
+Needs the extra ``[train]``: ``pip install ".[train]"``.
 """
 
 from gcsa_ext.data.clips import (

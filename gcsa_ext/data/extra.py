@@ -16,6 +16,6 @@ def import_extra(module: str) -> Any:
     except (ImportError, OSError) as error:
         # torchaudio beside a torch it was not made for fails with OSError: undefined symbol.
         raise ImportError(
-            f"gcsa_ext.data needs {module.partition('.')[0]!r}, which could not be imported ({error}). "
-            'Install it with: pip install "gcsa-ext[train]"'
+            f"this part of gcsa_ext needs {module.partition('.')[0]!r}, which could not be imported "
+            f'({error}). Install it with: pip install ".[train]" in a clone of gcsa_ext'
         ) from error

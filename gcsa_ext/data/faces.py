@@ -104,7 +104,7 @@ def _cascade() -> Any:
         cascade = cv2.CascadeClassifier(str(file))
         if cascade.empty():
             raise ImportError(
-                f'{file} cannot be loaded; OpenCV 4 ships it in its wheel: pip install "gcsa-ext[train]"'
+                f'{file} cannot be loaded; OpenCV 4 ships it in its wheel: pip install ".[train]"'
             )
         _per_thread.cascade = cascade
     return cascade

@@ -65,7 +65,7 @@ def read_manifest(
 
     The columns are ``path``, ``label``, ``split`` and, if wanted, ``start`` and ``end`` in seconds; others
     are left alone. A relative path is relative to the manifest. A label is a name of ``classes`` in any case,
-    or an index into them. A byte-order mark and blank lines do no harm.
+    an index into them, or -1 for a clip to be left out. A byte-order mark and blank lines do no harm.
 
     Args:
         csv_path: the CSV file, UTF-8, with a header.
@@ -94,7 +94,7 @@ def read_manifest(
 
 
 def write_manifest(csv_path: str | Path, clips: Iterable[Clip], classes: Sequence[str] = EMOTIONS) -> None:
-    """Write ``clips`` as a manifest, with paths relative to it and labels by name; unknown labels stay empty.
+    """Write ``clips`` as a manifest, with paths relative to it and labels by name, unknown ones as -1.
 
     The file is written under a temporary name and then renamed, so it is never half there.
     """
@@ -107,7 +107,7 @@ def write_manifest(csv_path: str | Path, clips: Iterable[Clip], classes: Sequenc
             writer.writerow(
                 [
                     _relative(clip.path, folder),
-                    "" if clip.label == IGNORE_INDEX else classes[clip.label],
+                    IGNORE_INDEX if clip.label == IGNORE_INDEX else classes[clip.label],
                     clip.split,
                     "" if clip.start is None else clip.start,
                     "" if clip.end is None else clip.end,
@@ -179,7 +179,7 @@ def _clip(values: dict[str, str], folder: Path, classes: Sequence[str], require_
 
 
 def _label(text: str, classes: Sequence[str], required: bool) -> int:
-    if not required and text in ("", str(IGNORE_INDEX)):
+    if text == str(IGNORE_INDEX) or (not required and not text):
         return IGNORE_INDEX
     names = [name.lower() for name in classes]
     if text.lower() in names:
@@ -187,8 +187,8 @@ def _label(text: str, classes: Sequence[str], required: bool) -> int:
     if text.isdecimal() and int(text) < len(classes):
         return int(text)
     raise _RowError(
-        f"column 'label': {text!r} is unknown; expected one of {', '.join(classes)} or an index from 0 to "
-        f"{len(classes) - 1}"
+        f"column 'label': {text!r} is unknown; expected one of {', '.join(classes)}, an index from 0 to "
+        f"{len(classes) - 1}, or {IGNORE_INDEX} for a clip to be left out"
     )
 
 

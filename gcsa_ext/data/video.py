@@ -267,7 +267,10 @@ def _opened(path: str | Path) -> Iterator[Any]:
     except av.error.FFmpegError as error:
         raise MediaError(path, f"it cannot be opened, or is truncated ({error.strerror})") from error
     with container:
-        yield container
+        try:
+            yield container
+        except av.error.FFmpegError as error:
+            raise MediaError(path, f"it is damaged ({error.strerror})") from error
 
 
 def _tracks(container: Any, path: str | Path) -> tuple[Any | None, Any | None]:
@@ -293,7 +296,8 @@ def _decoded(container: Any, stream: Any) -> Iterator[Any]:
         except av.error.FFmpegError:
             # What lies behind a hole in the file cannot be reached; the decoder still holds good frames.
             packet = None
-        with suppress(av.error.InvalidDataError, av.error.EOFError):
+        # FFmpeg's decoders have many names for damage: AAC's is "Operation not permitted".
+        with suppress(av.error.FFmpegError):
             yield from stream.decode(packet)
         if packet is None or packet.size == 0:
             return

@@ -14,7 +14,9 @@ class FrequencyMasking(nn.Module):
     A drop-in for torchaudio.transforms.FrequencyMasking that draws the same random numbers from the same
     generator in the same order: with num_masks=1 and p=1 the same ``torch.manual_seed`` gives the same bits.
     Each band's width is uniform in [0, freq_mask_param) bins and its start uniform in [0, freq - width), both
-    truncated. Unlike torchaudio's, the module does nothing after ``.eval()``.
+    truncated. Unlike torchaudio's, the module does nothing after ``.eval()``, takes real spectrograms only,
+    cannot be scripted by TorchScript, and counts bins exactly where torchaudio's counts them in the
+    spectrogram's dtype (the two differ in bfloat16 beyond 256 bins and in float16 beyond 2048).
 
     Args:
         freq_mask_param: exclusive upper end of a band's width in bins.
@@ -56,21 +58,28 @@ class FrequencyMasking(nn.Module):
         self.value = value
         self.inplace = inplace
 
-    def forward(self, spectrogram: Tensor) -> Tensor:
-        """Mask a spectrogram (..., freq, time)."""
+    def forward(self, specgram: Tensor, mask_value: float | Tensor | None = None) -> Tensor:
+        """Mask a spectrogram.
+
+        Args:
+            specgram: (..., freq, time); the name is torchaudio's.
+            mask_value: what masked bins become in this call, a number or a tensor of one element; `value`
+                where None.
+        """
         dimensions = 2 + self.iid_masks
-        if spectrogram.dim() < dimensions:
+        if specgram.dim() < dimensions:
             raise ValueError(
                 f"FrequencyMasking(iid_masks={self.iid_masks}): expected a spectrogram (..., freq, time) "
-                f"of at least {dimensions} dimensions, got {tuple(spectrogram.shape)}"
+                f"of at least {dimensions} dimensions, got {tuple(specgram.shape)}"
             )
-        freq = spectrogram.shape[-2]
+        value = self.value if mask_value is None else float(mask_value)
+        freq = specgram.shape[-2]
         widest = self.freq_mask_param if self.p == 1.0 else min(self.freq_mask_param, int(freq * self.p))
         if not self.training or widest < 1:
-            return spectrogram
-        starts, widths = zip(*(self._draw(spectrogram, widest) for _ in range(self.num_masks)), strict=True)
+            return specgram
+        starts, widths = zip(*(self._draw(specgram, widest) for _ in range(self.num_masks)), strict=True)
         mask = functional.frequency_mask_ if self.inplace else functional.frequency_mask
-        return mask(spectrogram, torch.stack(starts, -1), torch.stack(widths, -1), self.value)
+        return mask(specgram, torch.stack(starts, -1), torch.stack(widths, -1), value)
 
     def _draw(self, spectrogram: Tensor, widest: int) -> tuple[Tensor, Tensor]:
         """Start and width of one band: (*batch,) each with iid_masks, else scalars."""

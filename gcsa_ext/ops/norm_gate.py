@@ -44,10 +44,6 @@ def _check(
         raise ValueError("norm_gate: expected both mean and var, or neither")
 
 
-def _statistics(u: Tensor) -> Tensor:
-    return u.new_empty(u.shape[1], dtype=torch.float64 if u.dtype == torch.float64 else torch.float32)
-
-
 def _forward(
     u: Tensor,
     z: Tensor,
@@ -58,20 +54,15 @@ def _forward(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     _check(u, z, weight, bias, mean, var)
-    batch_mean: Tensor | None
-    batch_var: Tensor | None
     if select("norm_gate", u.device, u.dtype) == "cpu":
-        out, batch_mean, batch_var = cpu.norm_gate(u, z, weight, bias, mean, var, eps)
+        return cpu.norm_gate(u, z, weight, bias, mean, var, eps)
+    out = reference.norm_gate(u, z, weight, bias, mean, var, eps)
+    dtype = reference.accumulator_dtype(u.dtype)
+    if mean is None or var is None:
+        used_var, used_mean = torch.var_mean(u.to(dtype), (0, 2, 3), correction=0)
     else:
-        out = reference.norm_gate(u, z, weight, bias, mean, var, eps).contiguous(
-            memory_format=memory_format(z)
-        )
-        batch_mean = batch_var = None
-        if mean is None:
-            wide = u.to(_statistics(u).dtype)
-            batch_var, batch_mean = torch.var_mean(wide, (0, 2, 3), correction=0)
-    empty = u.new_empty(0)
-    return out, empty if batch_mean is None else batch_mean, empty.clone() if batch_var is None else batch_var
+        used_mean, used_var = mean.to(dtype, copy=True), var.to(dtype, copy=True)
+    return out.contiguous(memory_format=memory_format(z)), used_mean, used_var
 
 
 def _forward_fake(
@@ -85,9 +76,8 @@ def _forward_fake(
 ) -> tuple[Tensor, Tensor, Tensor]:
     _check(u, z, weight, bias, mean, var)
     out = torch.empty_like(z, memory_format=memory_format(z))
-    if mean is None:
-        return out, _statistics(u), _statistics(u)
-    return out, u.new_empty(0), u.new_empty(0)
+    statistics = u.new_empty(u.shape[1], dtype=reference.accumulator_dtype(u.dtype))
+    return out, statistics, torch.empty_like(statistics)
 
 
 def _backward(
@@ -158,13 +148,12 @@ registration.define(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-    u, z, weight, bias, mean, var, ctx.eps = inputs
-    _, batch_mean, batch_var = output
+    u, z, weight, bias, mean, _, ctx.eps = inputs
+    # The operator's own copy of the statistics: running ones may change before the backward pass.
+    _, used_mean, used_var = output
     ctx.batch_statistics = mean is None
-    ctx.mark_non_differentiable(batch_mean, batch_var)
-    if mean is None:
-        mean, var = batch_mean, batch_var
-    ctx.save_for_backward(u, z, weight, bias, mean, var)
+    ctx.mark_non_differentiable(used_mean, used_var)
+    ctx.save_for_backward(u, z, weight, bias, used_mean, used_var)
 
 
 def _autograd(ctx: Any, grad_out: Tensor, *_: Any) -> tuple[Tensor | None, ...]:

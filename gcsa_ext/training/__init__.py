@@ -1,6 +1,6 @@
 """Training, evaluation and checkpoints of the two-modality network.
 
-Needs the extra ``[train]``: ``pip install "gcsa-ext[train]"``. The parts are imported from their own modules,
+Needs the extra ``[train]``: ``pip install ".[train]"``. The parts are imported from their own modules,
 because prediction reads checkpoints without waiting for Lightning to load:
 
 * :mod:`~gcsa_ext.training.checkpoint`: :func:`save_checkpoint`, :func:`load_checkpoint`.
