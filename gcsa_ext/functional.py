@@ -35,8 +35,8 @@ def channel_gate(
         x: (N, C, H, W), float32, float64 or bfloat16 (float32 inside); contiguous or channels_last, kept;
             other strides are copied. float16, and tensors on other devices than the CPU, are computed by
             plain PyTorch.
-        w1: (h, C), b1: (h,), w2: (C, h), b2: (C,): the layers, of x's dtype and device. Under autocast all
-            are cast.
+        w1: (h, C), b1: (h,), w2: (C, h), b2: (C,): the layers, of x's dtype and device. Under autocast they
+            are cast to the dtype of x, which the result keeps.
         groups: number of groups of the channel shuffle, which divides C; 1 leaves the channels in place.
         sigmoid: False leaves the sigmoid out (``a = w2 @ relu(...) + b2``), as some public GAM modules do.
 

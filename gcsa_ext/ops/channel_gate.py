@@ -130,4 +130,4 @@ def _autograd(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
 torch.library.register_autograd(
     "gcsa_ext::channel_gate", _autograd, setup_context=_setup_context, lib=registration.LIBRARY
 )
-registration.cast_in_autocast("channel_gate", torch.ops.gcsa_ext.channel_gate.default)
+registration.cast_weights_in_autocast("channel_gate", torch.ops.gcsa_ext.channel_gate.default)

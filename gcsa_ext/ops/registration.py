@@ -22,25 +22,21 @@ def define(
     torch.library.register_fake(f"gcsa_ext::{name}", fake, lib=LIBRARY)
 
 
-def cast_in_autocast(name: str, operator: Callable[..., Any]) -> None:
-    """Under autocast, cast the operator's tensors to the lower precision first, as is done for linear and
-    convolution."""
-    for device_type, key in (("cpu", "AutocastCPU"), ("cuda", "AutocastCUDA")):
+def cast_weights_in_autocast(name: str, operator: Callable[..., Any]) -> None:
+    """Under autocast, cast the tensors behind the first to its dtype.
+
+    The plain module's product x * gate keeps a float32 x at float32, so the result keeps the dtype of x.
+    """
+    for key in ("AutocastCPU", "AutocastCUDA"):
         exclude = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
 
-        def kernel(
-            *args: Any, device_type: str = device_type, exclude: torch._C.DispatchKeySet = exclude
-        ) -> Any:
-            dtype = torch.get_autocast_dtype(device_type)
-
-            def cast(value: Any) -> Any:
-                eligible = (
-                    isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64
-                )
-                return value.to(dtype) if eligible else value
-
+        def kernel(x: Tensor, *args: Any, exclude: torch._C.DispatchKeySet = exclude) -> Any:
+            weights = (
+                value.to(x.dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+                for value in args
+            )
             with torch._C._ExcludeDispatchKeyGuard(exclude):
-                return operator(*map(cast, args))
+                return operator(x, *weights)
 
         LIBRARY.impl(name, kernel, key)
 
