@@ -40,13 +40,23 @@ os.register_at_fork(after_in_child=_after_fork)
 
 def unsupported(operator: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """Why this backend cannot run `operator` on such tensors, or None if it can."""
-    if native.load_error is not None:
-        return native.load_error
+    reason = native.load_error or _isa_error()
+    if reason is not None:
+        return reason
     if device.type != "cpu":
         return f"the cpu backend takes tensors on the CPU, not on {device}"
     dtypes = MASK_DTYPES if operator.startswith("frequency_mask") else DTYPES
     if dtype not in dtypes:
         return f"the cpu backend has {operator} for {', '.join(map(str, dtypes))}, not {dtype}"
+    return None
+
+
+@functools.cache
+def _isa_error() -> str | None:
+    try:
+        isa()
+    except RuntimeError as error:
+        return str(error)
     return None
 
 
