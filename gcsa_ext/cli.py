@@ -177,7 +177,7 @@ def _predict(arguments: argparse.Namespace) -> int:
     for video in arguments.videos:
         try:
             _predict_one(arguments, video, checkpoint)
-        except (ValueError, OSError) as error:
+        except Exception as error:  # whatever is wrong with one file, the others go on
             if arguments.debug:
                 traceback.print_exc()
             # A MediaError names the file itself.

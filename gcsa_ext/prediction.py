@@ -26,16 +26,16 @@ from torch import Tensor
 
 from gcsa_ext.data import (
     EMOTIONS,
-    IGNORE_INDEX,
     ClipBatch,
     ClipSample,
     ClipSettings,
     FaceCropper,
-    LogMelSpectrogram,
     MediaInfo,
     collate_clips,
+    is_audible,
     iterate_audio,
     iterate_frames,
+    make_sample,
     probe,
 )
 from gcsa_ext.data.atomic import whole_file
@@ -43,9 +43,6 @@ from gcsa_ext.nn import BimodalNet
 
 AUDIO_ROWS_PER_SECOND = 25
 """Rate of the rows for a file without a video track."""
-
-# What prepare_clip takes for silence: -80 dB re full scale, a muted microphone.
-_SILENCE = 1e-4
 
 # Ten microseconds; the sum of equal bins need not hit the end of the file to the last bit.
 _ROUNDING = 1e-5
@@ -139,7 +136,7 @@ class _Bin:
 
     @property
     def audible(self) -> bool:
-        return self.sound.size > 0 and float(np.abs(self.sound).max()) > _SILENCE
+        return is_audible(self.sound)
 
 
 class _Sound:
@@ -232,27 +229,10 @@ class _Window:
     centre: float
     bins: list[_Bin]
 
-    def sample(self, settings: ClipSettings, log_mel: LogMelSpectrogram) -> ClipSample:
-        """The network's input, made as :func:`~gcsa_ext.data.prepare_clip` makes it of a clip."""
-        side = settings.image_size
-        frames = torch.zeros(settings.frames_per_clip, 3, side, side, dtype=torch.uint8)
-        frame_mask = torch.zeros(settings.frames_per_clip, dtype=torch.bool)
-        for position, one in enumerate(self.bins):
-            if one.crop is not None:
-                frames[position] = torch.from_numpy(one.crop).permute(2, 0, 1)
-                frame_mask[position] = True
-        audible = any(one.audible for one in self.bins)
-        spectrogram = torch.zeros(1, settings.n_mels, 1)
-        if audible:
-            waveform = np.concatenate([one.sound for one in self.bins])
-            spectrogram = log_mel(torch.from_numpy(waveform)[None])
-        return ClipSample(
-            frames=frames,
-            frame_mask=frame_mask,
-            spectrogram=spectrogram,
-            spectrogram_mask=torch.full((spectrogram.shape[-1],), audible),
-            present=torch.tensor([bool(frame_mask.any()), audible]),
-            label=torch.tensor(IGNORE_INDEX),
+    def sample(self, settings: ClipSettings) -> ClipSample:
+        """The network's input."""
+        return make_sample(
+            [one.crop for one in self.bins], np.concatenate([one.sound for one in self.bins]), settings
         )
 
 
@@ -370,10 +350,9 @@ def _answers(
     bins: Iterable[_Bin], model: BimodalNet, settings: ClipSettings, width: float, hop: int, batch_size: int
 ) -> Iterator[_Answer]:
     """The network's answer for each window, by ascending centre."""
-    log_mel = LogMelSpectrogram(settings.sample_rate, settings.n_mels)
     windows = _windows(bins, settings.frames_per_clip, hop, width)
     while batch := list(islice(windows, batch_size)):
-        samples = collate_clips([window.sample(settings, log_mel) for window in batch])
+        samples = collate_clips([window.sample(settings) for window in batch])
         probabilities = _apply(model, samples)
         for window, row, (visual, audio) in zip(
             batch, probabilities.numpy(), samples["present"].tolist(), strict=True

@@ -316,5 +316,5 @@ def test_collating_refuses_nothing_and_a_mixture(media: dict[str, Path]) -> None
 
 
 def test_a_missing_package_names_the_command_that_installs_it() -> None:
-    with pytest.raises(ImportError, match=r'no_such_package.*pip install "gcsa-ext\[train\]"'):
+    with pytest.raises(ImportError, match=r'no_such_package.*pip install "\.\[train\]"'):
         import_extra("no_such_package.part")

@@ -9,6 +9,8 @@ from gcsa_ext.data.clips import (
     ClipSample,
     ClipSettings,
     collate_clips,
+    is_audible,
+    make_sample,
     prepare_clip,
 )
 from gcsa_ext.data.emotions import EMOTIONS, IGNORE_INDEX
@@ -47,9 +49,11 @@ __all__ = [
     "collate_clips",
     "equal_interval_times",
     "frames_at",
+    "is_audible",
     "iterate_audio",
     "iterate_frames",
     "iterate_frames_at",
+    "make_sample",
     "prepare_clip",
     "probe",
     "read_audio",

@@ -1,5 +1,6 @@
 """From a clip in a media file to the tensors that the network takes."""
 
+import functools
 import hashlib
 import json
 import math
@@ -10,11 +11,13 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from gcsa_ext.data.atomic import whole_file
+from gcsa_ext.data.emotions import IGNORE_INDEX
 from gcsa_ext.data.extra import import_extra
 from gcsa_ext.data.faces import FaceCropper, FaceMode
 from gcsa_ext.data.manifest import Clip
@@ -25,7 +28,6 @@ safetensors_torch = import_extra("safetensors.torch")
 
 # Part of every cache key: raise it whenever prepare_clip gives other tensors for the same clip and settings.
 _CACHE_VERSION = 1
-# A track of digital silence (-80 dB re full scale) is a muted microphone: nothing to hear.
 _SILENCE = 1e-4
 
 
@@ -135,24 +137,45 @@ def prepare_clip(clip: Clip, settings: ClipSettings) -> ClipSample:
         start += (end - start - settings.window_seconds) / 2
         end = start + settings.window_seconds
 
-    frames = torch.zeros(
-        settings.frames_per_clip, 3, settings.image_size, settings.image_size, dtype=torch.uint8
-    )
-    frame_mask = torch.zeros(settings.frames_per_clip, dtype=torch.bool)
+    crops: list[npt.NDArray[np.uint8] | None] = []
     if info.has_video:
         cropper = FaceCropper(settings.image_size, settings.faces)
         times = equal_interval_times(start, end, settings.frames_per_clip)
-        for i, (_, frame) in enumerate(iterate_frames_at(clip.path, times.tolist())):
-            crop = cropper(frame)
-            if crop is not None:
-                frames[i] = torch.from_numpy(crop).permute(2, 0, 1)
-                frame_mask[i] = True
-
-    spectrogram = torch.zeros(1, settings.n_mels, 1)
+        crops = [cropper(frame) for _, frame in iterate_frames_at(clip.path, times.tolist())]
     waveform = read_audio(clip.path, start, end, settings.sample_rate) if info.has_audio else None
-    audible = waveform is not None and waveform.size > 0 and float(np.abs(waveform).max()) > _SILENCE
+    return make_sample(crops, waveform, settings, clip.label)
+
+
+def is_audible(waveform: npt.NDArray[np.float32]) -> bool:
+    """Whether a waveform (samples,) is louder than digital silence: -80 dB re full scale, a muted microphone."""
+    return waveform.size > 0 and float(np.abs(waveform).max()) > _SILENCE
+
+
+def make_sample(
+    crops: Sequence[npt.NDArray[np.uint8] | None],
+    waveform: npt.NDArray[np.float32] | None,
+    settings: ClipSettings,
+    label: int = IGNORE_INDEX,
+) -> ClipSample:
+    """The network's input, made of what was decoded; training and prediction share it.
+
+    Args:
+        crops: at most frames_per_clip faces (S, S, 3) RGB, None where none was found.
+        waveform: (samples,) at settings.sample_rate, or None without sound.
+        settings: sizes.
+        label: index of the class, -1 if unknown.
+    """
+    side = settings.image_size
+    frames = torch.zeros(settings.frames_per_clip, 3, side, side, dtype=torch.uint8)
+    frame_mask = torch.zeros(settings.frames_per_clip, dtype=torch.bool)
+    for i, crop in enumerate(crops):
+        if crop is not None:
+            frames[i] = torch.from_numpy(crop).permute(2, 0, 1)
+            frame_mask[i] = True
+    spectrogram = torch.zeros(1, settings.n_mels, 1)
+    audible = waveform is not None and is_audible(waveform)
     if waveform is not None and audible:
-        log_mel = LogMelSpectrogram(settings.sample_rate, settings.n_mels)
+        log_mel = _log_mel(settings.sample_rate, settings.n_mels)
         spectrogram = log_mel(torch.from_numpy(waveform)[None]).contiguous()
     return ClipSample(
         frames=frames,
@@ -160,8 +183,11 @@ def prepare_clip(clip: Clip, settings: ClipSettings) -> ClipSample:
         spectrogram=spectrogram,
         spectrogram_mask=torch.full((spectrogram.shape[-1],), audible),
         present=torch.tensor([bool(frame_mask.any()), audible]),
-        label=torch.tensor(clip.label, dtype=torch.int64),
+        label=torch.tensor(label, dtype=torch.int64),
     )
+
+
+_log_mel = functools.lru_cache(maxsize=4)(LogMelSpectrogram)
 
 
 class ClipDataset(Dataset[ClipSample]):
@@ -242,7 +268,8 @@ class ClipDataset(Dataset[ClipSample]):
 
         Args:
             progress: called in this thread as ``progress(done, total)`` after each clip, and first with 0
-            done. workers: number of threads; decoding and detection run outside Python's lock.
+                done.
+            workers: number of threads; decoding and detection run outside Python's lock.
 
         Raises:
             ValueError: the dataset has no cache folder.

@@ -81,8 +81,8 @@ def run_demo(out: str | Path, cache: str | Path, seed: int = 0, quick: bool = Fa
     torch.manual_seed(seed)
     model = BimodalNet.from_preset("small")
     options = TrainingOptions(epochs=epochs, seed=seed)
-    with _timed(phases, "timing a step"):
-        result.step_seconds = time_steps(model, data, options, rounds)
+    with _timed(phases, "timing a step"), progress_bar("timing a step") as report:
+        result.step_seconds = time_steps(model, data, options, rounds, report)
     with _timed(phases, "training"):
         trained = train(model, data, out / "model", options)
     result.files["checkpoint"] = trained.checkpoint
@@ -94,7 +94,7 @@ def run_demo(out: str | Path, cache: str | Path, seed: int = 0, quick: bool = Fa
             out, "test", result.scores, EMOTIONS
         )
 
-    with _timed(phases, "predicting"):
+    with _timed(phases, "predicting"), progress_bar("predicting"):
         video = synthesize_clip(
             out / "unseen.mp4", UNSEEN_IDENTITY, UNSEEN_EMOTION, seed=0, seconds=UNSEEN_SECONDS
         )
@@ -112,7 +112,11 @@ def run_demo(out: str | Path, cache: str | Path, seed: int = 0, quick: bool = Fa
 
 
 def time_steps(
-    model: BimodalNet, data: ClipDataModule, options: TrainingOptions, rounds: int
+    model: BimodalNet,
+    data: ClipDataModule,
+    options: TrainingOptions,
+    rounds: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, float]:
     """Median time of one training step on one batch, with the fused and with the plain PyTorch operators.
 
@@ -132,7 +136,8 @@ def time_steps(
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate)
     times: dict[str, list[float]] = {name: [] for name in contexts}
     with torch.random.fork_rng():
-        for _ in range(rounds + 1):
+        for done in range(rounds + 1):
+            progress(done, rounds + 1)
             for name, context in contexts.items():
                 began = time.perf_counter()
                 with context():
