@@ -147,7 +147,7 @@ def prepare_clip(clip: Clip, settings: ClipSettings) -> ClipSample:
 
 
 def is_audible(waveform: npt.NDArray[np.float32]) -> bool:
-    """Whether a waveform (samples,) is louder than digital silence: -80 dB re full scale, a muted microphone."""
+    """Whether a waveform (samples,) is louder than a muted microphone: -80 dB re full scale."""
     return waveform.size > 0 and float(np.abs(waveform).max()) > _SILENCE
 
 
