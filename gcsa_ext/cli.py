@@ -103,6 +103,7 @@ def _train(arguments: argparse.Namespace) -> int:
         learning_rate=arguments.learning_rate,
         label_smoothing=arguments.label_smoothing,
         balance_classes=arguments.balance,
+        frames_per_step=arguments.frames_per_step,
         augment=not arguments.no_augment,
         seed=arguments.seed,
     )
@@ -309,9 +310,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     train.add_argument("--epochs", type=whole, default=30, help="passes over the training clips")
     train.add_argument("--batch-size", type=whole, default=16, help="clips per step")
-    train.add_argument("--learning-rate", type=real, default=2e-3, help="peak of the one-cycle schedule")
+    train.add_argument("--learning-rate", type=real, default=3e-3, help="peak of the one-cycle schedule")
     train.add_argument(
-        "--label-smoothing", type=float, default=0.05, help="share of the target spread over all classes"
+        "--label-smoothing", type=float, default=0.1, help="share of the target spread over all classes"
+    )
+    train.add_argument(
+        "--frames-per-step", type=whole, help="frames drawn of each clip in every step (default: all)"
     )
     train.add_argument("--balance", action="store_true", help="weigh classes by their inverse frequency")
     train.add_argument("--no-augment", action="store_true", help="leave the frames as they are in training")

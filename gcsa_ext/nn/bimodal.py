@@ -19,7 +19,7 @@ PRESETS: dict[str, dict[str, dict[str, Any]]] = {
     "small": {
         "visual": {"widths": [16, 32, 64], "depths": [1, 1, 1]},
         "audio": {"branch_width": 8, "widths": [16, 32, 64], "depths": [1, 1, 1]},
-        "options": {"dropout": 0.1, "frequency_mask_param": 8},
+        "options": {"dropout": 0.3, "frequency_mask_param": 8},
     },
     # The size usual for face crops of 112 x 112 and more; 20 million weights.
     "base": {

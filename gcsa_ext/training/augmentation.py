@@ -1,9 +1,61 @@
-"""Random changes of face crops that leave the expression as it is."""
+"""Random changes of clips that leave the expression as it is."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from gcsa_ext.data import ClipBatch
+
+
+def augment_clips(batch: ClipBatch, frame_share: float = 0.5) -> ClipBatch:
+    """A batch for one training step: some frames of each clip, changed by :func:`augment_frames`.
+
+    Fewer frames are not only cheaper: that the choice differs each time keeps a network from learning the clips by
+    heart. Draws from PyTorch's global CPU generator.
+
+    Args:
+        batch: left as it is.
+        frame_share: share of each clip's frames to keep, rounded up, in (0, 1].
+
+    Returns:
+        A new batch with floating-point frames; those that were not drawn are False in the mask.
+    """
+    augmented = batch.copy()
+    augmented["frames"] = augment_frames(batch["frames"])
+    augmented["frame_mask"] = draw_frames(batch["frame_mask"], frame_share)
+    return augmented
+
+
+def draw_frames(frame_mask: Tensor, share: float) -> Tensor:
+    """Keep a random `share`, rounded up, of the True entries in each row of an (N, T) bool mask."""
+    order = torch.rand(frame_mask.shape).to(frame_mask.device).masked_fill(~frame_mask, 2.0)
+    rank = order.argsort(dim=1).argsort(dim=1)
+    wanted = (frame_mask.sum(dim=1, keepdim=True) * share).ceil()
+    return frame_mask & (rank < wanted)
+
+from gcsa_ext.data import ClipBatch
+
+
+def draw_frames(batch: ClipBatch, count: int | None) -> ClipBatch:
+    """Keep some of the clips' frames, the same positions of every clip, drawn at random.
+
+    A network that sees other frames in every step learns less by heart, and a step costs less.
+
+    Args:
+        batch: frames (N, T, 3, H, W) with frame_mask (N, T), and the rest.
+        count: how many to keep, T or more for all; None: all.
+
+    Returns:
+        A batch that shares what has not changed.
+    """
+    drawn = batch.copy()
+    length = batch["frames"].shape[1]
+    if count is not None and count < length:
+        positions = torch.randperm(length)[:count].sort().values.to(batch["frames"].device)
+        drawn["frames"] = batch["frames"][:, positions]
+        drawn["frame_mask"] = batch["frame_mask"][:, positions]
+    return drawn
 
 
 def augment_frames(

@@ -23,7 +23,7 @@ from gcsa_ext.data import (
 )
 from gcsa_ext.nn import BimodalNet
 from gcsa_ext.prediction import Summary, predict_video, write_csv
-from gcsa_ext.training.augmentation import augment_frames
+from gcsa_ext.training.augmentation import augment_frames, draw_frames
 from gcsa_ext.training.datamodule import ClipDataModule
 from gcsa_ext.training.evaluation import predict_clips, run_batch
 from gcsa_ext.training.fit import TrainingOptions, make_loss, train
@@ -70,7 +70,7 @@ def run_demo(out: str | Path, cache: str | Path, seed: int = 0, quick: bool = Fa
     out, cache = Path(out), Path(cache)
     result = DemoResult()
     phases = result.phase_seconds
-    identities, epochs, rounds = (6, 1, 2) if quick else (60, 24, 7)
+    identities, epochs, rounds = (6, 1, 2) if quick else (84, 12, 7)
 
     with _timed(phases, "making the clips"), progress_bar("making the clips") as report:
         manifest = synthesize_corpus(cache / f"corpus-{identities}", identities, progress=report)
@@ -80,7 +80,7 @@ def run_demo(out: str | Path, cache: str | Path, seed: int = 0, quick: bool = Fa
 
     torch.manual_seed(seed)
     model = BimodalNet.from_preset("small")
-    options = TrainingOptions(epochs=epochs, seed=seed)
+    options = TrainingOptions(epochs=epochs, frames_per_step=3, seed=seed)
     with _timed(phases, "timing a step"), progress_bar("timing a step") as report:
         result.step_seconds = time_steps(model, data, options, rounds, report)
     with _timed(phases, "training"):
@@ -141,8 +141,8 @@ def time_steps(
             for name, context in contexts.items():
                 began = time.perf_counter()
                 with context():
-                    augmented = batch.copy()
-                    augmented["frames"] = augment_frames(batch["frames"])
+                    augmented = draw_frames(batch, options.frames_per_step)
+                    augmented["frames"] = augment_frames(augmented["frames"])
                     optimizer.zero_grad()
                     loss(run_batch(model, augmented), batch["label"]).backward()
                     optimizer.step()

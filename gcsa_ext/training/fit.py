@@ -41,6 +41,7 @@ class TrainingOptions:
         label_smoothing: of the loss.
         balance_classes: weigh classes by the inverse of their frequency in the training split.
         augment: mirror, shift and relight the frames.
+        frames_per_step: frames drawn at random of each clip in every step; None for all.
         seed: of the batches, the dropout, the masking and the augmentation.
 
     Raises:
@@ -49,13 +50,14 @@ class TrainingOptions:
 
     epochs: int = 30
     max_steps: int = -1
-    learning_rate: float = 2e-3
+    learning_rate: float = 3e-3
     weight_decay: float = 0.02
     coarse_weight: float = 0.5
     modality_weight: float = 0.5
-    label_smoothing: float = 0.05
+    label_smoothing: float = 0.1
     balance_classes: bool = False
     augment: bool = True
+    frames_per_step: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -65,6 +67,8 @@ class TrainingOptions:
         for name in ("weight_decay", "coarse_weight", "modality_weight", "label_smoothing", "seed"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must be at least 0, got {getattr(self, name)}")
+        if self.frames_per_step is not None and self.frames_per_step < 1:
+            raise ValueError(f"frames_per_step must be at least 1, got {self.frames_per_step}")
         if self.max_steps < 1 and self.max_steps != -1:
             raise ValueError(f"max_steps must be positive or -1, got {self.max_steps}")
 
@@ -233,6 +237,7 @@ def train(
         options.learning_rate,
         options.weight_decay,
         options.augment,
+        options.frames_per_step,
     )
     best = KeepBest(weights_file, data, classes, options)
     callbacks: list[Callback] = [

@@ -10,7 +10,7 @@ from torch import Tensor
 from gcsa_ext.data import IGNORE_INDEX, ClipBatch
 from gcsa_ext.data.extra import import_extra
 from gcsa_ext.nn import BimodalLoss, BimodalNet, BimodalOutput
-from gcsa_ext.training.augmentation import augment_frames
+from gcsa_ext.training.augmentation import augment_clips, draw_frames
 from gcsa_ext.training.evaluation import Predictions, run_batch
 
 import_extra("lightning")
@@ -29,16 +29,19 @@ class ExpressionModule(LightningModule):
         loss: over the entire network.
         learning_rate: the peak of the schedule.
         weight_decay: of AdamW; biases and the weights of norms are exempt.
-        augment: mirror, shift and relight the frames in training.
+        augment: in training, draw some frames of each clip, mirror, shift and relight them.
+        frame_share: share of a clip's frames drawn.
+        frames_per_step: frames drawn of each clip in every step; None for all.
     """
 
     def __init__(
         self,
         model: BimodalNet,
         loss: BimodalLoss | None = None,
-        learning_rate: float = 2e-3,
+        learning_rate: float = 3e-3,
         weight_decay: float = 0.02,
         augment: bool = True,
+        frames_per_step: int | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -46,12 +49,14 @@ class ExpressionModule(LightningModule):
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.augment = augment
+        self.frames_per_step = frames_per_step
         self._outputs: list[tuple[BimodalOutput, Tensor]] = []
 
     def training_step(self, batch: ClipBatch, batch_idx: int) -> Tensor:
         """Loss of one batch."""
+        batch = draw_frames(batch, self.frames_per_step)
         if self.augment:
-            batch["frames"] = augment_frames(batch["frames"])
+            batch = augment_clips(batch, self.frame_share)
         loss: Tensor = self.loss(run_batch(self.model, batch), batch["label"])
         self.log(
             "train_loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(batch["label"])
