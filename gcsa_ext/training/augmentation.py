@@ -8,35 +8,6 @@ from torch import Tensor
 from gcsa_ext.data import ClipBatch
 
 
-def augment_clips(batch: ClipBatch, frame_share: float = 0.5) -> ClipBatch:
-    """A batch for one training step: some frames of each clip, changed by :func:`augment_frames`.
-
-    Fewer frames are not only cheaper: that the choice differs each time keeps a network from learning the clips by
-    heart. Draws from PyTorch's global CPU generator.
-
-    Args:
-        batch: left as it is.
-        frame_share: share of each clip's frames to keep, rounded up, in (0, 1].
-
-    Returns:
-        A new batch with floating-point frames; those that were not drawn are False in the mask.
-    """
-    augmented = batch.copy()
-    augmented["frames"] = augment_frames(batch["frames"])
-    augmented["frame_mask"] = draw_frames(batch["frame_mask"], frame_share)
-    return augmented
-
-
-def draw_frames(frame_mask: Tensor, share: float) -> Tensor:
-    """Keep a random `share`, rounded up, of the True entries in each row of an (N, T) bool mask."""
-    order = torch.rand(frame_mask.shape).to(frame_mask.device).masked_fill(~frame_mask, 2.0)
-    rank = order.argsort(dim=1).argsort(dim=1)
-    wanted = (frame_mask.sum(dim=1, keepdim=True) * share).ceil()
-    return frame_mask & (rank < wanted)
-
-from gcsa_ext.data import ClipBatch
-
-
 def draw_frames(batch: ClipBatch, count: int | None) -> ClipBatch:
     """Keep some of the clips' frames, the same positions of every clip, drawn at random.
 

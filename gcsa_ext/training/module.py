@@ -10,7 +10,7 @@ from torch import Tensor
 from gcsa_ext.data import IGNORE_INDEX, ClipBatch
 from gcsa_ext.data.extra import import_extra
 from gcsa_ext.nn import BimodalLoss, BimodalNet, BimodalOutput
-from gcsa_ext.training.augmentation import augment_clips, draw_frames
+from gcsa_ext.training.augmentation import augment_frames, draw_frames
 from gcsa_ext.training.evaluation import Predictions, run_batch
 
 import_extra("lightning")
@@ -29,8 +29,7 @@ class ExpressionModule(LightningModule):
         loss: over the entire network.
         learning_rate: the peak of the schedule.
         weight_decay: of AdamW; biases and the weights of norms are exempt.
-        augment: in training, draw some frames of each clip, mirror, shift and relight them.
-        frame_share: share of a clip's frames drawn.
+        augment: mirror, shift and relight the frames in training.
         frames_per_step: frames drawn of each clip in every step; None for all.
     """
 
@@ -56,7 +55,7 @@ class ExpressionModule(LightningModule):
         """Loss of one batch."""
         batch = draw_frames(batch, self.frames_per_step)
         if self.augment:
-            batch = augment_clips(batch, self.frame_share)
+            batch["frames"] = augment_frames(batch["frames"])
         loss: Tensor = self.loss(run_batch(self.model, batch), batch["label"])
         self.log(
             "train_loss", loss, on_step=True, on_epoch=True, prog_bar=True, batch_size=len(batch["label"])
