@@ -16,7 +16,7 @@ pytest.importorskip("av")
 
 from gcsa_ext.data import EMOTIONS, ClipSettings, collate_clips, read_manifest, synthesize_corpus
 from gcsa_ext.nn import BimodalNet
-from gcsa_ext.training.augmentation import augment_frames
+from gcsa_ext.training.augmentation import augment_frames, draw_frames
 from gcsa_ext.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from gcsa_ext.training.datamodule import ClipDataModule
 from gcsa_ext.training.evaluation import predict_clips
@@ -223,6 +223,25 @@ def test_augmentation_keeps_shape_range_and_clips_apart() -> None:
     plain = frames / 255.0
     for before, after in zip(plain, still, strict=True):
         assert torch.allclose(after, before) or torch.allclose(after, before.flip(-1))
+
+
+def test_frames_are_drawn_with_their_mask(corpus: Path) -> None:
+    torch.manual_seed(0)
+    clips = make_data(corpus).datasets["train"]
+    batch = collate_clips([clips[0], clips[1]])
+    batch["frames"] = torch.arange(6).view(1, 6, 1, 1, 1).repeat(2, 1, 3, 2, 2)
+    batch["frame_mask"] = torch.arange(6).expand(2, 6) % 2 == 0
+    seen = set()
+    for _ in range(50):
+        drawn = draw_frames(batch, 3)
+        positions = drawn["frames"][0, :, 0, 0, 0]
+        assert drawn["frames"].shape == (2, 3, 3, 2, 2)
+        assert torch.equal(drawn["frame_mask"], batch["frame_mask"][:, positions])
+        seen.add(tuple(positions.tolist()))
+    assert len(seen) > 5
+    assert batch["frames"].shape[1] == 6
+    for count in (None, 6, 7):
+        assert torch.equal(draw_frames(batch, count)["frames"], batch["frames"])
 
 
 def test_checkpoint_round_trip(tmp_path: Path) -> None:
