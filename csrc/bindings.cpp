@@ -4,10 +4,12 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <array>
 #include <stdexcept>
 #include <string>
 
 #include "cpu/dispatch.h"
+#include "scratch.h"
 
 namespace py = pybind11;
 
@@ -58,6 +60,30 @@ gcsa_ext::NormGateForward norm_gate(
     require_addresses(u, z, mean, var);
     return {map,           batch_statistics, eps,          pointer(u),  pointer(z), pointer(weight),
             pointer(bias), pointer(mean),    pointer(var), pointer(out)};
+}
+
+// Addresses: x, w1, b1, w2, b2; of each convolution its weight, bias and spectra; of each normalisation its weight, bias, mean
+// and var; out, u1, u2.
+gcsa_ext::GcsaForward gcsa(
+    int dtype, bool channels_last, int64_t batch, int64_t channels, int64_t height, int64_t width, int threads, int64_t hidden,
+    int64_t groups, bool sigmoid, int64_t kernel, std::array<bool, 2> batch_statistics, std::array<double, 2> eps,
+    const std::array<Address, 22>& a
+) {
+    require(height >= 1 && width >= 1, "a height and width of at least 1");
+    require(kernel >= 1 && kernel % 2 == 1, "an odd kernel size");
+    const auto map = feature_map(dtype, channels_last, batch, channels, height * width, threads);
+    require_addresses(a[5], a[8], a[13], a[14], a[17], a[18]);
+    require((a[20] == 0) == (a[21] == 0), "addresses of both u1 and u2, or of neither");
+    return {channel_gate(map, hidden, groups, sigmoid, a[0], a[1], a[2], a[3], a[4], a[19]),
+            height,
+            width,
+            kernel,
+            {pointer(a[5]), pointer(a[6]), pointer(a[7])},
+            {pointer(a[8]), pointer(a[9]), pointer(a[10])},
+            {batch_statistics[0], eps[0], pointer(a[11]), pointer(a[12]), pointer(a[13]), pointer(a[14])},
+            {batch_statistics[1], eps[1], pointer(a[15]), pointer(a[16]), pointer(a[17]), pointer(a[18])},
+            pointer(a[20]),
+            pointer(a[21])};
 }
 
 }  // namespace
@@ -145,4 +171,39 @@ PYBIND11_MODULE(_C, module) {
             );
         }
     );
+
+    module.def(
+        "gcsa_forward",
+        [](int dtype, bool channels_last, int64_t batch, int64_t channels, int64_t height, int64_t width, int threads,
+           int64_t hidden, int64_t groups, bool sigmoid, int64_t kernel, std::array<bool, 2> batch_statistics,
+           std::array<double, 2> eps, const std::array<Address, 22>& addresses) {
+            const auto call =
+                gcsa(dtype, channels_last, batch, channels, height, width, threads, hidden, groups, sigmoid, kernel,
+                     batch_statistics, eps, addresses);
+            require_addresses(addresses[19]);
+            const py::gil_scoped_release release;
+            kernels().gcsa_forward(call);
+        }
+    );
+    module.def(
+        "gcsa_backward",
+        [](int dtype, bool channels_last, int64_t batch, int64_t channels, int64_t height, int64_t width, int threads,
+           int64_t hidden, int64_t groups, bool sigmoid, int64_t kernel, std::array<bool, 2> batch_statistics,
+           std::array<double, 2> eps, const std::array<Address, 22>& addresses, Address grad_out,
+           const std::array<Address, 13>& grads) {
+            const auto call =
+                gcsa(dtype, channels_last, batch, channels, height, width, threads, hidden, groups, sigmoid, kernel,
+                     batch_statistics, eps, addresses);
+            require_addresses(addresses[20], grad_out);
+            if (grads[1]) require_addresses(grads[2], grads[3], grads[4]);
+            const auto at = [&](int i) { return pointer(grads[i]); };
+            const py::gil_scoped_release release;
+            kernels().gcsa_backward(
+                {call, pointer(grad_out), at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7), at(8), at(9), at(10),
+                 at(11), at(12)}
+            );
+        }
+    );
+    module.def("release_scratch", &gcsa_ext::release_scratch);
+    module.def("kept_scratch", &gcsa_ext::kept_scratch);
 }

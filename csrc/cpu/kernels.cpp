@@ -15,6 +15,8 @@ const Kernels table = {
     norm_gate_forward,
     norm_gate_backward,
     frequency_mask,
+    gcsa_forward,
+    gcsa_backward,
 };
 
 }  // namespace gcsa_ext::cpu::GCSA_EXT_ISA

@@ -3,6 +3,7 @@
 
 #include "../channel_gate.h"
 #include "../frequency_mask.h"
+#include "../gcsa.h"
 #include "../norm_gate.h"
 
 namespace gcsa_ext::cpu {
@@ -14,6 +15,8 @@ struct Kernels {
     void (*norm_gate_forward)(const NormGateForward&);
     void (*norm_gate_backward)(const NormGateBackward&);
     void (*frequency_mask)(const FrequencyMask&);
+    void (*gcsa_forward)(const GcsaForward&);
+    void (*gcsa_backward)(const GcsaBackward&);
 };
 
 #ifdef GCSA_EXT_ISA
@@ -23,6 +26,8 @@ void channel_gate_backward(const ChannelGateBackward&);
 void norm_gate_forward(const NormGateForward&);
 void norm_gate_backward(const NormGateBackward&);
 void frequency_mask(const FrequencyMask&);
+void gcsa_forward(const GcsaForward&);
+void gcsa_backward(const GcsaBackward&);
 }  // namespace GCSA_EXT_ISA
 #endif
 

@@ -1,0 +1,136 @@
+// The layout that convolutions compute in: [N][channel block][position][lane], accumulators. A vector holds one position of
+// as many channels as it has lanes; lanes behind the last channel are zero.
+#pragma once
+
+#include <cstdint>
+
+#include "tile.h"
+#include "vector.h"
+#include "workspace.h"
+
+namespace gcsa_ext::cpu::GCSA_EXT_ISA {
+
+template <class A>
+struct BlockedMap {
+    A* data;
+    int64_t channels, height, width;
+
+    int64_t blocks() const { return (channels + lanes<A> - 1) / lanes<A>; }
+    int64_t positions() const { return height * width; }
+    int64_t image_size() const { return blocks() * positions() * lanes<A>; }
+    A* block(int64_t image, int64_t block) const { return data + image * image_size() + block * positions() * lanes<A>; }
+    BlockedMap from(int64_t image) const { return {data + image * image_size(), channels, height, width}; }
+};
+
+// A run of positions of one channel block of one image.
+struct BlockRange {
+    int64_t image, block, begin, count;
+};
+
+// Cuts `images` maps into ranges of at most this many positions, to be shared among threads.
+constexpr int64_t positions_per_range = 512;
+inline int64_t block_ranges(int64_t images, int64_t blocks, int64_t positions) {
+    return images * blocks * ((positions + positions_per_range - 1) / positions_per_range);
+}
+inline BlockRange block_range(int64_t index, int64_t blocks, int64_t positions) {
+    const int64_t per_block = (positions + positions_per_range - 1) / positions_per_range;
+    const int64_t begin = index % per_block * positions_per_range, left = positions - begin;
+    return {index / per_block / blocks, index / per_block % blocks, begin,
+            left < positions_per_range ? left : positions_per_range};
+}
+
+// Reads a range of a map in any layout: sink(position, vector of the block's channels).
+template <class T, class Sink>
+inline void read_block(const FeatureMap& map, const T* from, BlockRange range, const Sink& sink) {
+    using A = accumulator<T>;
+    constexpr int L = lanes<A>;
+    const int64_t first = range.block * L, end = range.begin + range.count;
+    const int width = static_cast<int>(map.channels - first < L ? map.channels - first : L);
+    const T* image = from + range.image * map.channels * map.positions;
+    if (map.layout == Layout::channels_last) {
+        for (int64_t p = range.begin; p < end; ++p) {
+            const T* at = image + p * map.channels + first;
+            sink(p, width == L ? load(at, Full<T>{}) : load(at, width));
+        }
+        return;
+    }
+    for (int64_t p = range.begin; p < end; p += L) {
+        const int height = static_cast<int>(end - p < L ? end - p : L);
+        vec<A> square[L] = {};
+        for (int i = 0; i < width; ++i) {
+            const T* at = image + (first + i) * map.positions + p;
+            square[i] = height == L ? load(at, Full<T>{}) : load(at, height);
+        }
+        transpose<A>(square);
+        for (int i = 0; i < height; ++i) sink(p + i, square[i]);
+    }
+}
+
+// Writes a range of a map in any layout from source(position).
+template <class T, class Source>
+inline void write_block(const FeatureMap& map, T* to, BlockRange range, const Source& source) {
+    using A = accumulator<T>;
+    constexpr int L = lanes<A>;
+    const int64_t first = range.block * L, end = range.begin + range.count;
+    const int width = static_cast<int>(map.channels - first < L ? map.channels - first : L);
+    T* image = to + range.image * map.channels * map.positions;
+    if (map.layout == Layout::channels_last) {
+        for (int64_t p = range.begin; p < end; ++p) {
+            T* at = image + p * map.channels + first;
+            width == L ? store(at, source(p), Full<T>{}) : store(at, source(p), width);
+        }
+        return;
+    }
+    for (int64_t p = range.begin; p < end; p += L) {
+        const int height = static_cast<int>(end - p < L ? end - p : L);
+        vec<A> square[L] = {};
+        for (int i = 0; i < height; ++i) square[i] = source(p + i);
+        transpose<A>(square);
+        for (int i = 0; i < width; ++i) {
+            T* at = image + (first + i) * map.positions + p;
+            height == L ? store(at, square[i], Full<T>{}) : store(at, square[i], height);
+        }
+    }
+}
+
+// A tile [channels][columns] of positions counted through the blocked map, with its channels shuffled as in tile.h.
+template <class A>
+inline void load_tile(const BlockedMap<A>& map, TileRange range, int64_t columns, A* tile, ChannelShuffle shuffle) {
+    constexpr int L = lanes<A>;
+    for (int64_t c = 0; c < map.channels; ++c)
+        for (int64_t i = range.count; i < columns; ++i) tile[c * columns + i] = 0;
+    for (int64_t block = 0; block < map.blocks(); ++block) {
+        const int width = static_cast<int>(map.channels - block * L < L ? map.channels - block * L : L);
+        for (int64_t p = 0; p < range.count; p += L) {
+            const int height = static_cast<int>(range.count - p < L ? range.count - p : L);
+            vec<A> square[L] = {};
+            for (int i = 0; i < height; ++i) {
+                const int64_t at = range.begin + p + i;
+                square[i] = load(map.block(at / map.positions(), block) + at % map.positions() * L, Full<A>{});
+            }
+            transpose<A>(square);
+            for (int i = 0; i < width; ++i) store(tile + shuffle.from(block * L + i) * columns + p, square[i], Full<A>{});
+        }
+    }
+}
+template <class A>
+inline void store_tile(
+    const BlockedMap<A>& map, TileRange range, int64_t columns, const A* tile, ChannelShuffle shuffle
+) {
+    constexpr int L = lanes<A>;
+    for (int64_t block = 0; block < map.blocks(); ++block) {
+        const int width = static_cast<int>(map.channels - block * L < L ? map.channels - block * L : L);
+        for (int64_t p = 0; p < range.count; p += L) {
+            const int height = static_cast<int>(range.count - p < L ? range.count - p : L);
+            vec<A> square[L] = {};
+            for (int i = 0; i < width; ++i) square[i] = load(tile + shuffle.from(block * L + i) * columns + p, Full<A>{});
+            transpose<A>(square);
+            for (int i = 0; i < height; ++i) {
+                const int64_t at = range.begin + p + i;
+                store(map.block(at / map.positions(), block) + at % map.positions() * L, square[i], Full<A>{});
+            }
+        }
+    }
+}
+
+}  // namespace gcsa_ext::cpu::GCSA_EXT_ISA

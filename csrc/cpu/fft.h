@@ -1,0 +1,199 @@
+// Short complex Fourier transforms of many signals at once, one per vector lane.
+//
+//   X[k] = sum_n x[n] exp(-2 pi i n k / N)
+//
+// N = N1 N2 in two steps (Cooley and Tukey, 1965): with n = N2 n1 + n2 and k = k1 + N1 k2,
+//
+//   X[k1 + N1 k2] = sum_n2 W_N2^(n2 k2) W_N^(n2 k1) sum_n1 W_N1^(n1 k1) x[N2 n1 + n2],    W_N = exp(-2 pi i / N)
+//
+// the inner sums being transforms of 2 to 8 points, written out below. The inverse without its factor 1 / N is the same
+// transform with real and imaginary parts exchanged, of the argument and of the result.
+#pragma once
+
+#include <cstdint>
+
+#include "vector.h"
+
+namespace gcsa_ext::cpu::GCSA_EXT_ISA {
+
+template <class T>
+struct Complex {
+    vec<T> re, im;
+};
+
+// ---- cosine and sine of 2 pi k / n, at compile time: no initialiser of this instruction set may run at load time ----
+
+// The sum of the Taylor series of the cosine (first = 0) or the sine (first = 1); |x| <= pi / 4.
+constexpr double taylor(double x, int first) {
+    double term = first ? x : 1, sum = term;
+    for (int k = first + 1; k < 24; k += 2) {
+        term *= -x * x / (k * (k + 1));
+        sum += term;
+    }
+    return sum;
+}
+constexpr double cos_turn(int k, int n) {
+    constexpr double pi = 3.14159265358979323846;
+    k %= n;
+    if (2 * k > n) k = n - k;                            // cos(2 pi - a) = cos(a)
+    if (4 * k > n) return -cos_turn(n - 2 * k, 2 * n);   // cos(a) = -cos(pi - a)
+    if (8 * k > n) return taylor(pi * (n - 4 * k) / (2 * n), 1);  // cos(a) = sin(pi / 2 - a)
+    return taylor(2 * pi * k / n, 0);
+}
+constexpr double sin_turn(int k, int n) { return cos_turn(3 * n + 4 * k, 4 * n); }  // sin(a) = cos(a - pi / 2)
+
+// cos and -sin of 2 pi n2 k1 / (N1 N2): the factors W_N^(n2 k1).
+template <class T, int N1, int N2>
+struct TwiddleTable {
+    T re[N2][N1], im[N2][N1];
+    constexpr TwiddleTable() : re(), im() {
+        for (int n2 = 0; n2 < N2; ++n2)
+            for (int k1 = 0; k1 < N1; ++k1) {
+                re[n2][k1] = T(cos_turn(n2 * k1, N1 * N2));
+                im[n2][k1] = T(-sin_turn(n2 * k1, N1 * N2));
+            }
+    }
+};
+template <class T, int N1, int N2>
+constexpr TwiddleTable<T, N1, N2> twiddles;
+
+// ---- transforms of a few points, in place ----
+
+template <class T>
+inline Complex<T> operator+(Complex<T> a, Complex<T> b) { return {a.re + b.re, a.im + b.im}; }
+template <class T>
+inline Complex<T> operator-(Complex<T> a, Complex<T> b) { return {a.re - b.re, a.im - b.im}; }
+template <class T>
+inline Complex<T> times_minus_i(Complex<T> a) { return {a.im, -a.re}; }
+// a (re + i im)
+template <class T>
+inline Complex<T> times(Complex<T> a, T re, T im) { return {a.re * re - a.im * im, a.re * im + a.im * re}; }
+
+template <class T, int N>
+inline void dft(Complex<T>* x);
+
+// The two steps on registers.
+template <class T, int N1, int N2>
+inline void dft_of_product(Complex<T>* x) {
+    constexpr const auto& w = twiddles<T, N1, N2>;
+    Complex<T> t[N2][N1];
+    for (int n2 = 0; n2 < N2; ++n2) {
+        for (int n1 = 0; n1 < N1; ++n1) t[n2][n1] = x[N2 * n1 + n2];
+        dft<T, N1>(t[n2]);
+        if (n2)
+            for (int k1 = 1; k1 < N1; ++k1) t[n2][k1] = times<T>(t[n2][k1], w.re[n2][k1], w.im[n2][k1]);
+    }
+    for (int k1 = 0; k1 < N1; ++k1) {
+        Complex<T> row[N2];
+        for (int n2 = 0; n2 < N2; ++n2) row[n2] = t[n2][k1];
+        dft<T, N2>(row);
+        for (int k2 = 0; k2 < N2; ++k2) x[k1 + N1 * k2] = row[k2];
+    }
+}
+
+template <class T, int N>
+inline void dft(Complex<T>* x) {
+    if constexpr (N == 2) {
+        const auto a = x[0], b = x[1];
+        x[0] = a + b;
+        x[1] = a - b;
+    } else if constexpr (N == 3) {
+        constexpr T s = T(sin_turn(1, 3));
+        const auto sum = x[1] + x[2], difference = times_minus_i(x[1] - x[2]);
+        const Complex<T> middle{x[0].re - T(0.5) * sum.re, x[0].im - T(0.5) * sum.im};
+        x[0] = x[0] + sum;
+        x[1] = {middle.re + s * difference.re, middle.im + s * difference.im};
+        x[2] = {middle.re - s * difference.re, middle.im - s * difference.im};
+    } else if constexpr (N == 4) {
+        const auto a = x[0] + x[2], b = x[0] - x[2], c = x[1] + x[3], d = times_minus_i(x[1] - x[3]);
+        x[0] = a + c;
+        x[1] = b + d;
+        x[2] = a - c;
+        x[3] = b - d;
+    } else if constexpr (N == 5) {
+        constexpr T c1 = T(cos_turn(1, 5)), c2 = T(cos_turn(2, 5)), s1 = T(sin_turn(1, 5)), s2 = T(sin_turn(2, 5));
+        const auto a = x[1] + x[4], b = x[2] + x[3];
+        const auto c = times_minus_i(x[1] - x[4]), d = times_minus_i(x[2] - x[3]);
+        const Complex<T> p{x[0].re + c1 * a.re + c2 * b.re, x[0].im + c1 * a.im + c2 * b.im};
+        const Complex<T> q{x[0].re + c2 * a.re + c1 * b.re, x[0].im + c2 * a.im + c1 * b.im};
+        const Complex<T> r{s1 * c.re + s2 * d.re, s1 * c.im + s2 * d.im};
+        const Complex<T> t{s2 * c.re - s1 * d.re, s2 * c.im - s1 * d.im};
+        x[0] = x[0] + a + b;
+        x[1] = p + r;
+        x[2] = q + t;
+        x[3] = q - t;
+        x[4] = p - r;
+    } else if constexpr (N == 6) {
+        dft_of_product<T, 2, 3>(x);
+    } else if constexpr (N == 8) {
+        dft_of_product<T, 2, 4>(x);
+    }
+}
+
+// ---- the two-step transform ----
+
+// A sequence of complex vectors: element i at re + i * stride and im + i * stride, strides in scalars.
+template <class T>
+struct Sequence {
+    T *re, *im;
+    int64_t stride;
+};
+
+template <class T, int N1, int N2>
+void fft(Sequence<T> x, Sequence<T> X) {
+    constexpr const auto& w = twiddles<T, N1, N2>;
+    Complex<T> t[N2][N1];
+    for (int n2 = 0; n2 < N2; ++n2) {
+        for (int n1 = 0; n1 < N1; ++n1) {
+            const int64_t at = (N2 * n1 + n2) * x.stride;
+            t[n2][n1] = {load(x.re + at, Full<T>{}), load(x.im + at, Full<T>{})};
+        }
+        dft<T, N1>(t[n2]);
+        for (int k1 = 1; k1 < N1; ++k1)
+            t[n2][k1] = times<T>(t[n2][k1], w.re[n2][k1], w.im[n2][k1]);
+    }
+    for (int k1 = 0; k1 < N1; ++k1) {
+        Complex<T> row[N2];
+        for (int n2 = 0; n2 < N2; ++n2) row[n2] = t[n2][k1];
+        dft<T, N2>(row);
+        for (int k2 = 0; k2 < N2; ++k2) {
+            const int64_t at = (k1 + N1 * k2) * X.stride;
+            store(X.re + at, row[k2].re, Full<T>{});
+            store(X.im + at, row[k2].im, Full<T>{});
+        }
+    }
+}
+
+template <class T>
+using Fft = void (*)(Sequence<T>, Sequence<T>);
+
+// The lengths there are, all even.
+constexpr int fft_lengths[] = {6, 8, 10, 12, 16, 18, 20, 24, 30, 32, 36, 40};
+constexpr int longest_fft = 40;
+
+template <class T>
+inline Fft<T> fft_of_length(int64_t length) {
+    switch (length) {
+        case 6: return fft<T, 2, 3>;
+        case 8: return fft<T, 2, 4>;
+        case 10: return fft<T, 2, 5>;
+        case 12: return fft<T, 3, 4>;
+        case 16: return fft<T, 4, 4>;
+        case 18: return fft<T, 3, 6>;
+        case 20: return fft<T, 4, 5>;
+        case 24: return fft<T, 4, 6>;
+        case 30: return fft<T, 5, 6>;
+        case 32: return fft<T, 4, 8>;
+        case 36: return fft<T, 6, 6>;
+        case 40: return fft<T, 5, 8>;
+    }
+    return nullptr;
+}
+
+// x may be X. The sum over k of X[k] exp(+2 pi i n k / N): no factor 1 / N.
+template <class T>
+inline void inverse(Fft<T> fft, Sequence<T> X, Sequence<T> x) {
+    fft({X.im, X.re, X.stride}, {x.im, x.re, x.stride});
+}
+
+}  // namespace gcsa_ext::cpu::GCSA_EXT_ISA

@@ -1,0 +1,309 @@
+// Convolution with 'same' zero padding by Fourier transforms of tiles (overlap-save).
+//
+// The map is cut into tiles of height x width points that overlap by k - 1, each is transformed, at every frequency the
+// channels are mixed by one complex matrix product with the spectrum of the weights, and of the result transformed back the
+// points are kept to which no other side of the tile has wrapped around. A tile that covers the whole axis needs only the
+// size plus k / 2 points: the zeros that pad it behind serve in front as well, since it wraps around.
+//
+// All maps are blocked (blocked.h). Spectra lie as [frequency][tile][channel block][re, im][lane], those of the weights as
+// [frequency][block of outputs][input][re, im][lane].
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "blocked.h"
+#include "spectral_product.h"
+#include "spectrum.h"
+#include "team.h"
+
+namespace gcsa_ext::cpu::GCSA_EXT_ISA {
+
+// How one axis of the map is cut into tiles.
+struct TileAxis {
+    int64_t size, length, radius;  // of the map, of a tile, k / 2
+
+    bool whole() const { return length >= size + radius; }
+    int64_t step() const { return whole() ? size : length - 2 * radius; }
+    int64_t tiles() const { return (size + step() - 1) / step(); }
+    int64_t margin() const { return whole() ? 0 : radius; }                   // first valid point of a tile
+    int64_t origin(int64_t tile) const { return tile * step() - margin(); }   // where a tile begins on the map
+    int64_t valid(int64_t tile) const {                                       // how many valid points it has
+        const int64_t left = size - tile * step();
+        return left < step() ? left : step();
+    }
+};
+
+struct Tiling {
+    TileAxis y, x;
+
+    int64_t per_image() const { return y.tiles() * x.tiles(); }
+    int64_t frequencies() const { return y.length * x.length / 2 + 2; }
+};
+
+template <class A>
+inline int64_t tile_scratch(const Tiling& tiling) {
+    return TileTransform<A>::scratch(tiling.y.length, tiling.x.length);
+}
+
+// The spectra of some tiles. The distance between frequencies is an odd number of vector pairs: a power of two would map
+// all frequencies to the same few cache sets.
+template <class A>
+struct TileSpectra {
+    A* data;
+    int64_t blocks, tile_stride, stride;
+
+    TileSpectra(A* data, int64_t channels, int64_t tiles)
+        : data(data),
+          blocks((channels + lanes<A> - 1) / lanes<A>),
+          tile_stride(blocks * 2 * lanes<A>),
+          stride((tiles * blocks | 1) * 2 * lanes<A>) {}
+    int64_t size(int64_t frequencies) const { return frequencies * stride; }
+};
+
+template <class A>
+struct WeightSpectra {
+    A* data;
+    int64_t inputs, output_blocks, stride;
+
+    WeightSpectra(A* data, int64_t outputs, int64_t inputs)
+        : data(data),
+          inputs(inputs),
+          output_blocks((outputs + lanes<A> - 1) / lanes<A>),
+          stride((inputs * output_blocks | 1) * 2 * lanes<A>) {}
+    int64_t size(int64_t frequencies) const { return frequencies * stride; }
+};
+
+// The weights of a convolution: element (output, input, tap) at output * output_stride + input * input_stride + tap.
+template <class A>
+struct Taps {
+    const A* data;
+    int64_t outputs, inputs, output_stride, input_stride, kernel;
+    bool mirrored;  // false: out[p] = sum_d w[d] in[p + d]; true: w[d] in[p - d], the gradient of the former's input
+};
+
+// How many inputs' weights are transformed together, for their spectra to stay in the cache.
+template <class A>
+constexpr int64_t inputs_at_once(int64_t frequencies) {
+    constexpr int64_t bytes = 512 << 10, L = lanes<A>;
+    const int64_t count = bytes / (frequencies * 2 * L * static_cast<int64_t>(sizeof(A)));
+    return count >= L ? L : count >= L / 2 ? L / 2 : L >= 4 ? L / 4 : 1;  // divides L
+}
+
+// The spectrum of input i's weights for one block of outputs. `gathered` is scratch for kernel^2 vectors.
+template <class A>
+inline void transform_taps(
+    const Taps<A>& taps, int64_t block, int64_t input, const Tiling& tiling, const TileTransform<A>& transform, A* to,
+    int64_t stride, A* gathered, A* scratch
+) {
+    constexpr int L = lanes<A>;
+    const int64_t k = taps.kernel, radius = k / 2, count = k * k;
+    const int width = static_cast<int>(taps.outputs - block * L < L ? taps.outputs - block * L : L);
+    const A* first = taps.data + block * L * taps.output_stride + input * taps.input_stride;
+    const vec<A> scale = broadcast(transform.scale());
+    for (int64_t done = 0; done < count;) {
+        // Full squares; the last one goes back over what is done already where it would be short.
+        const int64_t tap = count - done >= L || count < L ? done : count - L;
+        const int height = static_cast<int>(count - tap < L ? count - tap : L);
+        vec<A> square[L] = {};
+        for (int i = 0; i < width; ++i) {
+            const A* at = first + i * taps.output_stride + tap;
+            square[i] = height == L ? load(at, Full<A>{}) : load(at, height);
+        }
+        transpose<A>(square);
+        for (int i = 0; i < height; ++i) store(gathered + (tap + i) * L, square[i] * scale, Full<A>{});
+        done = tap + height;
+    }
+    const auto tap_at = [&](int64_t position, int64_t length) -> int64_t {  // or -1
+        const int64_t d = position <= radius ? position : position - length;
+        return d < -radius ? -1 : taps.mirrored ? radius + d : radius - d;
+    };
+    transform.forward(
+        [&](int64_t y, A* buffer) -> const A* {
+            const int64_t row = tap_at(y, tiling.y.length);
+            if (row < 0) return nullptr;
+            for (int64_t x = 0; x < tiling.x.length; ++x) {
+                const int64_t column = tap_at(x, tiling.x.length);
+                store(buffer + x * L, column < 0 ? vec<A>{} : load(gathered + (row * k + column) * L, Full<A>{}), Full<A>{});
+            }
+            return buffer;
+        },
+        to, stride, scratch
+    );
+}
+
+template <class A>
+inline void transform_weights(
+    const Team& team, const Taps<A>& taps, const Tiling& tiling, const WeightSpectra<A>& to, A* scratch
+) {
+    constexpr int L = lanes<A>;
+    const TileTransform<A> transform(tiling.y.length, tiling.x.length);
+    A* const gathered = scratch + tile_scratch<A>(tiling);
+    team.for_each(to.output_blocks * to.inputs, [&](int64_t i) {
+        transform_taps(
+            taps, i / to.inputs, i % to.inputs, tiling, transform, to.data + i * 2 * L, to.stride, gathered, scratch
+        );
+    });
+}
+
+struct TileRangeOfBatch {
+    int64_t first, count;
+};
+
+// The spectra of tiles of a map; without `halo` only the points a tile does not share with others.
+template <class A>
+inline void transform_tiles(
+    const Team& team, const BlockedMap<A>& map, const Tiling& tiling, TileRangeOfBatch range, bool halo,
+    const TileSpectra<A>& to, A* scratch
+) {
+    constexpr int L = lanes<A>;
+    const TileTransform<A> transform(tiling.y.length, tiling.x.length);
+    const int64_t across = tiling.x.tiles(), per_image = tiling.per_image();
+    // The points of an axis that a tile takes from the map, as [begin, end) within the tile.
+    const auto bounds = [&](const TileAxis& axis, int64_t tile, int64_t& begin, int64_t& end) {
+        const int64_t origin = axis.origin(tile);
+        begin = halo ? (origin < 0 ? -origin : 0) : axis.margin();
+        end = halo ? axis.length : axis.margin() + axis.step();
+        if (end > axis.size - origin) end = axis.size - origin;
+    };
+    team.for_each(range.count * to.blocks, [&](int64_t unit) {
+        const int64_t tile = unit / to.blocks, block = unit % to.blocks, at = range.first + tile;
+        const int64_t image = at / per_image, ty = at % per_image / across, tx = at % across;
+        int64_t top, bottom, left, right;
+        bounds(tiling.y, ty, top, bottom);
+        bounds(tiling.x, tx, left, right);
+        const A* from = map.block(image, block) + (tiling.y.origin(ty) * map.width + tiling.x.origin(tx)) * L;
+        transform.forward(
+            [&](int64_t y, A* buffer) -> const A* {
+                if (y < top || y >= bottom) return nullptr;
+                const A* row = from + y * map.width * L;
+                if (left == 0 && right == tiling.x.length) return row;
+                for (int64_t x = 0; x < left; ++x) store(buffer + x * L, vec<A>{}, Full<A>{});
+                for (int64_t x = left; x < right; ++x) store(buffer + x * L, load(row + x * L, Full<A>{}), Full<A>{});
+                for (int64_t x = right; x < tiling.x.length; ++x) store(buffer + x * L, vec<A>{}, Full<A>{});
+                return buffer;
+            },
+            to.data + tile * to.tile_stride + block * 2 * L, to.stride, scratch
+        );
+    });
+}
+
+// epilogue(image, block, first position, count, vectors, step between vectors) takes runs of the result.
+template <class A, class Epilogue>
+inline void transform_back(
+    const Team& team, const TileSpectra<A>& from, const Tiling& tiling, TileRangeOfBatch range, const Epilogue& epilogue,
+    A* scratch
+) {
+    constexpr int L = lanes<A>;
+    const TileTransform<A> transform(tiling.y.length, tiling.x.length);
+    const int64_t across = tiling.x.tiles(), per_image = tiling.per_image(), width = tiling.x.size;
+    team.for_each(range.count * from.blocks, [&](int64_t unit) {
+        const int64_t tile = unit / from.blocks, block = unit % from.blocks, at = range.first + tile;
+        const int64_t image = at / per_image, ty = at % per_image / across, tx = at % across;
+        const int64_t y0 = ty * tiling.y.step(), x0 = tx * tiling.x.step();
+        transform.inverse(
+            from.data + tile * from.tile_stride + block * 2 * L, from.stride, tiling.y.margin(), tiling.y.valid(ty),
+            [&](int64_t y, const A* row, int64_t step) {
+                epilogue(
+                    image, block, (y0 + y) * width + x0, tiling.x.valid(tx), row + tiling.x.margin() * step, step
+                );
+            },
+            scratch
+        );
+    });
+}
+
+// out[f] = in[f] weights[f] for every tile.
+template <class A>
+inline void multiply_spectra(
+    const Team& team, int64_t frequencies, int64_t tiles, const TileSpectra<A>& in, const WeightSpectra<A>& weights,
+    const TileSpectra<A>& out
+) {
+    constexpr int L = lanes<A>;
+    team.for_each(frequencies, [&](int64_t f) {
+        for (int64_t block = 0; block < weights.output_blocks; ++block)
+            product<A, false>(
+                tiles, {weights.inputs, L}, {in.data + f * in.stride, in.tile_stride, 2 * L, 1},
+                weights.data + f * weights.stride + block * weights.inputs * 2 * L, 2 * L,
+                out.data + f * out.stride + block * 2 * L, out.tile_stride, false
+            );
+    });
+}
+
+// The same with weights that are transformed a few inputs at a time and used while they are in the cache: right where
+// they would be used only once, since their spectra are many times larger than the tiles'.
+template <class A>
+inline void transform_and_multiply(
+    const Team& team, const Tiling& tiling, int64_t tiles, const TileSpectra<A>& in, const Taps<A>& taps,
+    const TileSpectra<A>& out, A* scratch
+) {
+    constexpr int L = lanes<A>;
+    const TileTransform<A> transform(tiling.y.length, tiling.x.length);
+    const int64_t F = tiling.frequencies(), chunk = inputs_at_once<A>(F);
+    A* const gathered = scratch + tile_scratch<A>(tiling);
+    A* const spectra = gathered + round_up(taps.kernel * taps.kernel, 2) * L;
+    const int64_t stride = (chunk | 1) * 2 * L;
+    team.for_each(out.blocks, [&](int64_t block) {
+        for (int64_t input = 0; input < taps.inputs; input += chunk) {
+            const int64_t count = taps.inputs - input < chunk ? taps.inputs - input : chunk;
+            for (int64_t i = 0; i < count; ++i)
+                transform_taps(
+                    taps, block, input + i, tiling, transform, spectra + i * 2 * L, stride, gathered, scratch
+                );
+            const int64_t first = input / L * 2 * L + input % L;
+            for (int64_t f = 0; f < F; ++f)
+                product<A, false>(
+                    tiles, {count, L}, {in.data + f * in.stride + first, in.tile_stride, 2 * L, 1}, spectra + f * stride,
+                    2 * L, out.data + f * out.stride + block * 2 * L, out.tile_stride, input > 0
+                );
+        }
+    });
+}
+
+// ---- a whole convolution ----
+
+// What one is and how it is carried out.
+template <class A>
+struct Convolution {
+    int64_t batch, inputs, outputs, kernel;
+    Tiling tiling;
+    int64_t group;     // tiles that are transformed, multiplied and transformed back at a time
+    bool apart;        // every thread has images of its own; otherwise all work on one group
+    bool on_the_fly;   // the weights are transformed as they are needed
+
+    static constexpr int L = lanes<A>;
+    int64_t tiles() const { return batch * tiling.per_image(); }
+    int64_t input_size() const { return TileSpectra<A>(nullptr, inputs, group).size(tiling.frequencies()); }
+    int64_t output_size() const { return TileSpectra<A>(nullptr, outputs, group).size(tiling.frequencies()); }
+    int64_t weights_size() const { return WeightSpectra<A>(nullptr, outputs, inputs).size(tiling.frequencies()); }
+    int64_t scratch_size() const {
+        return tile_scratch<A>(tiling) + round_up(kernel * kernel, 2) * L +
+               (on_the_fly ? tiling.frequencies() * (inputs_at_once<A>(tiling.frequencies()) | 1) * 2 * L : 0);
+    }
+};
+
+// The tiles of some images, group by group. `spectra` is used unless the weights are transformed on the fly.
+template <class A, class Epilogue>
+inline void convolve(
+    const Team& team, const Convolution<A>& c, const BlockedMap<A>& in, TileRangeOfBatch range, const Taps<A>& taps,
+    A* spectra, A* in_buffer, A* out_buffer, A* scratch, const Epilogue& epilogue
+) {
+    const int64_t F = c.tiling.frequencies();
+    const TileSpectra<A> in_spectra(in_buffer, c.inputs, c.group), out_spectra(out_buffer, c.outputs, c.group);
+    const WeightSpectra<A> weights(spectra, c.outputs, c.inputs);
+    for (int64_t done = 0; done < range.count; done += c.group) {
+        const int64_t left = range.count - done;
+        const TileRangeOfBatch group{range.first + done, left < c.group ? left : c.group};
+        transform_tiles(team, in, c.tiling, group, true, in_spectra, scratch);
+        team.barrier();
+        if (c.on_the_fly)
+            transform_and_multiply(team, c.tiling, group.count, in_spectra, taps, out_spectra, scratch);
+        else
+            multiply_spectra(team, F, group.count, in_spectra, weights, out_spectra);
+        team.barrier();
+        transform_back(team, out_spectra, c.tiling, group, epilogue, scratch);
+        team.barrier();
+    }
+}
+
+}  // namespace gcsa_ext::cpu::GCSA_EXT_ISA

@@ -1,0 +1,127 @@
+// The backward pass of a convolution by Fourier transforms (fft_convolution.h).
+//
+// The gradient of the input is a convolution of the output's gradient g with the mirrored weights. That of a weight at
+// offset d is sum_q in[q] g[q - d]: at every frequency the product of the input's spectrum and the conjugate of g's, summed
+// over the tiles. Each point of the input counts once, so its tiles are taken without what they share with others, while g's
+// tiles are the same as for the first gradient.
+#pragma once
+
+#include "fft_convolution.h"
+
+namespace gcsa_ext::cpu::GCSA_EXT_ISA {
+
+// Sums over the tiles for a few inputs and one block of outputs, all frequencies: one unit of the weights' gradient.
+template <class A>
+constexpr int64_t inputs_per_unit = product_rows < lanes<A> ? product_rows : lanes<A>;
+template <class A>
+constexpr int64_t unit_stride = (inputs_per_unit<A> | 1) * 2 * lanes<A>;  // between frequencies
+
+// What a gradient of the weights of a Convolution (of g to the gradient of the input) needs.
+template <class A>
+struct WeightGradient {
+    const BlockedMap<A>* input;  // of the convolution whose backward pass this is
+    A* grad;                     // (channels of g, channels of input, kernel, kernel)
+    A* spectra;                  // memory for the input's spectra
+    A* sums;                     // memory for all units if there is more than one group, else null
+};
+
+template <class A>
+inline int64_t weight_gradient_units(int64_t inputs, int64_t outputs) {
+    return (inputs + inputs_per_unit<A> - 1) / inputs_per_unit<A> * ((outputs + lanes<A> - 1) / lanes<A>);
+}
+template <class A>
+inline int64_t unit_size(const Tiling& tiling) {
+    return tiling.frequencies() * unit_stride<A>;
+}
+
+// From the sums of one input to its taps for a block of outputs.
+template <class A>
+inline void transform_back_taps(
+    const A* sums, int64_t kernel, const Tiling& tiling, const TileTransform<A>& transform, int64_t outputs,
+    int64_t output_stride, A* grad, A* gathered, A* scratch
+) {
+    constexpr int L = lanes<A>;
+    const int64_t radius = kernel / 2, count = kernel * kernel;
+    const vec<A> scale = broadcast(transform.scale());
+    transform.inverse(
+        sums, unit_stride<A>, tiling.y.length - radius, kernel,
+        [&](int64_t row, const A* values, int64_t step) {
+            for (int64_t i = 0; i < kernel; ++i) {
+                const int64_t x = (tiling.x.length - radius + i) % tiling.x.length;
+                store(gathered + (row * kernel + i) * L, load(values + x * step, Full<A>{}) * scale, Full<A>{});
+            }
+        },
+        scratch
+    );
+    for (int64_t done = 0; done < count;) {
+        const int64_t tap = count - done >= L || count < L ? done : count - L;  // the last square goes back over some
+        const int height = static_cast<int>(count - tap < L ? count - tap : L);
+        vec<A> square[L] = {};
+        for (int i = 0; i < height; ++i) square[i] = load(gathered + (tap + i) * L, Full<A>{});
+        transpose<A>(square);
+        for (int64_t i = 0; i < outputs; ++i) {
+            A* at = grad + i * output_stride + tap;
+            height == L ? store(at, square[i], Full<A>{}) : store(at, square[i], height);
+        }
+        done = tap + height;
+    }
+}
+
+// Both gradients for the tiles of a batch. `c` is the convolution of g with the mirrored weights; without want_input its
+// epilogue is never called, without weights.input no gradient of the weights is computed.
+template <class A, class Epilogue>
+inline void convolve_backward(
+    const Team& team, const Convolution<A>& c, const BlockedMap<A>& g, const Taps<A>& taps, A* spectra, A* in_buffer,
+    A* out_buffer, A* unit_buffer, A* scratch, const WeightGradient<A>& weights, bool want_input, const Epilogue& epilogue
+) {
+    constexpr int L = lanes<A>, rows = static_cast<int>(inputs_per_unit<A>);
+    const TileTransform<A> transform(c.tiling.y.length, c.tiling.x.length);
+    const int64_t F = c.tiling.frequencies(), tiles = c.tiles();
+    // From here on with the names of the forward convolution: c takes its outputs and gives its inputs.
+    const int64_t inputs = c.outputs, outputs = c.inputs, kk = c.kernel * c.kernel;
+    const TileSpectra<A> g_spectra(in_buffer, outputs, c.group), out_spectra(out_buffer, inputs, c.group);
+    const TileSpectra<A> x_spectra(weights.spectra, inputs, c.group);
+    A* const gathered = scratch + tile_scratch<A>(c.tiling);
+    for (int64_t done = 0; done < tiles; done += c.group) {
+        const TileRangeOfBatch group{done, tiles - done < c.group ? tiles - done : c.group};
+        transform_tiles(team, g, c.tiling, group, true, g_spectra, scratch);
+        if (weights.input) transform_tiles(team, *weights.input, c.tiling, group, false, x_spectra, scratch);
+        team.barrier();
+        if (want_input) {
+            if (c.on_the_fly)
+                transform_and_multiply(team, c.tiling, group.count, g_spectra, taps, out_spectra, scratch);
+            else
+                multiply_spectra(
+                    team, F, group.count, g_spectra, WeightSpectra<A>(spectra, inputs, outputs), out_spectra
+                );
+        }
+        if (weights.input) {
+            const bool first = done == 0, last = done + group.count == tiles;
+            const int64_t strips = (inputs + rows - 1) / rows;
+            team.for_each(weight_gradient_units<A>(inputs, outputs), [&](int64_t unit) {
+                const int64_t block = unit / strips, input = unit % strips * rows;
+                A* const sums = weights.sums ? weights.sums + unit * unit_size<A>(c.tiling) : unit_buffer;
+                for (int64_t f = 0; f < F; ++f)
+                    product<A, true>(
+                        rows, {group.count, group.count},
+                        {x_spectra.data + f * x_spectra.stride + input / L * 2 * L + input % L, 1, 0,
+                         x_spectra.tile_stride},
+                        g_spectra.data + f * g_spectra.stride + block * 2 * L, g_spectra.tile_stride,
+                        sums + f * unit_stride<A>, 2 * L, !first
+                    );
+                if (!last) return;
+                const int64_t lanes_used = outputs - block * L < L ? outputs - block * L : L;
+                for (int64_t i = 0; i < rows && input + i < inputs; ++i)
+                    transform_back_taps(
+                        sums + i * 2 * L, c.kernel, c.tiling, transform, lanes_used, inputs * kk,
+                        weights.grad + (block * L * inputs + input + i) * kk, gathered, scratch
+                    );
+            });
+        }
+        team.barrier();
+        if (want_input) transform_back(team, out_spectra, c.tiling, group, epilogue, scratch);
+        team.barrier();
+    }
+}
+
+}  // namespace gcsa_ext::cpu::GCSA_EXT_ISA

@@ -1,0 +1,633 @@
+// Global channel-spatial attention on the CPU: everything between x and the result stays in the blocked layout that the
+// convolutions compute in (blocked.h).
+
+#include "../gcsa.h"
+
+#include "../scratch.h"
+#include "fft_gradient.h"
+#include "fft_plan.h"
+#include "gate_tile.h"
+#include "kernels.h"
+
+namespace gcsa_ext::cpu::GCSA_EXT_ISA {
+namespace {
+
+// value * scale + shift for every channel, padded with zeros to whole blocks.
+template <class A>
+struct Affine {
+    A *scale, *shift;
+
+    vec<A> operator()(vec<A> value, int64_t block) const {
+        return value * load(scale + block * lanes<A>, Full<A>{}) + load(shift + block * lanes<A>, Full<A>{});
+    }
+};
+
+template <class A>
+inline A element(const void* values, int64_t i, A otherwise) {
+    return values ? static_cast<const A*>(values)[i] : otherwise;
+}
+template <class A>
+inline A inverse_deviation(const BatchNorm& norm, int64_t c) {
+    const A var = static_cast<const A*>(norm.var)[c] + static_cast<A>(norm.eps);
+    return A(1) / (sizeof(A) == 4 ? static_cast<A>(__builtin_sqrtf(static_cast<float>(var)))
+                                  : static_cast<A>(__builtin_sqrt(static_cast<double>(var))));
+}
+// The normalisation, of values to which `bias` is still to be added.
+template <class A>
+inline void fold(const BatchNorm& norm, const void* bias, int64_t channels, const Affine<A>& to) {
+    for (int64_t c = 0; c < round_up(channels, lanes<A>); ++c) {
+        const bool real = c < channels;
+        to.scale[c] = real ? element<A>(norm.weight, c, 1) * inverse_deviation<A>(norm, c) : 0;
+        to.shift[c] = real ? (element<A>(bias, c, 0) - static_cast<const A*>(norm.mean)[c]) * to.scale[c] +
+                                 element<A>(norm.bias, c, 0)
+                           : 0;
+    }
+}
+
+// Mean and sum of squared deviations of every channel over what one thread has seen (Chan, Golub, LeVeque 1979).
+template <class A>
+struct Statistics {
+    static constexpr int L = lanes<A>;
+    A* values;       // [block][mean, deviations][lane]
+    int64_t* count;  // [block]
+
+    static int64_t size(int64_t blocks) { return Pieces<A>::size(blocks * 2 * L) + Pieces<A>::size(blocks * 2); }
+    Statistics(A* memory, int64_t blocks)
+        : values(memory), count(reinterpret_cast<int64_t*>(memory + Pieces<A>::size(blocks * 2 * L))) {}
+    void clear(int64_t blocks) const {
+        for (int64_t i = 0; i < blocks * 2 * L; ++i) values[i] = 0;
+        for (int64_t i = 0; i < blocks; ++i) count[i] = 0;
+    }
+    void add(int64_t block, int64_t n, vec<A> mean, vec<A> deviations) const {
+        A* const at = values + block * 2 * L;
+        const int64_t total = count[block] + n;
+        if (total == 0) return;
+        const vec<A> delta = mean - load(at, Full<A>{});
+        const A share = static_cast<A>(n) / static_cast<A>(total);
+        store(at, load(at, Full<A>{}) + delta * share, Full<A>{});
+        store(
+            at + L, load(at + L, Full<A>{}) + deviations + delta * delta * (share * static_cast<A>(count[block])), Full<A>{}
+        );
+        count[block] = total;
+    }
+    // A run of values, `step` elements apart.
+    void add_run(int64_t block, int64_t n, const A* run, int64_t step) const {
+        vec<A> sum{}, deviations{};
+        for (int64_t i = 0; i < n; ++i) sum += load(run + i * step, Full<A>{});
+        const vec<A> mean = sum / static_cast<A>(n);
+        for (int64_t i = 0; i < n; ++i) {
+            const vec<A> d = load(run + i * step, Full<A>{}) - mean;
+            deviations += d * d;
+        }
+        add(block, n, mean, deviations);
+    }
+    void add(const Statistics& other, int64_t block) const {
+        const A* from = other.values + block * 2 * L;
+        add(block, other.count[block], load(from, Full<A>{}), load(from + L, Full<A>{}));
+    }
+};
+
+// Sums of two quantities per channel over what one thread has seen, in float64.
+template <class A>
+struct ChannelSums {
+    static constexpr int L = lanes<A>;
+    double* values;  // [block][two][lane]
+
+    static int64_t size(int64_t blocks) { return Pieces<A>::size(blocks * 2 * L * 8 / static_cast<int64_t>(sizeof(A))); }
+    void clear(int64_t blocks) const {
+        for (int64_t i = 0; i < blocks * 2 * L; ++i) values[i] = 0;
+    }
+    void add(int64_t block, vec<A> first, vec<A> second) const {
+        double* const at = values + block * 2 * L;
+        for (int i = 0; i < L; ++i) at[i] += static_cast<double>(first[i]);
+        for (int i = 0; i < L; ++i) at[L + i] += static_cast<double>(second[i]);
+    }
+};
+
+// The shapes of a call and how its convolutions are carried out.
+template <class T>
+struct Geometry {
+    using A = accumulator<T>;
+    int64_t N, C, h, H, W, P, k;
+    int threads;
+    Convolution<A> conv1, conv2;
+
+    explicit Geometry(const GcsaForward& p)
+        : N(p.gate.map.batch),
+          C(p.gate.map.channels),
+          h(p.gate.hidden),
+          H(p.height),
+          W(p.width),
+          P(H * W),
+          k(p.kernel),
+          threads(p.gate.map.threads),
+          conv1(plan_convolution<A>(N, C, h, H, W, k, p.conv1.spectra != nullptr)),
+          conv2(plan_convolution<A>(N, h, C, H, W, k, p.conv2.spectra != nullptr)) {
+        const bool apart = can_work_apart(conv1, threads) && can_work_apart(conv2, threads);
+        set_groups(conv1, threads, apart, p.conv1.spectra != nullptr);
+        set_groups(conv2, threads, apart, p.conv2.spectra != nullptr);
+    }
+
+    Taps<A> taps1(const GcsaForward& p) const {
+        return {static_cast<const A*>(p.conv1.weight), h, C, C * k * k, k * k, k, false};
+    }
+    Taps<A> taps2(const GcsaForward& p) const {
+        return {static_cast<const A*>(p.conv2.weight), C, h, h * k * k, k * k, k, false};
+    }
+    BlockedMap<A> map(A* data, int64_t channels) const { return {data, channels, H, W}; }
+    int64_t blocks(int64_t channels) const { return (channels + lanes<A> - 1) / lanes<A>; }
+    int64_t map_size(int64_t channels, int64_t images) const { return images * blocks(channels) * P * lanes<A>; }
+};
+
+// The channel gate of images first ... first + count, into z.
+template <class T>
+void gate(
+    const Team& team, const ChannelGateForward& p, const Perceptron<accumulator<T>>& mlp, int64_t first, int64_t count,
+    const BlockedMap<accumulator<T>>& z, accumulator<T>* scratch
+) {
+    using A = accumulator<T>;
+    constexpr int64_t columns = tile_columns<A>;
+    const int64_t C = p.map.channels, total = count * p.map.positions;
+    const ChannelShuffle plain{1, C}, shuffle{p.groups, C / p.groups};
+    A* const x = scratch;
+    team.for_each((total + columns - 1) / columns, [&](int64_t tile) {
+        const int64_t left = total - tile * columns;
+        const TileRange range{tile * columns, left < columns ? left : columns};
+        load_tile(p.map, static_cast<const T*>(p.x) + first * C * p.map.positions, range, columns, x, plain);
+        gate_tile(mlp, C, p.hidden, p.sigmoid, x, scratch + Pieces<A>::size(C * columns));
+        store_tile(z, range, columns, x, shuffle);
+    });
+}
+template <class A>
+int64_t gate_tile_scratch(int64_t C, int64_t h) {
+    return Pieces<A>::size(C * tile_columns<A>) + gate_scratch<A>(h);
+}
+
+template <class A>
+void relu_run(const Affine<A>& affine, int64_t block, int64_t count, const A* from, int64_t step, A* to) {
+    for (int64_t i = 0; i < count; ++i)
+        store(to + i * lanes<A>, relu<A>(affine(load(from + i * step, Full<A>{}), block)), Full<A>{});
+}
+
+// Statistics are given and nothing is saved: some images at a time from x to the result, so that everything between stays
+// in the cache.
+template <class T>
+void infer(const GcsaForward& p) {
+    using A = accumulator<T>;
+    constexpr int L = lanes<A>;
+    Geometry<T> g(p);
+    Convolution<A>&c1 = g.conv1, &c2 = g.conv2;
+    const bool apart = c1.apart;
+    const int64_t N = g.N, C = g.C, h = g.h;
+    int64_t chunk = std::min(N, std::max<int64_t>(1, std::max(c1.group, c2.group) / c1.tiling.per_image()));
+    if (apart) chunk = std::min(chunk, (N + g.threads - 1) / g.threads);
+    const PerceptronWeights<T> weights(p.gate);
+
+    const int teams = apart ? g.threads : 1;
+    using S = Pieces<A>;
+    const int64_t vectors = 2 * (S::size(round_up(C, L)) + S::size(round_up(h, L)));
+    const bool store1 = !c1.on_the_fly && !p.conv1.spectra, store2 = !c2.on_the_fly && !p.conv2.spectra;
+    const int64_t common = vectors + (store1 ? S::size(c1.weights_size()) : 0) + (store2 ? S::size(c2.weights_size()) : 0);
+    const int64_t in_size = std::max(c1.input_size(), c2.input_size());
+    const int64_t out_size = std::max(c1.output_size(), c2.output_size());
+    const int64_t per_team = S::size(g.map_size(C, chunk)) + S::size(g.map_size(h, chunk)) + S::size(in_size) + S::size(out_size);
+    const int64_t per_thread = S::size(std::max({c1.scratch_size(), c2.scratch_size(), gate_tile_scratch<A>(C, h)}));
+    const Scratch memory((common + teams * per_team + g.threads * per_thread) * static_cast<int64_t>(sizeof(A)));
+    S pieces(static_cast<A*>(memory.data()));
+    const Affine<A> affine1{pieces.take(round_up(h, L)), pieces.take(round_up(h, L))};
+    const Affine<A> affine2{pieces.take(round_up(C, L)), pieces.take(round_up(C, L))};
+    A* const spectra1 = store1 ? pieces.take(c1.weights_size()) : static_cast<A*>(const_cast<void*>(p.conv1.spectra));
+    A* const spectra2 = store2 ? pieces.take(c2.weights_size()) : static_cast<A*>(const_cast<void*>(p.conv2.spectra));
+    A* const team_memory = pieces.take(teams * per_team);
+    A* const thread_memory = pieces.take(g.threads * per_thread);
+    fold(p.norm1, p.conv1.bias, h, affine1);
+    fold(p.norm2, p.conv2.bias, C, affine2);
+
+    parallel_team(g.threads, [&](const Team& all) {
+        const Team team = apart ? Team{0, 1} : all;
+        A* const scratch = thread_memory + all.rank * per_thread;
+        S own(team_memory + (apart ? all.rank : 0) * per_team);
+        const BlockedMap<A> z = g.map(own.take(g.map_size(C, chunk)), C), a1 = g.map(own.take(g.map_size(h, chunk)), h);
+        A* const in_buffer = own.take(in_size);
+        A* const out_buffer = own.take(out_size);
+        if (store1) transform_weights(all, g.taps1(p), c1.tiling, WeightSpectra<A>(spectra1, h, C), scratch);
+        if (store2) transform_weights(all, g.taps2(p), c2.tiling, WeightSpectra<A>(spectra2, C, h), scratch);
+        if (store1 || store2) all.barrier();
+
+        const int64_t begin = apart ? N * all.rank / all.size : 0, end = apart ? N * (all.rank + 1) / all.size : N;
+        for (int64_t first = begin; first < end; first += chunk) {
+            const int64_t count = std::min(chunk, end - first);
+            gate<T>(team, p.gate, weights.get(), first, count, z, scratch);
+            team.barrier();
+            convolve(
+                team, c1, z, {0, count * c1.tiling.per_image()}, g.taps1(p), spectra1, in_buffer, out_buffer, scratch,
+                [&](int64_t image, int64_t block, int64_t at, int64_t n, const A* run, int64_t step) {
+                    relu_run(affine1, block, n, run, step, a1.block(image, block) + at * L);
+                }
+            );
+            convolve(
+                team, c2, a1, {0, count * c2.tiling.per_image()}, g.taps2(p), spectra2, in_buffer, out_buffer, scratch,
+                [&](int64_t image, int64_t block, int64_t at, int64_t n, const A* run, int64_t step) {
+                    A* const to = z.block(image, block) + at * L;
+                    for (int64_t i = 0; i < n; ++i) {
+                        const vec<A> s = sigmoid<A>(affine2(load(run + i * step, Full<A>{}), block));
+                        store(to + i * L, load(to + i * L, Full<A>{}) * s, Full<A>{});
+                    }
+                }
+            );
+            T* const out = static_cast<T*>(p.gate.out) + first * C * g.P;
+            team.for_each(block_ranges(count, z.blocks(), g.P), [&](int64_t i) {
+                const BlockRange range = block_range(i, z.blocks(), g.P);
+                const A* const from = z.block(range.image, range.block);
+                write_block<T>(p.gate.map, out, range, [&](int64_t at) { return load(from + at * L, Full<A>{}); });
+            });
+            team.barrier();
+        }
+    });
+}
+
+// Merges the threads' statistics and folds them into the normalisation; by one thread.
+template <class A>
+void finish_statistics(
+    const BatchNorm& norm, A* memory, int64_t per_thread, int threads, int64_t channels, int64_t blocks
+) {
+    const Statistics<A> sum(memory, blocks);
+    for (int64_t block = 0; block < blocks; ++block) {
+        for (int i = 1; i < threads; ++i) sum.add(Statistics<A>(memory + i * per_thread, blocks), block);
+        const A* const at = sum.values + block * 2 * lanes<A>;
+        for (int64_t c = block * lanes<A>; c < channels && c < (block + 1) * lanes<A>; ++c) {
+            static_cast<A*>(norm.mean)[c] = at[c % lanes<A>];
+            static_cast<A*>(norm.var)[c] = at[lanes<A> + c % lanes<A>] / static_cast<A>(sum.count[block]);
+        }
+    }
+}
+
+// Statistics of the batch, or values saved for a backward pass: the whole batch from step to step.
+template <class T>
+void forward(const GcsaForward& p) {
+    using A = accumulator<T>;
+    constexpr int L = lanes<A>;
+    Geometry<T> g(p);
+    Convolution<A>&c1 = g.conv1, &c2 = g.conv2;
+    const bool apart = c1.apart;
+    const int64_t N = g.N, C = g.C, h = g.h, C_blocks = g.blocks(C), h_blocks = g.blocks(h);
+    const PerceptronWeights<T> weights(p.gate);
+
+    using S = Pieces<A>;
+    const int teams = apart ? g.threads : 1;
+    const int64_t in_size = S::size(std::max(c1.input_size(), c2.input_size()));
+    const int64_t out_size = S::size(std::max(c1.output_size(), c2.output_size()));
+    const int64_t saved = p.u1 ? 0 : S::size(g.map_size(C, N)) + S::size(g.map_size(h, N));
+    const bool store1 = !c1.on_the_fly && !p.conv1.spectra, store2 = !c2.on_the_fly && !p.conv2.spectra;
+    const int64_t per_thread = S::size(std::max({c1.scratch_size(), c2.scratch_size(), gate_tile_scratch<A>(C, h)}));
+    const int64_t statistics = S::size(Statistics<A>::size(C_blocks));
+    const int64_t total = 2 * (S::size(C_blocks * L) + S::size(h_blocks * L)) + S::size(g.map_size(C, N)) +
+                          S::size(g.map_size(h, N)) + saved + (store1 ? S::size(c1.weights_size()) : 0) +
+                          (store2 ? S::size(c2.weights_size()) : 0) + teams * (in_size + out_size) +
+                          g.threads * (per_thread + statistics);
+    const Scratch memory(total * static_cast<int64_t>(sizeof(A)));
+    S pieces(static_cast<A*>(memory.data()));
+    const Affine<A> affine1{pieces.take(h_blocks * L), pieces.take(h_blocks * L)};
+    const Affine<A> affine2{pieces.take(C_blocks * L), pieces.take(C_blocks * L)};
+    const BlockedMap<A> z = g.map(pieces.take(g.map_size(C, N)), C), a1 = g.map(pieces.take(g.map_size(h, N)), h);
+    T* const u1 = p.u1 ? static_cast<T*>(p.u1) : reinterpret_cast<T*>(pieces.take(g.map_size(h, N)));
+    T* const u2 = p.u2 ? static_cast<T*>(p.u2) : reinterpret_cast<T*>(pieces.take(g.map_size(C, N)));
+    A* const spectra1 = store1 ? pieces.take(c1.weights_size()) : static_cast<A*>(const_cast<void*>(p.conv1.spectra));
+    A* const spectra2 = store2 ? pieces.take(c2.weights_size()) : static_cast<A*>(const_cast<void*>(p.conv2.spectra));
+    A* const team_memory = pieces.take(teams * (in_size + out_size));
+    A* const thread_memory = pieces.take(g.threads * per_thread);
+    A* const statistics_memory = pieces.take(g.threads * statistics);
+    for (int i = 0; i < g.threads; ++i) Statistics<A>(statistics_memory + i * statistics, C_blocks).clear(C_blocks);
+
+    parallel_team(g.threads, [&](const Team& all) {
+        const Team team = apart ? Team{0, 1} : all;
+        const int64_t begin = apart ? N * all.rank / all.size : 0, end = apart ? N * (all.rank + 1) / all.size : N;
+        A* const scratch = thread_memory + all.rank * per_thread;
+        A* const in_buffer = team_memory + (apart ? all.rank : 0) * (in_size + out_size);
+        A* const out_buffer = in_buffer + in_size;
+        A* const own_statistics = statistics_memory + all.rank * statistics;
+        // A convolution's result plus bias into u, with statistics where they are wanted.
+        const auto save = [&](const Convolution2d& conv, const BatchNorm& norm, int64_t channels, T* u) {
+            return [&, channels, u](int64_t image, int64_t block, int64_t at, int64_t n, const A* run, int64_t step) {
+                const int64_t blocks = g.blocks(channels), left = channels - block * L;
+                const vec<A> bias =
+                    !conv.bias  ? vec<A>{}
+                    : left >= L ? load(static_cast<const A*>(conv.bias) + block * L, Full<A>{})
+                                : load(static_cast<const A*>(conv.bias) + block * L, static_cast<int>(left));
+                A* const values = const_cast<A*>(run);
+                T* const to = u + ((image * blocks + block) * g.P + at) * L;
+                for (int64_t i = 0; i < n; ++i) {
+                    const vec<A> value = load(run + i * step, Full<A>{}) + bias;
+                    store(to + i * L, value, Full<T>{});
+                    store(values + i * step, value, Full<A>{});
+                }
+                if (norm.batch_statistics) Statistics<A>(own_statistics, blocks).add_run(block, n, run, step);
+            };
+        };
+        const auto finish = [&](const BatchNorm& norm, int64_t channels, const Affine<A>& affine) {
+            all.barrier();
+            if (all.rank == 0) {
+                if (norm.batch_statistics)
+                    finish_statistics(norm, statistics_memory, statistics, all.size, channels, g.blocks(channels));
+                fold<A>(norm, nullptr, channels, affine);
+            }
+            all.barrier();
+        };
+
+        if (store1) transform_weights(all, g.taps1(p), c1.tiling, WeightSpectra<A>(spectra1, h, C), scratch);
+        if (store2) transform_weights(all, g.taps2(p), c2.tiling, WeightSpectra<A>(spectra2, C, h), scratch);
+        gate<T>(team, p.gate, weights.get(), begin, end - begin, z.from(begin), scratch);
+        all.barrier();
+        const TileRangeOfBatch tiles1{begin * c1.tiling.per_image(), (end - begin) * c1.tiling.per_image()};
+        convolve(
+            team, c1, z, tiles1, g.taps1(p), spectra1, in_buffer, out_buffer, scratch, save(p.conv1, p.norm1, h, u1)
+        );
+        finish(p.norm1, h, affine1);
+        team.for_each(block_ranges(end - begin, h_blocks, g.P), [&](int64_t i) {
+            const BlockRange r = block_range(i, h_blocks, g.P);
+            const int64_t offset = (((begin + r.image) * h_blocks + r.block) * g.P + r.begin) * L;
+            for (int64_t at = offset; at < offset + r.count * L; at += L)
+                store(a1.data + at, relu<A>(affine1(load(u1 + at, Full<T>{}), r.block)), Full<A>{});
+        });
+        Statistics<A>(own_statistics, C_blocks).clear(C_blocks);
+        team.barrier();
+        const TileRangeOfBatch tiles2{begin * c2.tiling.per_image(), (end - begin) * c2.tiling.per_image()};
+        convolve(
+            team, c2, a1, tiles2, g.taps2(p), spectra2, in_buffer, out_buffer, scratch, save(p.conv2, p.norm2, C, u2)
+        );
+        finish(p.norm2, C, affine2);
+        T* const out = static_cast<T*>(p.gate.out);
+        team.for_each(block_ranges(end - begin, C_blocks, g.P), [&](int64_t i) {
+            BlockRange r = block_range(i, C_blocks, g.P);
+            r.image += begin;
+            const int64_t offset = (r.image * C_blocks + r.block) * g.P * L;
+            write_block<T>(p.gate.map, out, r, [&](int64_t at) {
+                const vec<A> s = sigmoid<A>(affine2(load(u2 + offset + at * L, Full<T>{}), r.block));
+                return load(z.data + offset + at * L, Full<A>{}) * s;
+            });
+        });
+    });
+}
+
+// What the gradient of a normalisation's input needs once the sums over the batch are known:
+// grad_u = scale * (d - average_d - n * average_dn), n = (u - mean) * inverse; the averages are 0 with given statistics.
+template <class A>
+struct NormGradient {
+    A *mean, *inverse, *scale, *shift, *average_d, *average_dn;  // per channel, padded with zeros
+
+    static int64_t size(int64_t channels) { return 6 * Pieces<A>::size(round_up(channels, lanes<A>)); }
+    NormGradient(const BatchNorm& norm, int64_t channels, A* memory) {
+        Pieces<A> pieces(memory);
+        const int64_t padded = round_up(channels, lanes<A>);
+        for (A** vector : {&mean, &inverse, &scale, &shift, &average_d, &average_dn}) {
+            *vector = pieces.take(padded);
+            for (int64_t c = 0; c < padded; ++c) (*vector)[c] = 0;
+        }
+        for (int64_t c = 0; c < channels; ++c) {
+            mean[c] = static_cast<const A*>(norm.mean)[c];
+            inverse[c] = inverse_deviation<A>(norm, c);
+            scale[c] = inverse[c] * element<A>(norm.weight, c, 1);
+            shift[c] = element<A>(norm.bias, c, 0);
+        }
+    }
+    struct Block {
+        vec<A> mean, inverse, weight_inverse, shift, average_d, average_dn;
+        vec<A> normalised(vec<A> u) const { return (u - mean) * inverse; }
+        vec<A> value(vec<A> u) const { return (u - mean) * weight_inverse + shift; }
+    };
+    Block block(int64_t b) const {
+        const auto at = [&](const A* v) { return load(v + b * lanes<A>, Full<A>{}); };
+        return {at(mean), at(inverse), at(scale), at(shift), at(average_d), at(average_dn)};
+    }
+    // Adds up the threads' sums of d and d * n; by one thread.
+    void finish(
+        const BatchNorm& norm, A* memory, int64_t per_thread, int threads, int64_t channels, int64_t count, void* grad_weight,
+        void* grad_bias, void* grad_conv_bias
+    ) const {
+        constexpr int L = lanes<A>;
+        for (int64_t c = 0; c < channels; ++c) {
+            double d = 0, dn = 0;
+            for (int i = 0; i < threads; ++i) {
+                const double* const at = reinterpret_cast<double*>(memory + i * per_thread) + c / L * 2 * L + c % L;
+                d += at[0];
+                dn += at[L];
+            }
+            if (grad_weight) static_cast<A*>(grad_weight)[c] = static_cast<A>(dn);
+            if (grad_bias) static_cast<A*>(grad_bias)[c] = static_cast<A>(d);
+            // A shift of its input does not change what is normalised by its own statistics.
+            if (grad_conv_bias)
+                static_cast<A*>(grad_conv_bias)[c] = norm.batch_statistics ? A(0) : static_cast<A>(d) * scale[c];
+            if (norm.batch_statistics) {
+                average_d[c] = static_cast<A>(d / static_cast<double>(count));
+                average_dn[c] = static_cast<A>(dn / static_cast<double>(count));
+            }
+        }
+    }
+};
+
+template <class T>
+void backward(const GcsaBackward& q) {
+    using A = accumulator<T>;
+    constexpr int L = lanes<A>;
+    const GcsaForward& p = q.forward;
+    Geometry<T> g(p);
+    const int64_t N = g.N, C = g.C, h = g.h, k = g.k, C_blocks = g.blocks(C), h_blocks = g.blocks(h);
+    const bool want_gate = q.grad_w1 != nullptr, want_z = want_gate || q.grad_x;
+    // From the second convolution's output to its input, from the first's output to its input. All threads work together.
+    Convolution<A> c2 = plan_convolution<A>(N, C, h, g.H, g.W, k, false);
+    Convolution<A> c1 = plan_convolution<A>(N, h, C, g.H, g.W, k, false);
+    for (Convolution<A>* c : {&c1, &c2}) set_groups(*c, g.threads, false, false);
+    const Taps<A> mirrored2{static_cast<const A*>(p.conv2.weight), h, C, k * k, h * k * k, k, true};
+    const Taps<A> mirrored1{static_cast<const A*>(p.conv1.weight), C, h, k * k, C * k * k, k, true};
+    const PerceptronWeights<T> weights(p.gate);
+
+    using S = Pieces<A>;
+    const int64_t in_size = S::size(std::max(c1.input_size(), c2.input_size()));
+    const int64_t out_size = S::size(std::max(c1.output_size(), c2.output_size()));
+    const auto sums_size = [&](const Convolution<A>& c, const void* wanted) {
+        return wanted && c.group < c.tiles() ? weight_gradient_units<A>(c.outputs, c.inputs) * unit_size<A>(c.tiling) : 0;
+    };
+    const int64_t unit_sums = S::size(std::max(sums_size(c1, q.grad_conv1), sums_size(c2, q.grad_conv2)));
+    const int64_t unit = S::size(std::max(unit_size<A>(c1.tiling), unit_size<A>(c2.tiling)));
+    const int64_t spectra_size =
+        S::size(std::max(c1.on_the_fly ? 0 : c1.weights_size(), c2.on_the_fly ? 0 : c2.weights_size()));
+    const int64_t gate_size = std::max(GateGradient<A>::size(C, h, want_gate), gate_tile_scratch<A>(C, h));
+    const int64_t per_thread = S::size(std::max(c1.scratch_size(), c2.scratch_size())) + S::size(gate_size) + unit +
+                               S::size(ChannelSums<A>::size(C_blocks));
+    const int64_t total = NormGradient<A>::size(C) + NormGradient<A>::size(h) + 3 * S::size(g.map_size(C, N)) +
+                          2 * S::size(g.map_size(h, N)) + in_size + 2 * out_size + unit_sums + spectra_size +
+                          g.threads * per_thread;
+    const Scratch memory(total * static_cast<int64_t>(sizeof(A)));
+    S pieces(static_cast<A*>(memory.data()));
+    NormGradient<A> norm2(p.norm2, C, pieces.take(NormGradient<A>::size(C)));
+    NormGradient<A> norm1(p.norm1, h, pieces.take(NormGradient<A>::size(h)));
+    const BlockedMap<A> z = g.map(pieces.take(g.map_size(C, N)), C);
+    const BlockedMap<A> grad_z = g.map(pieces.take(g.map_size(C, N)), C);
+    const BlockedMap<A> grad_u2 = g.map(pieces.take(g.map_size(C, N)), C);
+    const BlockedMap<A> a1 = g.map(pieces.take(g.map_size(h, N)), h);
+    const BlockedMap<A> grad_u1 = g.map(pieces.take(g.map_size(h, N)), h);
+    A* const in_buffer = pieces.take(in_size);
+    A* const out_buffer = pieces.take(out_size);
+    A* const x_buffer = pieces.take(out_size);
+    A* const unit_memory = unit_sums ? pieces.take(unit_sums) : nullptr;
+    A* const spectra = pieces.take(spectra_size);
+    A* const thread_memory = pieces.take(g.threads * per_thread);
+    // Of each thread: sums over channels, the gate's gradient, then scratch.
+    const int64_t after_sums = S::size(ChannelSums<A>::size(C_blocks)), after_gate = after_sums + S::size(gate_size);
+    const auto sums_of = [&](int thread) {
+        return ChannelSums<A>{reinterpret_cast<double*>(thread_memory + thread * per_thread)};
+    };
+    const T *u1 = static_cast<const T*>(p.u1), *u2 = static_cast<const T*>(p.u2);
+    for (int i = 0; i < g.threads; ++i) sums_of(i).clear(C_blocks);
+
+    parallel_team(g.threads, [&](const Team& team) {
+        A* const own = thread_memory + team.rank * per_thread;
+        const ChannelSums<A> sums = sums_of(team.rank);
+        A* const unit_buffer = own + after_gate;
+        A* const scratch = unit_buffer + unit;
+        gate<T>(team, p.gate, weights.get(), 0, N, z, own + after_sums);
+        team.barrier();
+
+        // Through the product and the second normalisation, as far as that goes without the sums over the batch.
+        team.for_each(block_ranges(N, C_blocks, g.P), [&](int64_t i) {
+            const BlockRange r = block_range(i, C_blocks, g.P);
+            const auto norm = norm2.block(r.block);
+            const int64_t offset = (r.image * C_blocks + r.block) * g.P * L;
+            vec<A> sum_d{}, sum_dn{};
+            read_block<T>(p.gate.map, static_cast<const T*>(q.grad_out), r, [&](int64_t position, vec<A> grad) {
+                const int64_t at = offset + position * L;
+                const vec<A> u = load(u2 + at, Full<T>{}), s = sigmoid<A>(norm.value(u));
+                const vec<A> d = grad * load(z.data + at, Full<A>{}) * s * (A(1) - s);
+                sum_d += d;
+                sum_dn += d * norm.normalised(u);
+                store(grad_u2.data + at, d, Full<A>{});
+                store(grad_z.data + at, grad * s, Full<A>{});
+            });
+            sums.add(r.block, sum_d, sum_dn);
+        });
+        // What d of a normalisation becomes, in place.
+        const auto through_norm = [&](const BatchNorm& norm, const NormGradient<A>& gradient, int64_t blocks, const T* u,
+                                      const BlockedMap<A>& grad) {
+            team.for_each(block_ranges(N, blocks, g.P), [&](int64_t i) {
+                const BlockRange r = block_range(i, blocks, g.P);
+                const auto n = gradient.block(r.block);
+                const int64_t offset = ((r.image * blocks + r.block) * g.P + r.begin) * L;
+                for (int64_t at = offset; at < offset + r.count * L; at += L) {
+                    vec<A> d = load(grad.data + at, Full<A>{});
+                    // Without the averages the normalised value must stay out of it: an infinite one times 0 is NaN.
+                    if (norm.batch_statistics)
+                        d -= n.average_d + n.normalised(load(u + at, Full<T>{})) * n.average_dn;
+                    store(grad.data + at, d * n.weight_inverse, Full<A>{});
+                }
+            });
+        };
+        team.barrier();
+        if (team.rank == 0)
+            norm2.finish(
+                p.norm2, thread_memory, per_thread, team.size, C, N * g.P, q.grad_norm2_weight, q.grad_norm2_bias,
+                q.grad_conv2_bias
+            );
+        team.for_each(block_ranges(N, h_blocks, g.P), [&](int64_t i) {
+            const BlockRange r = block_range(i, h_blocks, g.P);
+            const auto n = norm1.block(r.block);
+            const int64_t offset = ((r.image * h_blocks + r.block) * g.P + r.begin) * L;
+            for (int64_t at = offset; at < offset + r.count * L; at += L)
+                store(a1.data + at, relu<A>(n.value(load(u1 + at, Full<T>{}))), Full<A>{});
+        });
+        if (!c2.on_the_fly)
+            transform_weights(team, mirrored2, c2.tiling, WeightSpectra<A>(spectra, h, C), scratch);
+        team.barrier();
+        through_norm(p.norm2, norm2, C_blocks, u2, grad_u2);
+        sums.clear(C_blocks);
+        team.barrier();
+
+        convolve_backward(
+            team, c2, grad_u2, mirrored2, spectra, in_buffer, out_buffer, unit_buffer, scratch,
+            {q.grad_conv2 ? &a1 : nullptr, static_cast<A*>(q.grad_conv2), x_buffer, unit_memory}, true,
+            [&](int64_t image, int64_t block, int64_t at, int64_t count, const A* run, int64_t step) {
+                const auto n = norm1.block(block);
+                const int64_t offset = ((image * h_blocks + block) * g.P + at) * L;
+                vec<A> sum_d{}, sum_dn{};
+                for (int64_t i = 0; i < count; ++i) {
+                    const int64_t e = offset + i * L;
+                    const vec<A> value = load(run + i * step, Full<A>{});
+                    const vec<A> d = load(a1.data + e, Full<A>{}) <= 0 ? vec<A>{} : value;
+                    sum_d += d;
+                    sum_dn += d * n.normalised(load(u1 + e, Full<T>{}));
+                    store(grad_u1.data + e, d, Full<A>{});
+                }
+                sums.add(block, sum_d, sum_dn);
+            }
+        );
+        if (team.rank == 0)
+            norm1.finish(
+                p.norm1, thread_memory, per_thread, team.size, h, N * g.P, q.grad_norm1_weight, q.grad_norm1_bias,
+                q.grad_conv1_bias
+            );
+        if (!c1.on_the_fly && want_z)
+            transform_weights(team, mirrored1, c1.tiling, WeightSpectra<A>(spectra, C, h), scratch);
+        team.barrier();
+        through_norm(p.norm1, norm1, h_blocks, u1, grad_u1);
+        team.barrier();
+        if (want_z || q.grad_conv1)
+            convolve_backward(
+                team, c1, grad_u1, mirrored1, spectra, in_buffer, out_buffer, unit_buffer, scratch,
+                {q.grad_conv1 ? &z : nullptr, static_cast<A*>(q.grad_conv1), x_buffer, unit_memory}, want_z,
+                [&](int64_t image, int64_t block, int64_t at, int64_t count, const A* run, int64_t step) {
+                    A* const to = grad_z.block(image, block) + at * L;
+                    for (int64_t i = 0; i < count; ++i)
+                        store(to + i * L, load(to + i * L, Full<A>{}) + load(run + i * step, Full<A>{}), Full<A>{});
+                }
+            );
+        if (!want_z) return;
+
+        constexpr int64_t columns = tile_columns<A>;
+        const ChannelShuffle plain{1, C}, shuffle{p.gate.groups, C / p.gate.groups};
+        GateGradient<A> gradient(own + after_sums, C, h, want_gate);
+        gradient.clear_sums();
+        const int64_t positions = N * g.P;
+        team.for_each((positions + columns - 1) / columns, [&](int64_t tile) {
+            const int64_t left = positions - tile * columns;
+            const TileRange range{tile * columns, left < columns ? left : columns};
+            load_tile(p.gate.map, static_cast<const T*>(p.gate.x), range, columns, gradient.x, plain);
+            load_tile(grad_z, range, columns, gradient.grad, shuffle);
+            gradient.run(weights.get(), p.gate.sigmoid, range.count, q.grad_x != nullptr);
+            if (q.grad_x) store_tile(p.gate.map, static_cast<T*>(q.grad_x), range, columns, gradient.grad, plain);
+        });
+        team.barrier();
+        if (team.rank == 0 && want_gate) {
+            for (int i = 1; i < team.size; ++i)
+                gradient.add_sums(GateGradient<A>(thread_memory + i * per_thread + after_sums, C, h, true));
+            gradient.store_sums(
+                static_cast<T*>(q.grad_w1), static_cast<T*>(q.grad_b1), static_cast<T*>(q.grad_w2),
+                static_cast<T*>(q.grad_b2)
+            );
+        }
+    });
+}
+
+template <class T>
+void run(const GcsaForward& p) {
+    const bool batch = p.norm1.batch_statistics || p.norm2.batch_statistics;
+    batch || p.u1 ? forward<T>(p) : infer<T>(p);
+}
+
+}  // namespace
+
+void gcsa_forward(const GcsaForward& p) {
+    switch (p.gate.map.dtype) {
+        case DType::float32: return run<float>(p);
+        case DType::float64: return run<double>(p);
+        case DType::bfloat16: return run<bfloat16>(p);
+    }
+}
+
+void gcsa_backward(const GcsaBackward& q) {
+    switch (q.forward.gate.map.dtype) {
+        case DType::float32: return backward<float>(q);
+        case DType::float64: return backward<double>(q);
+        case DType::bfloat16: return backward<bfloat16>(q);
+    }
+}
+
+}  // namespace gcsa_ext::cpu::GCSA_EXT_ISA

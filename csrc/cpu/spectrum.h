@@ -1,0 +1,133 @@
+// The spectrum of a real tile of height x width points, for many channels at once (one per vector lane), and back.
+//
+// Only half of a real signal's spectrum is kept, F[-ky, -kx] being the conjugate of F[ky, kx]:
+//
+//   columns kx = 1 ... width / 2 - 1       all ky                 frequency (kx - 1) * height + ky
+//   column  kx = 0, then kx = width / 2    ky = 0 ... height / 2  after those
+//
+// Two rows (real) go through one complex transform as its real and imaginary part, and so do the columns kx = 0 and
+// kx = width / 2, which are real after the rows' transform. Taking the two apart leaves a factor of 2, the same at every
+// frequency, in the spectrum: see `scale`.
+#pragma once
+
+#include <cstdint>
+
+#include "fft.h"
+
+namespace gcsa_ext::cpu::GCSA_EXT_ISA {
+
+template <class T>
+class TileTransform {
+    static constexpr int L = lanes<T>;
+
+   public:
+    TileTransform(int64_t height, int64_t width)
+        : height_(height), width_(width), column_fft_(fft_of_length<T>(height)), row_fft_(fft_of_length<T>(width)) {}
+
+    static constexpr int64_t frequencies(int64_t height, int64_t width) { return height * width / 2 + 2; }
+    // What a product of two spectra must be multiplied by for `inverse` to return the convolution.
+    T scale() const { return T(1) / T(4 * height_ * width_); }
+    // The scratch memory of one transform, in elements.
+    static constexpr int64_t scratch(int64_t height, int64_t width) { return (width / 2 * height + 3 * width) * 2 * L; }
+
+    // row(y, buffer) returns the address of row y, `width` vectors, or null where it is zero; it may write the row to the
+    // buffer, which has room for it. Frequency f goes to out + f * stride, the real parts and then the imaginary ones.
+    template <class Row>
+    void forward(const Row& row, T* out, int64_t stride, T* scratch) const {
+        const int64_t half = width_ / 2, H = height_;
+        T* const columns = scratch;
+        T* const pair = columns + half * H * 2 * L;
+        T* const buffer = pair + width_ * 2 * L;  // of two rows
+        T* const zeros = buffer + width_ * 2 * L;
+        for (int64_t i = 0; i < width_; ++i) store(zeros + i * L, vec<T>{}, Full<T>{});
+
+        for (int64_t y = 0; y < H; y += 2) {
+            const T* const upper = row(y, buffer);
+            const T* const lower = row(y + 1, buffer + width_ * L);
+            T* const at = columns + y * 2 * L;
+            if (!upper && !lower) {
+                for (int64_t k = 0; k < half; ++k)
+                    for (int i = 0; i < 4; ++i) store(at + k * H * 2 * L + i * L, vec<T>{}, Full<T>{});
+                continue;
+            }
+            row_fft_(
+                {const_cast<T*>(upper ? upper : zeros), const_cast<T*>(lower ? lower : zeros), L}, {pair, pair + L, 2 * L}
+            );
+            // columns 0 and width / 2 as real and imaginary part of one
+            const auto first = at_(pair, 0), middle = at_(pair, half);
+            put_(at, 0, {first.re, middle.re});
+            put_(at, 1, {first.im, middle.im});
+            for (int64_t k = 1; k < half; ++k) {
+                const auto a = at_(pair, k), b = at_(pair, width_ - k);
+                put_(at + k * H * 2 * L, 0, {a.re + b.re, a.im - b.im});
+                put_(at + k * H * 2 * L, 1, {a.im + b.im, b.re - a.re});
+            }
+        }
+
+        for (int64_t k = 1; k < half; ++k) {
+            T* const from = columns + k * H * 2 * L;
+            T* const to = out + (k - 1) * H * stride;
+            column_fft_({from, from + L, 2 * L}, {to, to + L, stride});
+        }
+        column_fft_({columns, columns + L, 2 * L}, {columns, columns + L, 2 * L});
+        T* const first = out + (half - 1) * H * stride;
+        T* const middle = first + (H / 2 + 1) * stride;
+        for (int64_t k = 0; k <= H / 2; ++k) {
+            const auto a = at_(columns, k), b = at_(columns, k ? H - k : 0);
+            put_(first + k * stride, 0, {a.re + b.re, a.im - b.im});
+            put_(middle + k * stride, 0, {a.im + b.im, b.re - a.re});
+        }
+    }
+
+    // sink(i, row, step) gets row (first + i) mod height for i = 0 ... count - 1: `width` vectors, `step` elements apart.
+    template <class Sink>
+    void inverse(const T* in, int64_t stride, int64_t first_row, int64_t count, const Sink& sink, T* scratch) const {
+        const int64_t half = width_ / 2, H = height_;
+        T* const columns = scratch;
+        T* const pair = columns + half * H * 2 * L;
+
+        for (int64_t k = 1; k < half; ++k) {
+            T* const from = const_cast<T*>(in) + (k - 1) * H * stride;
+            T* const to = columns + k * H * 2 * L;
+            cpu::GCSA_EXT_ISA::inverse<T>(column_fft_, {from, from + L, stride}, {to, to + L, 2 * L});
+        }
+        const T* const first = in + (half - 1) * H * stride;
+        const T* const middle = first + (H / 2 + 1) * stride;
+        for (int64_t k = 0; k <= H / 2; ++k) {
+            const auto a = at_(first + k * stride, 0), b = at_(middle + k * stride, 0);
+            put_(columns, k, {a.re - b.im, a.im + b.re});
+            if (k && k < H / 2) put_(columns, H - k, {a.re + b.im, b.re - a.im});
+        }
+        cpu::GCSA_EXT_ISA::inverse<T>(column_fft_, {columns, columns + L, 2 * L}, {columns, columns + L, 2 * L});
+
+        for (int64_t i = 0; i < count; i += 2) {
+            const int64_t upper = (first_row + i) % H, lower = (first_row + i + 1) % H;
+            const auto a0 = at_(columns, upper), b0 = at_(columns, lower);
+            put_(pair, 0, {a0.re, b0.re});
+            put_(pair, half, {a0.im, b0.im});
+            for (int64_t k = 1; k < half; ++k) {
+                const T* const column = columns + k * H * 2 * L;
+                const auto a = at_(column, upper), b = at_(column, lower);
+                put_(pair, k, {a.re - b.im, a.im + b.re});
+                put_(pair, width_ - k, {a.re + b.im, b.re - a.im});
+            }
+            cpu::GCSA_EXT_ISA::inverse<T>(row_fft_, {pair, pair + L, 2 * L}, {pair, pair + L, 2 * L});
+            sink(i, pair, int64_t(2 * L));
+            if (i + 1 < count) sink(i + 1, pair + L, int64_t(2 * L));
+        }
+    }
+
+   private:
+    static Complex<T> at_(const T* base, int64_t i) {
+        return {load(base + i * 2 * L, Full<T>{}), load(base + i * 2 * L + L, Full<T>{})};
+    }
+    static void put_(T* base, int64_t i, Complex<T> value) {
+        store(base + i * 2 * L, value.re, Full<T>{});
+        store(base + i * 2 * L + L, value.im, Full<T>{});
+    }
+
+    int64_t height_, width_;
+    Fft<T> column_fft_, row_fft_;
+};
+
+}  // namespace gcsa_ext::cpu::GCSA_EXT_ISA

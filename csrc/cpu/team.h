@@ -1,0 +1,40 @@
+// Threads that work on one thing together, phase by phase.
+#pragma once
+
+#include "parallel.h"
+
+namespace gcsa_ext::cpu::GCSA_EXT_ISA {
+
+// Either one thread on its own or all threads of the enclosing parallel region.
+struct Team {
+    int rank, size;
+
+    // This member's share of [0, count).
+    template <class Body>
+    void for_each(int64_t count, const Body& body) const {
+        for (int64_t i = count * rank / size, end = count * (rank + 1) / size; i < end; ++i) body(i);
+    }
+    // What the team wrote before is seen by all of it afterwards.
+    void barrier() const {
+#ifdef _OPENMP
+        if (size > 1) {
+#pragma omp barrier
+        }
+#endif
+    }
+};
+
+// Calls body(team) on every one of at most `threads` threads, which form one team.
+template <class Body>
+inline void parallel_team(int threads, const Body& body) {
+#ifdef _OPENMP
+    if (threads > 1) {
+#pragma omp parallel num_threads(threads)
+        body(Team{omp_get_thread_num(), omp_get_num_threads()});
+        return;
+    }
+#endif
+    body(Team{0, 1});
+}
+
+}  // namespace gcsa_ext::cpu::GCSA_EXT_ISA
