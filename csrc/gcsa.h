@@ -25,7 +25,6 @@ struct BatchNorm {
 struct Convolution2d {
     const void* weight;  // (outputs, inputs, kernel, kernel) contiguous
     const void* bias;    // (outputs) or null: 0
-    const void* spectra; // of the weight, from transform_weights, or null: it is transformed here
 };
 
 // The vectors and the convolutions' weights are float32 (float64 for a float64 map), the rest has the map's dtype.

@@ -171,23 +171,44 @@ using Fft = void (*)(Sequence<T>, Sequence<T>);
 constexpr int fft_lengths[] = {6, 8, 10, 12, 16, 18, 20, 24, 30, 32, 36, 40};
 constexpr int longest_fft = 40;
 
-template <class T>
-inline Fft<T> fft_of_length(int64_t length) {
-    switch (length) {
-        case 6: return fft<T, 2, 3>;
-        case 8: return fft<T, 2, 4>;
-        case 10: return fft<T, 2, 5>;
-        case 12: return fft<T, 3, 4>;
-        case 16: return fft<T, 4, 4>;
-        case 18: return fft<T, 3, 6>;
-        case 20: return fft<T, 4, 5>;
-        case 24: return fft<T, 4, 6>;
-        case 30: return fft<T, 5, 6>;
-        case 32: return fft<T, 4, 8>;
-        case 36: return fft<T, 6, 6>;
-        case 40: return fft<T, 5, 8>;
+// exp(2 pi i k / N)
+template <class T, int N>
+struct Roots {
+    T cos[N], sin[N];
+    constexpr Roots() : cos(), sin() {
+        for (int k = 0; k < N; ++k) {
+            cos[k] = T(cos_turn(k, N));
+            sin[k] = T(sin_turn(k, N));
+        }
     }
-    return nullptr;
+};
+template <class T, int N>
+constexpr Roots<T, N> roots;
+
+template <class T>
+struct Length {
+    Fft<T> fft;
+    const T *cos, *sin;  // of 2 pi k / length
+};
+template <class T, int N1, int N2>
+constexpr Length<T> length_of{fft<T, N1, N2>, roots<T, N1 * N2>.cos, roots<T, N1 * N2>.sin};
+
+template <class T>
+inline Length<T> find_length(int64_t length) {
+    switch (length) {
+        case 6: return length_of<T, 2, 3>;
+        case 8: return length_of<T, 2, 4>;
+        case 10: return length_of<T, 2, 5>;
+        case 12: return length_of<T, 3, 4>;
+        case 16: return length_of<T, 4, 4>;
+        case 18: return length_of<T, 3, 6>;
+        case 20: return length_of<T, 4, 5>;
+        case 24: return length_of<T, 4, 6>;
+        case 30: return length_of<T, 5, 6>;
+        case 32: return length_of<T, 4, 8>;
+        case 36: return length_of<T, 6, 6>;
+        default: return length_of<T, 5, 8>;  // 40
+    }
 }
 
 // x may be X. The sum over k of X[k] exp(+2 pi i n k / N): no factor 1 / N.

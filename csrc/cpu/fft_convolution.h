@@ -15,6 +15,7 @@
 #include "blocked.h"
 #include "spectral_product.h"
 #include "spectrum.h"
+#include "tap_transform.h"
 #include "team.h"
 
 namespace gcsa_ext::cpu::GCSA_EXT_ISA {
@@ -85,51 +86,65 @@ struct Taps {
 // How many inputs' weights are transformed together, for their spectra to stay in the cache.
 template <class A>
 constexpr int64_t inputs_at_once(int64_t frequencies) {
-    constexpr int64_t bytes = 512 << 10, L = lanes<A>;
+    constexpr int64_t bytes = 768 << 10, L = lanes<A>;
     const int64_t count = bytes / (frequencies * 2 * L * static_cast<int64_t>(sizeof(A)));
-    return count >= L ? L : count >= L / 2 ? L / 2 : L >= 4 ? L / 4 : 1;  // divides L
+    return count >= L ? count / L * L : count >= L / 2 ? L / 2 : L >= 4 ? L / 4 : 1;  // a multiple of L or a divisor
 }
 
-// The spectrum of input i's weights for one block of outputs. `gathered` is scratch for kernel^2 vectors.
+// Between a block of outputs' taps of one input, `kernel^2` scalars per output, and vectors of all outputs for each tap.
 template <class A>
-inline void transform_taps(
-    const Taps<A>& taps, int64_t block, int64_t input, const Tiling& tiling, const TileTransform<A>& transform, A* to,
-    int64_t stride, A* gathered, A* scratch
-) {
+inline void gather_taps(const A* from, int64_t output_stride, int64_t outputs, int64_t count, A factor, A* to) {
     constexpr int L = lanes<A>;
-    const int64_t k = taps.kernel, radius = k / 2, count = k * k;
-    const int width = static_cast<int>(taps.outputs - block * L < L ? taps.outputs - block * L : L);
-    const A* first = taps.data + block * L * taps.output_stride + input * taps.input_stride;
-    const vec<A> scale = broadcast(transform.scale());
     for (int64_t done = 0; done < count;) {
         // Full squares; the last one goes back over what is done already where it would be short.
         const int64_t tap = count - done >= L || count < L ? done : count - L;
         const int height = static_cast<int>(count - tap < L ? count - tap : L);
         vec<A> square[L] = {};
-        for (int i = 0; i < width; ++i) {
-            const A* at = first + i * taps.output_stride + tap;
+        for (int64_t i = 0; i < outputs; ++i) {
+            const A* at = from + i * output_stride + tap;
             square[i] = height == L ? load(at, Full<A>{}) : load(at, height);
         }
         transpose<A>(square);
-        for (int i = 0; i < height; ++i) store(gathered + (tap + i) * L, square[i] * scale, Full<A>{});
+        for (int i = 0; i < height; ++i) store(to + (tap + i) * L, square[i] * factor, Full<A>{});
         done = tap + height;
     }
-    const auto tap_at = [&](int64_t position, int64_t length) -> int64_t {  // or -1
-        const int64_t d = position <= radius ? position : position - length;
-        return d < -radius ? -1 : taps.mirrored ? radius + d : radius - d;
-    };
-    transform.forward(
-        [&](int64_t y, A* buffer) -> const A* {
-            const int64_t row = tap_at(y, tiling.y.length);
-            if (row < 0) return nullptr;
-            for (int64_t x = 0; x < tiling.x.length; ++x) {
-                const int64_t column = tap_at(x, tiling.x.length);
-                store(buffer + x * L, column < 0 ? vec<A>{} : load(gathered + (row * k + column) * L, Full<A>{}), Full<A>{});
-            }
-            return buffer;
-        },
-        to, stride, scratch
+}
+template <class A>
+inline void scatter_taps(const A* from, int64_t output_stride, int64_t outputs, int64_t count, A factor, A* to) {
+    constexpr int L = lanes<A>;
+    for (int64_t done = 0; done < count;) {
+        const int64_t tap = count - done >= L || count < L ? done : count - L;
+        const int height = static_cast<int>(count - tap < L ? count - tap : L);
+        vec<A> square[L] = {};
+        for (int i = 0; i < height; ++i) square[i] = load(from + (tap + i) * L, Full<A>{}) * factor;
+        transpose<A>(square);
+        for (int64_t i = 0; i < outputs; ++i) {
+            A* at = to + i * output_stride + tap;
+            height == L ? store(at, square[i], Full<A>{}) : store(at, square[i], height);
+        }
+        done = tap + height;
+    }
+}
+
+// Scratch memory for the transforms of taps.
+template <class A>
+inline int64_t tap_scratch(const Tiling& tiling, int64_t kernel) {
+    return kernel * kernel * lanes<A> + TapTransform<A>::scratch(tiling.x.length, kernel);
+}
+
+// The spectrum of one input's weights for one block of outputs.
+template <class A>
+inline void transform_taps(
+    const Taps<A>& taps, int64_t block, int64_t input, const TapTransform<A>& transform, A* to, int64_t stride, A* scratch
+) {
+    constexpr int L = lanes<A>;
+    const int64_t count = taps.kernel * taps.kernel, left = taps.outputs - block * L;
+    gather_taps(
+        taps.data + block * L * taps.output_stride + input * taps.input_stride, taps.output_stride, left < L ? left : L,
+        count, transform.scale(), scratch
     );
+    // out[p] = sum_d w[d] in[p + d] multiplies by the spectrum of the taps in reverse order.
+    transform.forward(scratch, !taps.mirrored, to, stride, scratch + count * L);
 }
 
 template <class A>
@@ -137,12 +152,9 @@ inline void transform_weights(
     const Team& team, const Taps<A>& taps, const Tiling& tiling, const WeightSpectra<A>& to, A* scratch
 ) {
     constexpr int L = lanes<A>;
-    const TileTransform<A> transform(tiling.y.length, tiling.x.length);
-    A* const gathered = scratch + tile_scratch<A>(tiling);
+    const TapTransform<A> transform(tiling.y.length, tiling.x.length, taps.kernel);
     team.for_each(to.output_blocks * to.inputs, [&](int64_t i) {
-        transform_taps(
-            taps, i / to.inputs, i % to.inputs, tiling, transform, to.data + i * 2 * L, to.stride, gathered, scratch
-        );
+        transform_taps(taps, i / to.inputs, i % to.inputs, transform, to.data + i * 2 * L, to.stride, scratch);
     });
 }
 
@@ -238,18 +250,15 @@ inline void transform_and_multiply(
     const TileSpectra<A>& out, A* scratch
 ) {
     constexpr int L = lanes<A>;
-    const TileTransform<A> transform(tiling.y.length, tiling.x.length);
+    const TapTransform<A> transform(tiling.y.length, tiling.x.length, taps.kernel);
     const int64_t F = tiling.frequencies(), chunk = inputs_at_once<A>(F);
-    A* const gathered = scratch + tile_scratch<A>(tiling);
-    A* const spectra = gathered + round_up(taps.kernel * taps.kernel, 2) * L;
+    A* const spectra = scratch + tap_scratch<A>(tiling, taps.kernel);
     const int64_t stride = (chunk | 1) * 2 * L;
     team.for_each(out.blocks, [&](int64_t block) {
         for (int64_t input = 0; input < taps.inputs; input += chunk) {
             const int64_t count = taps.inputs - input < chunk ? taps.inputs - input : chunk;
             for (int64_t i = 0; i < count; ++i)
-                transform_taps(
-                    taps, block, input + i, tiling, transform, spectra + i * 2 * L, stride, gathered, scratch
-                );
+                transform_taps(taps, block, input + i, transform, spectra + i * 2 * L, stride, scratch);
             const int64_t first = input / L * 2 * L + input % L;
             for (int64_t f = 0; f < F; ++f)
                 product<A, false>(
@@ -276,9 +285,13 @@ struct Convolution {
     int64_t input_size() const { return TileSpectra<A>(nullptr, inputs, group).size(tiling.frequencies()); }
     int64_t output_size() const { return TileSpectra<A>(nullptr, outputs, group).size(tiling.frequencies()); }
     int64_t weights_size() const { return WeightSpectra<A>(nullptr, outputs, inputs).size(tiling.frequencies()); }
+    // Of each thread.
     int64_t scratch_size() const {
-        return tile_scratch<A>(tiling) + round_up(kernel * kernel, 2) * L +
-               (on_the_fly ? tiling.frequencies() * (inputs_at_once<A>(tiling.frequencies()) | 1) * 2 * L : 0);
+        const int64_t F = tiling.frequencies();
+        const int64_t taps =
+            tap_scratch<A>(tiling, kernel) + (on_the_fly ? F * (inputs_at_once<A>(F) | 1) * 2 * L : 0);
+        const int64_t tile = tile_scratch<A>(tiling);
+        return taps > tile ? taps : tile;
     }
 };
 

@@ -34,39 +34,6 @@ inline int64_t unit_size(const Tiling& tiling) {
     return tiling.frequencies() * unit_stride<A>;
 }
 
-// From the sums of one input to its taps for a block of outputs.
-template <class A>
-inline void transform_back_taps(
-    const A* sums, int64_t kernel, const Tiling& tiling, const TileTransform<A>& transform, int64_t outputs,
-    int64_t output_stride, A* grad, A* gathered, A* scratch
-) {
-    constexpr int L = lanes<A>;
-    const int64_t radius = kernel / 2, count = kernel * kernel;
-    const vec<A> scale = broadcast(transform.scale());
-    transform.inverse(
-        sums, unit_stride<A>, tiling.y.length - radius, kernel,
-        [&](int64_t row, const A* values, int64_t step) {
-            for (int64_t i = 0; i < kernel; ++i) {
-                const int64_t x = (tiling.x.length - radius + i) % tiling.x.length;
-                store(gathered + (row * kernel + i) * L, load(values + x * step, Full<A>{}) * scale, Full<A>{});
-            }
-        },
-        scratch
-    );
-    for (int64_t done = 0; done < count;) {
-        const int64_t tap = count - done >= L || count < L ? done : count - L;  // the last square goes back over some
-        const int height = static_cast<int>(count - tap < L ? count - tap : L);
-        vec<A> square[L] = {};
-        for (int i = 0; i < height; ++i) square[i] = load(gathered + (tap + i) * L, Full<A>{});
-        transpose<A>(square);
-        for (int64_t i = 0; i < outputs; ++i) {
-            A* at = grad + i * output_stride + tap;
-            height == L ? store(at, square[i], Full<A>{}) : store(at, square[i], height);
-        }
-        done = tap + height;
-    }
-}
-
 // Both gradients for the tiles of a batch. `c` is the convolution of g with the mirrored weights; without want_input its
 // epilogue is never called, without weights.input no gradient of the weights is computed.
 template <class A, class Epilogue>
@@ -75,13 +42,12 @@ inline void convolve_backward(
     A* out_buffer, A* unit_buffer, A* scratch, const WeightGradient<A>& weights, bool want_input, const Epilogue& epilogue
 ) {
     constexpr int L = lanes<A>, rows = static_cast<int>(inputs_per_unit<A>);
-    const TileTransform<A> transform(c.tiling.y.length, c.tiling.x.length);
+    const TapTransform<A> transform(c.tiling.y.length, c.tiling.x.length, c.kernel);
     const int64_t F = c.tiling.frequencies(), tiles = c.tiles();
     // From here on with the names of the forward convolution: c takes its outputs and gives its inputs.
     const int64_t inputs = c.outputs, outputs = c.inputs, kk = c.kernel * c.kernel;
     const TileSpectra<A> g_spectra(in_buffer, outputs, c.group), out_spectra(out_buffer, inputs, c.group);
     const TileSpectra<A> x_spectra(weights.spectra, inputs, c.group);
-    A* const gathered = scratch + tile_scratch<A>(c.tiling);
     for (int64_t done = 0; done < tiles; done += c.group) {
         const TileRangeOfBatch group{done, tiles - done < c.group ? tiles - done : c.group};
         transform_tiles(team, g, c.tiling, group, true, g_spectra, scratch);
@@ -111,11 +77,13 @@ inline void convolve_backward(
                     );
                 if (!last) return;
                 const int64_t lanes_used = outputs - block * L < L ? outputs - block * L : L;
-                for (int64_t i = 0; i < rows && input + i < inputs; ++i)
-                    transform_back_taps(
-                        sums + i * 2 * L, c.kernel, c.tiling, transform, lanes_used, inputs * kk,
-                        weights.grad + (block * L * inputs + input + i) * kk, gathered, scratch
+                for (int64_t i = 0; i < rows && input + i < inputs; ++i) {
+                    transform.backward(sums + i * 2 * L, unit_stride<A>, scratch, scratch + kk * L);
+                    scatter_taps(
+                        scratch, inputs * kk, lanes_used, kk, transform.backward_scale(),
+                        weights.grad + (block * L * inputs + input + i) * kk
                     );
+                }
             });
         }
         team.barrier();

@@ -7,22 +7,21 @@
 
 namespace gcsa_ext::cpu::GCSA_EXT_ISA {
 
-// The estimated time of a convolution of whole maps with one tiling, in arbitrary units on one thread. A transform costs
-// about `transform_cost` per point and vector, a complex multiplication of two vectors `product_cost`; both were measured
-// (8 x 64 x 56 x 56 and smaller maps, AVX-512).
+// The estimated time of a convolution with one tiling, in nanoseconds of one thread with AVX-512. Per point of a tile and
+// vector, the transform of a tile costs about `transform_cost` and that of taps `tap_cost`, a complex product of vectors costs
+// `product_cost`, the caches included.
 template <class A>
-inline double estimated_cost(const Convolution<A>& c, const Tiling& t, bool weights_ready) {
-    constexpr double transform_cost = 6, product_cost = 0.75, L = lanes<A>;
+inline double estimated_cost(const Convolution<A>& c, const Tiling& t) {
+    constexpr double transform_cost = 10, product_cost = 1, tap_cost = 3, L = lanes<A>;
     const double points = static_cast<double>(t.y.length * t.x.length);
     const double in_blocks = std::ceil(c.inputs / L), out_blocks = std::ceil(c.outputs / L);
     const double tiles = static_cast<double>(c.batch * t.per_image());
-    const double weights = weights_ready ? 1 : 5;  // reading them costs something, too
     return points * (tiles * (transform_cost * (in_blocks + out_blocks) + product_cost / 2 * c.inputs * out_blocks) +
-                     weights * c.inputs * out_blocks);
+                     tap_cost * c.inputs * out_blocks);
 }
 
 template <class A>
-inline Tiling choose_tiling(const Convolution<A>& c, int64_t height, int64_t width, bool weights_ready) {
+inline Tiling choose_tiling(const Convolution<A>& c, int64_t height, int64_t width) {
     const int64_t radius = c.kernel / 2;
     Tiling best{{height, 0, radius}, {width, 0, radius}};
     double least = 0;
@@ -31,19 +30,19 @@ inline Tiling choose_tiling(const Convolution<A>& c, int64_t height, int64_t wid
             const Tiling t{{height, y, radius}, {width, x, radius}};
             // A kernel wraps onto itself in a shorter tile, and a tile must have a point that is its own.
             if (y <= 2 * radius || x <= 2 * radius) continue;
-            const double cost = estimated_cost(c, t, weights_ready);
+            const double cost = estimated_cost(c, t);
             if (best.y.length == 0 || cost < least) least = cost, best = t;
         }
     return best;
 }
 
-// The convolution with its tiling; `set_groups` says the rest. `weights_ready`: their spectra were computed before.
+// The convolution with its tiling; `set_groups` says the rest.
 template <class A>
 inline Convolution<A> plan_convolution(
-    int64_t batch, int64_t inputs, int64_t outputs, int64_t height, int64_t width, int64_t kernel, bool weights_ready
+    int64_t batch, int64_t inputs, int64_t outputs, int64_t height, int64_t width, int64_t kernel
 ) {
     Convolution<A> c{batch, inputs, outputs, kernel, {}, 1, false, false};
-    c.tiling = choose_tiling(c, height, width, weights_ready);
+    c.tiling = choose_tiling(c, height, width);
     return c;
 }
 
@@ -60,7 +59,7 @@ inline bool can_work_apart(const Convolution<A>& c, int threads) {
 }
 
 template <class A>
-inline void set_groups(Convolution<A>& c, int threads, bool apart, bool weights_ready) {
+inline void set_groups(Convolution<A>& c, int threads, bool apart) {
     c.apart = apart;
     c.group = 1;
     const int64_t one = c.input_size() + c.output_size(), weights = c.weights_size();
@@ -69,7 +68,7 @@ inline void set_groups(Convolution<A>& c, int threads, bool apart, bool weights_
     c.group = std::max<int64_t>((apart ? cache : std::max(cache, weights)) / one / product_rows, 1) * product_rows;
     c.group = std::min(c.group, most);
     const int64_t out_blocks = (c.outputs + lanes<A> - 1) / lanes<A>;
-    c.on_the_fly = !weights_ready && !apart && c.group >= c.tiles() && out_blocks >= threads;
+    c.on_the_fly = !apart && c.group >= c.tiles() && out_blocks >= threads;
 }
 
 }  // namespace gcsa_ext::cpu::GCSA_EXT_ISA

@@ -121,11 +121,11 @@ struct Geometry {
           P(H * W),
           k(p.kernel),
           threads(p.gate.map.threads),
-          conv1(plan_convolution<A>(N, C, h, H, W, k, p.conv1.spectra != nullptr)),
-          conv2(plan_convolution<A>(N, h, C, H, W, k, p.conv2.spectra != nullptr)) {
+          conv1(plan_convolution<A>(N, C, h, H, W, k)),
+          conv2(plan_convolution<A>(N, h, C, H, W, k)) {
         const bool apart = can_work_apart(conv1, threads) && can_work_apart(conv2, threads);
-        set_groups(conv1, threads, apart, p.conv1.spectra != nullptr);
-        set_groups(conv2, threads, apart, p.conv2.spectra != nullptr);
+        set_groups(conv1, threads, apart);
+        set_groups(conv2, threads, apart);
     }
 
     Taps<A> taps1(const GcsaForward& p) const {
@@ -186,7 +186,7 @@ void infer(const GcsaForward& p) {
     const int teams = apart ? g.threads : 1;
     using S = Pieces<A>;
     const int64_t vectors = 2 * (S::size(round_up(C, L)) + S::size(round_up(h, L)));
-    const bool store1 = !c1.on_the_fly && !p.conv1.spectra, store2 = !c2.on_the_fly && !p.conv2.spectra;
+    const bool store1 = !c1.on_the_fly, store2 = !c2.on_the_fly;
     const int64_t common = vectors + (store1 ? S::size(c1.weights_size()) : 0) + (store2 ? S::size(c2.weights_size()) : 0);
     const int64_t in_size = std::max(c1.input_size(), c2.input_size());
     const int64_t out_size = std::max(c1.output_size(), c2.output_size());
@@ -196,8 +196,8 @@ void infer(const GcsaForward& p) {
     S pieces(static_cast<A*>(memory.data()));
     const Affine<A> affine1{pieces.take(round_up(h, L)), pieces.take(round_up(h, L))};
     const Affine<A> affine2{pieces.take(round_up(C, L)), pieces.take(round_up(C, L))};
-    A* const spectra1 = store1 ? pieces.take(c1.weights_size()) : static_cast<A*>(const_cast<void*>(p.conv1.spectra));
-    A* const spectra2 = store2 ? pieces.take(c2.weights_size()) : static_cast<A*>(const_cast<void*>(p.conv2.spectra));
+    A* const spectra1 = store1 ? pieces.take(c1.weights_size()) : nullptr;
+    A* const spectra2 = store2 ? pieces.take(c2.weights_size()) : nullptr;
     A* const team_memory = pieces.take(teams * per_team);
     A* const thread_memory = pieces.take(g.threads * per_thread);
     fold(p.norm1, p.conv1.bias, h, affine1);
@@ -278,7 +278,7 @@ void forward(const GcsaForward& p) {
     const int64_t in_size = S::size(std::max(c1.input_size(), c2.input_size()));
     const int64_t out_size = S::size(std::max(c1.output_size(), c2.output_size()));
     const int64_t saved = p.u1 ? 0 : S::size(g.map_size(C, N)) + S::size(g.map_size(h, N));
-    const bool store1 = !c1.on_the_fly && !p.conv1.spectra, store2 = !c2.on_the_fly && !p.conv2.spectra;
+    const bool store1 = !c1.on_the_fly, store2 = !c2.on_the_fly;
     const int64_t per_thread = S::size(std::max({c1.scratch_size(), c2.scratch_size(), gate_tile_scratch<A>(C, h)}));
     const int64_t statistics = S::size(Statistics<A>::size(C_blocks));
     const int64_t total = 2 * (S::size(C_blocks * L) + S::size(h_blocks * L)) + S::size(g.map_size(C, N)) +
@@ -292,8 +292,8 @@ void forward(const GcsaForward& p) {
     const BlockedMap<A> z = g.map(pieces.take(g.map_size(C, N)), C), a1 = g.map(pieces.take(g.map_size(h, N)), h);
     T* const u1 = p.u1 ? static_cast<T*>(p.u1) : reinterpret_cast<T*>(pieces.take(g.map_size(h, N)));
     T* const u2 = p.u2 ? static_cast<T*>(p.u2) : reinterpret_cast<T*>(pieces.take(g.map_size(C, N)));
-    A* const spectra1 = store1 ? pieces.take(c1.weights_size()) : static_cast<A*>(const_cast<void*>(p.conv1.spectra));
-    A* const spectra2 = store2 ? pieces.take(c2.weights_size()) : static_cast<A*>(const_cast<void*>(p.conv2.spectra));
+    A* const spectra1 = store1 ? pieces.take(c1.weights_size()) : nullptr;
+    A* const spectra2 = store2 ? pieces.take(c2.weights_size()) : nullptr;
     A* const team_memory = pieces.take(teams * (in_size + out_size));
     A* const thread_memory = pieces.take(g.threads * per_thread);
     A* const statistics_memory = pieces.take(g.threads * statistics);
@@ -434,9 +434,9 @@ void backward(const GcsaBackward& q) {
     const int64_t N = g.N, C = g.C, h = g.h, k = g.k, C_blocks = g.blocks(C), h_blocks = g.blocks(h);
     const bool want_gate = q.grad_w1 != nullptr, want_z = want_gate || q.grad_x;
     // From the second convolution's output to its input, from the first's output to its input. All threads work together.
-    Convolution<A> c2 = plan_convolution<A>(N, C, h, g.H, g.W, k, false);
-    Convolution<A> c1 = plan_convolution<A>(N, h, C, g.H, g.W, k, false);
-    for (Convolution<A>* c : {&c1, &c2}) set_groups(*c, g.threads, false, false);
+    Convolution<A> c2 = plan_convolution<A>(N, C, h, g.H, g.W, k);
+    Convolution<A> c1 = plan_convolution<A>(N, h, C, g.H, g.W, k);
+    for (Convolution<A>* c : {&c1, &c2}) set_groups(*c, g.threads, false);
     const Taps<A> mirrored2{static_cast<const A*>(p.conv2.weight), h, C, k * k, h * k * k, k, true};
     const Taps<A> mirrored1{static_cast<const A*>(p.conv1.weight), C, h, k * k, C * k * k, k, true};
     const PerceptronWeights<T> weights(p.gate);

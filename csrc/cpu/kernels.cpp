@@ -14,6 +14,8 @@ const Kernels table = {
     channel_gate_backward,
     norm_gate_forward,
     norm_gate_backward,
+    convolution_forward,
+    convolution_backward,
     frequency_mask,
     gcsa_forward,
     gcsa_backward,

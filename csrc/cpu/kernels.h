@@ -2,6 +2,7 @@
 #pragma once
 
 #include "../channel_gate.h"
+#include "../convolution.h"
 #include "../frequency_mask.h"
 #include "../gcsa.h"
 #include "../norm_gate.h"
@@ -14,6 +15,8 @@ struct Kernels {
     void (*channel_gate_backward)(const ChannelGateBackward&);
     void (*norm_gate_forward)(const NormGateForward&);
     void (*norm_gate_backward)(const NormGateBackward&);
+    void (*convolution_forward)(const ConvolutionForward&);
+    void (*convolution_backward)(const ConvolutionBackward&);
     void (*frequency_mask)(const FrequencyMask&);
     void (*gcsa_forward)(const GcsaForward&);
     void (*gcsa_backward)(const GcsaBackward&);
@@ -25,6 +28,8 @@ void channel_gate_forward(const ChannelGateForward&);
 void channel_gate_backward(const ChannelGateBackward&);
 void norm_gate_forward(const NormGateForward&);
 void norm_gate_backward(const NormGateBackward&);
+void convolution_forward(const ConvolutionForward&);
+void convolution_backward(const ConvolutionBackward&);
 void frequency_mask(const FrequencyMask&);
 void gcsa_forward(const GcsaForward&);
 void gcsa_backward(const GcsaBackward&);

@@ -22,7 +22,7 @@ class TileTransform {
 
    public:
     TileTransform(int64_t height, int64_t width)
-        : height_(height), width_(width), column_fft_(fft_of_length<T>(height)), row_fft_(fft_of_length<T>(width)) {}
+        : height_(height), width_(width), column_fft_(find_length<T>(height).fft), row_fft_(find_length<T>(width).fft) {}
 
     static constexpr int64_t frequencies(int64_t height, int64_t width) { return height * width / 2 + 2; }
     // What a product of two spectra must be multiplied by for `inverse` to return the convolution.

@@ -1,0 +1,158 @@
+// Convolution on the CPU: maps are brought into the blocked layout (blocked.h), convolved there and brought back.
+
+#include "../convolution.h"
+
+#include "../scratch.h"
+#include "fft_gradient.h"
+#include "fft_plan.h"
+#include "kernels.h"
+
+namespace gcsa_ext::cpu::GCSA_EXT_ISA {
+namespace {
+
+template <class T>
+void pack(const Team& team, const FeatureMap& map, const T* from, const BlockedMap<accumulator<T>>& to) {
+    using A = accumulator<T>;
+    team.for_each(block_ranges(map.batch, to.blocks(), map.positions), [&](int64_t i) {
+        const BlockRange range = block_range(i, to.blocks(), map.positions);
+        A* const at = to.block(range.image, range.block);
+        read_block<T>(map, from, range, [&](int64_t p, vec<A> value) { store(at + p * lanes<A>, value, Full<A>{}); });
+    });
+}
+template <class T>
+void unpack(const Team& team, const FeatureMap& map, const BlockedMap<accumulator<T>>& from, T* to) {
+    using A = accumulator<T>;
+    team.for_each(block_ranges(map.batch, from.blocks(), map.positions), [&](int64_t i) {
+        const BlockRange range = block_range(i, from.blocks(), map.positions);
+        const A* const at = from.block(range.image, range.block);
+        write_block<T>(map, to, range, [&](int64_t p) { return load(at + p * lanes<A>, Full<A>{}); });
+    });
+}
+
+template <class T>
+void forward(const ConvolutionForward& p) {
+    using A = accumulator<T>;
+    constexpr int L = lanes<A>;
+    const int64_t N = p.map.batch, k = p.kernel, inputs = p.map.channels;
+    const int threads = p.map.threads;
+    FeatureMap out_map = p.map;
+    out_map.channels = p.outputs;
+    Convolution<A> c = plan_convolution<A>(N, inputs, p.outputs, p.height, p.width, k);
+    set_groups(c, threads, false);
+    const Taps<A> taps{static_cast<const A*>(p.weight), p.outputs, inputs, inputs * k * k, k * k, k, false};
+
+    using S = Pieces<A>;
+    BlockedMap<A> in{nullptr, inputs, p.height, p.width}, out{nullptr, p.outputs, p.height, p.width};
+    const int64_t per_thread = S::size(c.scratch_size()), spectra_size = c.on_the_fly ? 0 : S::size(c.weights_size());
+    const Scratch memory(
+        (S::size(N * in.image_size()) + S::size(N * out.image_size()) + spectra_size + S::size(c.input_size()) +
+         S::size(c.output_size()) + threads * per_thread) *
+        static_cast<int64_t>(sizeof(A))
+    );
+    S pieces(static_cast<A*>(memory.data()));
+    in.data = pieces.take(N * in.image_size());
+    out.data = pieces.take(N * out.image_size());
+    A* const spectra = pieces.take(spectra_size);
+    A* const in_buffer = pieces.take(c.input_size());
+    A* const out_buffer = pieces.take(c.output_size());
+    A* const thread_memory = pieces.take(threads * per_thread);
+
+    parallel_team(threads, [&](const Team& team) {
+        A* const scratch = thread_memory + team.rank * per_thread;
+        pack(team, p.map, static_cast<const T*>(p.x), in);
+        if (!c.on_the_fly) transform_weights(team, taps, c.tiling, WeightSpectra<A>(spectra, p.outputs, inputs), scratch);
+        team.barrier();
+        convolve(
+            team, c, in, {0, c.tiles()}, taps, spectra, in_buffer, out_buffer, scratch,
+            [&](int64_t image, int64_t block, int64_t at, int64_t count, const A* run, int64_t step) {
+                vec<A> bias{};
+                if (p.bias) {
+                    const A* const from = static_cast<const A*>(p.bias) + block * L;
+                    const int64_t left = p.outputs - block * L;
+                    bias = left >= L ? load(from, Full<A>{}) : load(from, static_cast<int>(left));
+                }
+                A* const to = out.block(image, block) + at * L;
+                for (int64_t i = 0; i < count; ++i)
+                    store(to + i * L, load(run + i * step, Full<A>{}) + bias, Full<A>{});
+            }
+        );
+        unpack(team, out_map, out, static_cast<T*>(p.out));
+    });
+}
+
+template <class T>
+void backward(const ConvolutionBackward& q) {
+    using A = accumulator<T>;
+    constexpr int L = lanes<A>;
+    const ConvolutionForward& p = q.forward;
+    const int64_t N = p.map.batch, k = p.kernel, inputs = p.map.channels, outputs = p.outputs;
+    const int threads = p.map.threads;
+    FeatureMap out_map = p.map;
+    out_map.channels = outputs;
+    Convolution<A> c = plan_convolution<A>(N, outputs, inputs, p.height, p.width, k);
+    set_groups(c, threads, false);
+    const Taps<A> mirrored{static_cast<const A*>(p.weight), inputs, outputs, k * k, inputs * k * k, k, true};
+
+    using S = Pieces<A>;
+    BlockedMap<A> x{nullptr, inputs, p.height, p.width}, grad{nullptr, outputs, p.height, p.width}, grad_x = x;
+    const bool several = c.group < c.tiles();
+    const int64_t x_size = q.grad_weight ? S::size(N * x.image_size()) : 0;
+    const int64_t grad_x_size = q.grad_x ? S::size(N * x.image_size()) : 0;
+    const int64_t spectra_size = c.on_the_fly || !q.grad_x ? 0 : S::size(c.weights_size());
+    const int64_t unit = S::size(unit_size<A>(c.tiling)), per_thread = S::size(c.scratch_size()) + unit;
+    const int64_t sums_size =
+        several && q.grad_weight ? S::size(weight_gradient_units<A>(inputs, outputs) * unit_size<A>(c.tiling)) : 0;
+    const Scratch memory(
+        (x_size + grad_x_size + S::size(N * grad.image_size()) + spectra_size + sums_size + S::size(c.input_size()) +
+         2 * S::size(c.output_size()) + threads * per_thread) *
+        static_cast<int64_t>(sizeof(A))
+    );
+    S pieces(static_cast<A*>(memory.data()));
+    x.data = pieces.take(x_size);
+    grad_x.data = pieces.take(grad_x_size);
+    grad.data = pieces.take(N * grad.image_size());
+    A* const spectra = pieces.take(spectra_size);
+    A* const sums = sums_size ? pieces.take(sums_size) : nullptr;
+    A* const in_buffer = pieces.take(c.input_size());
+    A* const out_buffer = pieces.take(c.output_size());
+    A* const x_buffer = pieces.take(c.output_size());
+    A* const thread_memory = pieces.take(threads * per_thread);
+
+    parallel_team(threads, [&](const Team& team) {
+        A* const unit_buffer = thread_memory + team.rank * per_thread;
+        A* const scratch = unit_buffer + unit;
+        pack(team, out_map, static_cast<const T*>(q.grad_out), grad);
+        if (q.grad_weight) pack(team, p.map, static_cast<const T*>(p.x), x);
+        if (spectra_size) transform_weights(team, mirrored, c.tiling, WeightSpectra<A>(spectra, inputs, outputs), scratch);
+        team.barrier();
+        convolve_backward(
+            team, c, grad, mirrored, spectra, in_buffer, out_buffer, unit_buffer, scratch,
+            {q.grad_weight ? &x : nullptr, static_cast<A*>(q.grad_weight), x_buffer, sums}, q.grad_x != nullptr,
+            [&](int64_t image, int64_t block, int64_t at, int64_t count, const A* run, int64_t step) {
+                A* const to = grad_x.block(image, block) + at * L;
+                for (int64_t i = 0; i < count; ++i) store(to + i * L, load(run + i * step, Full<A>{}), Full<A>{});
+            }
+        );
+        if (q.grad_x) unpack(team, p.map, grad_x, static_cast<T*>(q.grad_x));
+    });
+}
+
+}  // namespace
+
+void convolution_forward(const ConvolutionForward& p) {
+    switch (p.map.dtype) {
+        case DType::float32: return forward<float>(p);
+        case DType::float64: return forward<double>(p);
+        case DType::bfloat16: return forward<bfloat16>(p);
+    }
+}
+
+void convolution_backward(const ConvolutionBackward& q) {
+    switch (q.forward.map.dtype) {
+        case DType::float32: return backward<float>(q);
+        case DType::float64: return backward<double>(q);
+        case DType::bfloat16: return backward<bfloat16>(q);
+    }
+}
+
+}  // namespace gcsa_ext::cpu::GCSA_EXT_ISA
