@@ -4,6 +4,7 @@
 
 #include "kernels.h"
 #include "parallel.h"
+#include "vector.h"
 
 namespace gcsa_ext::cpu::GCSA_EXT_ISA {
 namespace {
@@ -33,7 +34,9 @@ void mask(const FrequencyMask& p) {
             if (inside)
                 for (int64_t i = 0; i < count; ++i) output[at + i] = value;
             else if (output != input)
-                __builtin_memcpy(output + at, input + at, count * sizeof(Bits));
+                // Not memcpy: it streams long runs past the caches, which costs more on pages that are fresh, and leaves the
+                // result far from whoever reads it next.
+                load_row(input + at, count, output + at);
             row = run_end;
         }
     });
