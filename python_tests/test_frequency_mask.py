@@ -159,7 +159,7 @@ def test_inference_mode() -> None:
         assert torch.equal(functional.frequency_mask_(x, start, width, 1.0), expected)
 
 
-@pytest.mark.filterwarnings("ignore:Warning. Profiler clears events")
+@pytest.mark.filterwarnings("ignore:Warning. Profiler clears events", "ignore:.*torch.jit.trace")
 @pytest.mark.parametrize("inplace", [False, True])
 def test_who_watches_operators_sees_the_mask(inplace: bool) -> None:
     """Calls that nobody watches go past PyTorch's dispatcher."""
@@ -191,6 +191,18 @@ def test_who_watches_operators_sees_the_mask(inplace: bool) -> None:
     if not inplace:
         traced = torch.jit.trace(lambda x: functional.frequency_mask(x, start, width) * 1, (x,))
         assert "gcsa_ext::frequency_mask" in str(traced.graph)
+
+
+def test_only_ordinary_tensors_go_past_the_dispatcher() -> None:
+    x = torch.randn(4, 5)
+    assert functional._direct(x, x[:, 1:], torch.tensor([1]))
+    leaf = x.clone().requires_grad_()
+    with torch.no_grad():
+        assert functional._direct(leaf)
+    with torch.inference_mode():
+        made_there = torch.randn(4, 5)
+    for other in (leaf, torch._neg_view(x), torch._efficientzerotensor((4, 5)), x.to("meta"), made_there):
+        assert not functional._direct(x, other)
 
 
 def test_subclasses_stay_what_they_are() -> None:
