@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import operator
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -120,21 +117,12 @@ def norm_gate(
     return out
 
 
-_PLAIN = functools.reduce(
-    operator.or_,
-    (
-        torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
-        for key in ("CPU", "AutogradCPU", "ADInplaceOrView", "AutocastCPU")
-    ),
-)
-"""The dispatch keys of an ordinary tensor on the CPU: no subclass, view with another sign, wrapper, ..."""
-
-
 def _direct(*tensors: Tensor) -> bool:
     """Whether a call can go past PyTorch's dispatcher, whose way here takes as long as masking a small batch.
 
-    It can where the dispatcher would only pass it on: ordinary tensors on the CPU, no gradient wanted, and no
-    compiler, transform, mode, trace or profiler that wants to see the call.
+    It can where the dispatcher would only pass it on: ordinary tensors on the CPU (no subclass, negative
+    view, inference or zero tensor), no gradient wanted, and no compiler, transform, mode, trace or profiler
+    that wants to see the call.
     """
     if (
         torch.compiler.is_compiling()
@@ -146,10 +134,17 @@ def _direct(*tensors: Tensor) -> bool:
     ):
         return False
     grad = torch.is_grad_enabled()
-    return all(
-        type(t) is Tensor and not (grad and t.requires_grad) and torch._C._dispatch_keys(t) == _PLAIN
-        for t in tensors
-    )
+    for t in tensors:
+        if (
+            type(t) is not Tensor
+            or (grad and t.requires_grad)
+            or not t.is_cpu
+            or t.is_neg()
+            or t.is_inference()
+            or t._is_zerotensor()
+        ):
+            return False
+    return True
 
 
 def frequency_mask(spectrogram: Tensor, start: Tensor, width: Tensor, value: float = 0.0) -> Tensor:
@@ -248,10 +243,13 @@ def random_frequency_mask(
 
 def _uniform(bands: int, like: Tensor | None) -> Tensor:
     """Random numbers (bands, 2, *batch), those of every [i, j] drawn before the next; see above for None."""
-    batch = () if like is None else like.shape[:-2]
-    like = torch.empty(0) if like is None else like
-    if like.is_cpu:
-        return torch.rand((bands, 2, *batch), dtype=like.dtype)
+    if like is None:
+        draws = torch.empty(bands, 2)
+    else:
+        draws = torch.empty((bands, 2, *like.shape[:-2]), dtype=like.dtype, device=like.device)
+    if draws.is_cpu:
+        return draws.uniform_()
     # Only the CPU's generator gives one call the numbers that it would give several calls.
-    draws = [torch.rand(batch, dtype=like.dtype, device=like.device) for _ in range(2 * bands)]
-    return torch.stack(draws).view(bands, 2, *batch)
+    for numbers in draws.flatten(0, 1):
+        numbers.uniform_()
+    return draws
