@@ -7,6 +7,7 @@
 #include <array>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "cpu/dispatch.h"
 #include "scratch.h"
@@ -105,6 +106,38 @@ gcsa_ext::GcsaForward gcsa(
             pointer(a[19])};
 }
 
+gcsa_ext::FrequencyMask frequency_mask(
+    int64_t batch, int64_t bins, int64_t frames, int threads, int64_t bands, bool shared, int element_size, uint64_t value,
+    const int64_t* start, const int64_t* width, Address input, Address output
+) {
+    require(batch >= 1 && bins >= 1 && frames >= 1 && bands >= 1, "a batch, bins, frames and bands of at least 1");
+    require(threads >= 1, "at least 1 thread");
+    require(element_size == 2 || element_size == 4 || element_size == 8, "elements of 2, 4 or 8 bytes");
+    require_addresses(input, output);
+    return {batch, bins, frames, bands, start, width, shared, element_size, value, pointer(input), pointer(output), threads};
+}
+
+// Start and width, both (batch, bands), from uniform random numbers (bands, 2, batch): the first of the two times `widest`
+// is the width, the second times what the width leaves of the bins is the start; both truncated.
+struct RandomBands {
+    std::vector<int64_t> start, width;
+
+    RandomBands(int64_t batch, int64_t bands, int64_t bins, int64_t widest, const float* draws)
+        : start(batch * bands), width(batch * bands) {
+        for (int64_t band = 0; band < bands; ++band) {
+            const float *for_width = draws + band * 2 * batch, *for_start = for_width + batch;
+            for (int64_t sample = 0; sample < batch; ++sample) {
+                // The bits of float32 arithmetic, whatever the compiler fuses: in double these products are exact.
+                const auto wide = static_cast<float>(static_cast<double>(for_width[sample]) * widest);
+                const auto room = static_cast<float>(static_cast<double>(bins) - wide);
+                const auto from = static_cast<float>(static_cast<double>(for_start[sample]) * room);
+                width[sample * bands + band] = static_cast<int64_t>(wide);
+                start[sample * bands + band] = static_cast<int64_t>(from);
+            }
+        }
+    }
+};
+
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
@@ -178,16 +211,28 @@ PYBIND11_MODULE(_C, module) {
     module.def(
         "frequency_mask", [](int64_t batch, int64_t bins, int64_t frames, int threads, int64_t bands, bool shared,
                              int element_size, uint64_t value, Address start, Address width, Address input, Address output) {
-            require(batch >= 1 && bins >= 1 && frames >= 1 && bands >= 1, "a batch, bins, frames and bands of at least 1");
-            require(threads >= 1, "at least 1 thread");
-            require(element_size == 2 || element_size == 4 || element_size == 8, "elements of 2, 4 or 8 bytes");
-            require_addresses(start, width, input, output);
-            const py::gil_scoped_release release;
-            kernels().frequency_mask(
-                {batch, bins, frames, bands, static_cast<const int64_t*>(pointer(start)),
-                 static_cast<const int64_t*>(pointer(width)), shared, element_size, value, pointer(input), pointer(output),
-                 threads}
+            require_addresses(start, width);
+            const auto call = frequency_mask(
+                batch, bins, frames, threads, bands, shared, element_size, value,
+                static_cast<const int64_t*>(pointer(start)), static_cast<const int64_t*>(pointer(width)), input, output
             );
+            const py::gil_scoped_release release;
+            kernels().frequency_mask(call);
+        }
+    );
+    module.def(
+        "random_frequency_mask",
+        [](int64_t batch, int64_t bins, int64_t frames, int threads, int64_t bands, bool shared, int element_size,
+           uint64_t value, int64_t widest, Address draws, Address input, Address output) {
+            require(batch >= 1 && bands >= 1, "a batch and bands of at least 1");
+            require_addresses(draws);
+            const RandomBands random(shared ? 1 : batch, bands, bins, widest, static_cast<const float*>(pointer(draws)));
+            const auto call = frequency_mask(
+                batch, bins, frames, threads, bands, shared, element_size, value, random.start.data(), random.width.data(),
+                input, output
+            );
+            const py::gil_scoped_release release;
+            kernels().frequency_mask(call);
         }
     );
 

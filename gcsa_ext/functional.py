@@ -7,10 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from gcsa_ext import (
-    ops,  # noqa: F401  (defines torch.ops.gcsa_ext)
-    reference,
-)
+from gcsa_ext import ops, reference
+from gcsa_ext.backends import cpu, select
 
 
 def _transformed() -> bool:
@@ -119,6 +117,36 @@ def norm_gate(
     return out
 
 
+def _direct(*tensors: Tensor) -> bool:
+    """Whether a call can go past PyTorch's dispatcher, whose way here takes as long as masking a small batch.
+
+    It can where the dispatcher would only pass it on: ordinary tensors on the CPU (no subclass, negative
+    view, inference or zero tensor), no gradient wanted, and no compiler, transform, mode, trace or profiler
+    that wants to see the call.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or _transformed()
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._len_torch_function_stack() > 0
+        or torch._C._get_tracing_state() is not None
+        or torch._C._autograd._profiler_enabled()
+    ):
+        return False
+    grad = torch.is_grad_enabled()
+    for t in tensors:
+        if (
+            type(t) is not Tensor
+            or (grad and t.requires_grad)
+            or not t.is_cpu
+            or t.is_neg()
+            or t.is_inference()
+            or t._is_zerotensor()
+        ):
+            return False
+    return True
+
+
 def frequency_mask(spectrogram: Tensor, start: Tensor, width: Tensor, value: float = 0.0) -> Tensor:
     """Set bands of frequency bins to one value (SpecAugment, arXiv 1904.08779, section 2).
 
@@ -137,6 +165,8 @@ def frequency_mask(spectrogram: Tensor, start: Tensor, width: Tensor, value: flo
     Raises:
         ValueError: a shape that does not fit; TypeError: a dtype or device that does not.
     """
+    if _direct(spectrogram, start, width):
+        return ops.frequency_mask.run(spectrogram, start, width, value)
     if _transformed():
         return reference.frequency_mask(spectrogram, start, width, value)
     out: Tensor = torch.ops.gcsa_ext.frequency_mask(spectrogram, start, width, value)
@@ -149,7 +179,77 @@ def frequency_mask_(spectrogram: Tensor, start: Tensor, width: Tensor, value: fl
     Args and errors are those of `frequency_mask`; as with every in-place operation of torch, a leaf that
     requires a gradient is refused with a RuntimeError.
     """
+    if _direct(spectrogram, start, width):
+        ops.frequency_mask.run_(spectrogram, start, width, value)
+        torch.autograd.graph.increment_version(spectrogram)
+        return spectrogram
     if _transformed() or (spectrogram.requires_grad and torch.is_grad_enabled()):
         return spectrogram.masked_fill_(reference.frequency_bands(spectrogram, start, width), value)
     torch.ops.gcsa_ext.frequency_mask_(spectrogram, start, width, value)
     return spectrogram
+
+
+def random_frequency_mask(
+    spectrogram: Tensor,
+    widest: int,
+    bands: int = 1,
+    iid: bool = False,
+    value: float = 0.0,
+    inplace: bool = False,
+) -> Tensor:
+    """`frequency_mask`, or `frequency_mask_`, of random bands (SpecAugment, arXiv 1904.08779, section 2).
+
+    A band is ``trunc(u * widest)`` bins wide and starts at ``trunc(v * (freq - u * widest))``, with u and v
+    uniform in [0, 1). Drawn are, band by band, u of every sample, then v of every sample.
+
+    Args:
+        spectrogram: (*batch, freq, time), any floating dtype.
+        widest: exclusive upper end of a band's width in bins.
+        bands: bands per sample; they may overlap.
+        iid: draw for every sample, in the spectrogram's dtype and on its device, rather than once for all, in
+            torch's default dtype and on its default device.
+        value: what masked bins become.
+        inplace: overwrite the spectrogram and return it.
+
+    Raises:
+        ValueError: a shape that does not fit; TypeError: a dtype that does not.
+    """
+    if spectrogram.dim() < 2:
+        raise ValueError(
+            f"random_frequency_mask: expected a spectrogram (..., freq, time), got {tuple(spectrogram.shape)}"
+        )
+    if not spectrogram.is_floating_point():
+        raise TypeError(
+            f"random_frequency_mask: expected a spectrogram of a floating dtype, got {spectrogram.dtype}"
+        )
+    draws = _uniform(bands, spectrogram if iid else None)
+    if (
+        draws.dtype == torch.float32
+        and _direct(spectrogram)
+        and (spectrogram.is_contiguous() or not inplace)
+        and select("frequency_mask", spectrogram.device, spectrogram.dtype) == "cpu"
+    ):
+        out = cpu.random_frequency_mask(spectrogram, draws, widest, value, inplace)
+        if inplace:
+            torch.autograd.graph.increment_version(spectrogram)
+        return out
+    u, v = draws.movedim(0, -1).unbind(0)
+    width = u * widest
+    start = v * (spectrogram.shape[-2] - width)
+    mask = frequency_mask_ if inplace else frequency_mask
+    device = spectrogram.device
+    return mask(spectrogram, start.long().to(device), width.long().to(device), value)
+
+
+def _uniform(bands: int, like: Tensor | None) -> Tensor:
+    """Random numbers (bands, 2, *batch), those of every [i, j] drawn before the next; see above for None."""
+    if like is None:
+        draws = torch.empty(bands, 2)
+    else:
+        draws = torch.empty((bands, 2, *like.shape[:-2]), dtype=like.dtype, device=like.device)
+    if draws.is_cpu:
+        return draws.uniform_()
+    # Only the CPU's generator gives one call the numbers that it would give several calls.
+    for numbers in draws.flatten(0, 1):
+        numbers.uniform_()
+    return draws

@@ -94,6 +94,10 @@ CALLS: dict[str, dict[str, Any]] = {
         "batch": 1, "bins": 4, "frames": 4, "threads": 1, "bands": 1, "shared": True, "element_size": 4,
         "value": 0, "start": A, "width": A, "input": A, "output": A,
     },
+    "random_frequency_mask": {
+        "batch": 1, "bins": 4, "frames": 4, "threads": 1, "bands": 1, "shared": True, "element_size": 4,
+        "value": 0, "widest": 2, "draws": A, "input": A, "output": A,
+    },
 }  # fmt: skip
 OPTIONAL = {"weight", "bias", "grad_x", "grad_u", "grad_z", "grad_weight", "grad_bias", "grad_w1"}
 NONSENSE: dict[str, tuple[int, ...]] = {

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gcsa_ext import functional, reference
 
@@ -156,11 +159,65 @@ def test_inference_mode() -> None:
         assert torch.equal(functional.frequency_mask_(x, start, width, 1.0), expected)
 
 
+@pytest.mark.filterwarnings("ignore:Warning. Profiler clears events", "ignore:.*torch.jit.trace")
+@pytest.mark.parametrize("inplace", [False, True])
+def test_who_watches_operators_sees_the_mask(inplace: bool) -> None:
+    """Calls that nobody watches go past PyTorch's dispatcher."""
+    name = "frequency_mask_" if inplace else "frequency_mask"
+    x, start, width = torch.randn(4, 5), torch.tensor([0]), torch.tensor([2])
+    seen = []
+
+    class Mode(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    class FunctionMode(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(func)
+            return func(*args, **(kwargs or {}))
+
+    operator = getattr(torch.ops.gcsa_ext, name)
+    for mode, expected in ((Mode(), operator.default), (FunctionMode(), operator)):
+        seen.clear()
+        with mode:
+            getattr(functional, name)(x, start, width)
+        assert expected in seen
+
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        getattr(functional, name)(x, start, width)
+    assert f"gcsa_ext::{name}" in {event.name for event in profile.events()}
+
+    if not inplace:
+        traced = torch.jit.trace(lambda x: functional.frequency_mask(x, start, width) * 1, (x,))
+        assert "gcsa_ext::frequency_mask" in str(traced.graph)
+
+
+def test_only_ordinary_tensors_go_past_the_dispatcher() -> None:
+    x = torch.randn(4, 5)
+    assert functional._direct(x, x[:, 1:], torch.tensor([1]))
+    leaf = x.clone().requires_grad_()
+    with torch.no_grad():
+        assert functional._direct(leaf)
+    with torch.inference_mode():
+        made_there = torch.randn(4, 5)
+    for other in (leaf, torch._neg_view(x), torch._efficientzerotensor((4, 5)), x.to("meta"), made_there):
+        assert not functional._direct(x, other)
+
+
+def test_subclasses_stay_what_they_are() -> None:
+    class Spectrogram(Tensor):
+        pass
+
+    x = torch.randn(4, 5).as_subclass(Spectrogram)
+    assert type(functional.frequency_mask(x, torch.tensor([0]), torch.tensor([2]))) is Spectrogram
+
+
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
 def test_threads(count: int) -> None:
     torch.set_num_threads(count)
-    x = torch.randn(3, 5, 23, 31)
-    start, width = bands(3, 5, 3, freq=23)
+    x = torch.randn(3, 5, 123, 131)  # large enough for every one of them
+    start, width = bands(3, 5, 3, freq=123)
     assert torch.equal(
         functional.frequency_mask(x, start, width, 2.0), reference.frequency_mask(x, start, width, 2.0)
     )

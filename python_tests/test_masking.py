@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gcsa_ext import FrequencyMasking
+from gcsa_ext import FrequencyMasking, backends, functional
 
 torchaudio = pytest.importorskip(
     "torchaudio", reason="torchaudio, of the extra [train], is what this is like"
@@ -96,6 +96,54 @@ def test_several_bands_are_drawn_one_after_the_other(iid: bool) -> None:
     assert torch.equal(found, expected)
 
 
+@pytest.mark.parametrize("shape", [(257, 1), (2, 3, 1000, 1)], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_kernel_and_plain_tensors_agree_on_bands(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Where a gradient is wanted, bands are computed from the random numbers by PyTorch's own arithmetic."""
+    spectrogram = torch.randn(shape, dtype=dtype)
+    leaf = spectrogram.clone().requires_grad_()
+    for iid in (False, True)[: len(shape) - 1]:
+        for param in (1, 77, 999):
+            module = FrequencyMasking(param, iid_masks=iid, num_masks=3, value=2.0)
+            for seed in range(20):
+                found = []
+                for argument in (spectrogram, leaf):
+                    torch.manual_seed(seed)
+                    found.append((module(argument), torch.get_rng_state()))
+                assert torch.equal(found[0][0], found[1][0])
+                assert torch.equal(found[0][1], found[1][1])
+
+
+def test_shared_bands_in_another_default_dtype() -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        for dtype in DTYPES:
+            found, expected, *states = both(torch.randn(3, 80, 2, dtype=dtype), 4, 60)
+            assert torch.equal(found, expected) and torch.equal(*states)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("iid", [False, True])
+def test_every_backend_draws_alike(iid: bool, inplace: bool) -> None:
+    module, spectrogram = FrequencyMasking(30, iid_masks=iid, inplace=inplace), torch.randn(2, 40, 5)
+    found = []
+    for backend in ("cpu", "reference"):
+        torch.manual_seed(8)
+        with backends.use_backend(backend):
+            found.append(module(spectrogram.clone()))
+    assert torch.equal(*found) and (found[0] == 0).any()
+
+
+def test_autograd_notices_that_a_saved_tensor_was_masked() -> None:
+    weight, spectrogram = torch.randn(40, 5, requires_grad=True), torch.randn(40, 5)
+    out = weight * spectrogram
+    FrequencyMasking(30, inplace=True)(spectrogram)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
 def test_value() -> None:
     spectrogram = torch.randn(2, 3, 40, 5).abs() + 0.1
     torch.manual_seed(3)
@@ -173,6 +221,10 @@ def test_shapes_that_do_not_fit() -> None:
         FrequencyMasking(3)(torch.randn(5))
     with pytest.raises(ValueError, match=r"iid_masks=True.* at least 3 dimensions, got \(5, 4\)"):
         FrequencyMasking(3, iid_masks=True)(torch.randn(5, 4))
+    with pytest.raises(ValueError, match=r"random_frequency_mask: .* \(..., freq, time\), got \(5,\)"):
+        functional.random_frequency_mask(torch.randn(5), 3)
+    with pytest.raises(TypeError, match=r"floating dtype, got torch\.int64"):
+        functional.random_frequency_mask(torch.ones(5, 4, dtype=torch.int64), 3)
 
 
 @pytest.mark.parametrize("shape", [(0, 5, 4), (2, 0, 4), (2, 5, 0)], ids=str)

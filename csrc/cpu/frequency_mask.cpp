@@ -4,6 +4,7 @@
 
 #include "kernels.h"
 #include "parallel.h"
+#include "vector.h"
 
 namespace gcsa_ext::cpu::GCSA_EXT_ISA {
 namespace {
@@ -22,7 +23,9 @@ void mask(const FrequencyMask& p) {
     const Bits value = static_cast<Bits>(p.value);
     const auto* input = static_cast<const Bits*>(p.input);
     auto* output = static_cast<Bits*>(p.output);
-    parallel_for(p.threads, p.batch * p.bins, [&](int, int64_t begin, int64_t end) {
+    // Waking a thread takes as long as copying about 64 KB.
+    const int64_t bytes = p.batch * p.bins * p.frames * static_cast<int64_t>(sizeof(Bits));
+    parallel_for(useful_threads(p.threads, bytes >> 16), p.batch * p.bins, [&](int, int64_t begin, int64_t end) {
         for (int64_t row = begin; row < end;) {
             // The run of rows of one sample that are all masked or all not.
             const int64_t sample = row / p.bins, sample_end = (sample + 1) * p.bins < end ? (sample + 1) * p.bins : end;
@@ -33,7 +36,9 @@ void mask(const FrequencyMask& p) {
             if (inside)
                 for (int64_t i = 0; i < count; ++i) output[at + i] = value;
             else if (output != input)
-                __builtin_memcpy(output + at, input + at, count * sizeof(Bits));
+                // Not memcpy: it streams long runs past the caches, which costs more on pages that are fresh, and leaves the
+                // result far from whoever reads it next.
+                load_row(input + at, count, output + at);
             row = run_end;
         }
     });

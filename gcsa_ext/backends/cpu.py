@@ -227,17 +227,11 @@ def _bits(value: float, sign: float, dtype: torch.dtype) -> int:
     return signed & (1 << 8 * integer.itemsize) - 1
 
 
-def _mask(spectrogram: Tensor, start: Tensor, width: Tensor, value: float, out: Tensor) -> None:
-    if out.numel() == 0:
-        return
-    *batch, freq, time = spectrogram.shape
-    bands = start.shape[-1]
-    shared = start.numel() == bands
-    if not shared:
-        start, width = (t.expand(*batch, bands) for t in (start, width))
-    start, width = start.to(torch.int64).contiguous(), width.to(torch.int64).contiguous()
-    assert native.extension is not None
-    native.extension.frequency_mask(
+def _mask_sizes(
+    spectrogram: Tensor, bands: int, shared: bool, value: float
+) -> tuple[int, int, int, int, int, bool, int, int]:
+    freq, time = spectrogram.shape[-2:]
+    return (
         spectrogram.numel() // (freq * time),
         freq,
         time,
@@ -246,6 +240,20 @@ def _mask(spectrogram: Tensor, start: Tensor, width: Tensor, value: float, out: 
         shared,
         spectrogram.element_size(),
         _bits(value, math.copysign(1.0, value), spectrogram.dtype),
+    )
+
+
+def _mask(spectrogram: Tensor, start: Tensor, width: Tensor, value: float, out: Tensor) -> None:
+    if out.numel() == 0:
+        return
+    bands = start.shape[-1]
+    shared = start.numel() == bands
+    if not shared:
+        start, width = (t.expand(*spectrogram.shape[:-2], bands) for t in (start, width))
+    start, width = start.to(torch.int64).contiguous(), width.to(torch.int64).contiguous()
+    assert native.extension is not None
+    native.extension.frequency_mask(
+        *_mask_sizes(spectrogram, bands, shared, value),
         _address(start),
         _address(width),
         _address(spectrogram),
@@ -264,3 +272,24 @@ def frequency_mask(spectrogram: Tensor, start: Tensor, width: Tensor, value: flo
 def frequency_mask_(spectrogram: Tensor, start: Tensor, width: Tensor, value: float) -> None:
     """Mask a contiguous spectrogram in place."""
     _mask(spectrogram, start, width, value, spectrogram)
+
+
+def random_frequency_mask(
+    spectrogram: Tensor, draws: Tensor, widest: int, value: float, inplace: bool
+) -> Tensor:
+    """See functional.random_frequency_mask; draws in float32; in place contiguous spectrograms only."""
+    spectrogram = spectrogram.contiguous()
+    out = spectrogram if inplace else torch.empty_like(spectrogram)
+    if out.numel() == 0:
+        return out
+    draws = draws.contiguous()
+    bands = draws.shape[0]
+    assert native.extension is not None
+    native.extension.random_frequency_mask(
+        *_mask_sizes(spectrogram, bands, draws.numel() == 2 * bands, value),
+        widest,
+        _address(draws),
+        _address(spectrogram),
+        _address(out),
+    )
+    return out

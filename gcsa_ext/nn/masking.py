@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from gcsa_ext import functional
@@ -77,22 +76,9 @@ class FrequencyMasking(nn.Module):
         widest = self.freq_mask_param if self.p == 1.0 else min(self.freq_mask_param, int(freq * self.p))
         if not self.training or widest < 1:
             return specgram
-        starts, widths = zip(*(self._draw(specgram, widest) for _ in range(self.num_masks)), strict=True)
-        mask = functional.frequency_mask_ if self.inplace else functional.frequency_mask
-        return mask(specgram, torch.stack(starts, -1), torch.stack(widths, -1), value)
-
-    def _draw(self, spectrogram: Tensor, widest: int) -> tuple[Tensor, Tensor]:
-        """Start and width of one band: (*batch,) each with iid_masks, else scalars."""
-        # Shared draws come from torch's default CPU generator in float32, iid draws in the spectrogram's
-        # device and dtype.
-        if self.iid_masks:
-            shape, dtype, device = spectrogram.shape[:-2], spectrogram.dtype, spectrogram.device
-            width = torch.rand(shape, dtype=dtype, device=device) * widest
-            start = torch.rand(shape, dtype=dtype, device=device) * (spectrogram.shape[-2] - width)
-        else:
-            width = torch.rand(1)[0] * widest
-            start = torch.rand(1)[0] * (spectrogram.shape[-2] - width)
-        return start.long().to(spectrogram.device), width.long().to(spectrogram.device)
+        return functional.random_frequency_mask(
+            specgram, widest, self.num_masks, self.iid_masks, value, self.inplace
+        )
 
     def extra_repr(self) -> str:
         return (

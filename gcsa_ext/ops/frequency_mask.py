@@ -44,7 +44,7 @@ def _check(spectrogram: Tensor, start: Tensor, width: Tensor) -> None:
             )
 
 
-def _forward(spectrogram: Tensor, start: Tensor, width: Tensor, value: float) -> Tensor:
+def run(spectrogram: Tensor, start: Tensor, width: Tensor, value: float) -> Tensor:
     _check(spectrogram, start, width)
     if select("frequency_mask", spectrogram.device, spectrogram.dtype) == "cpu":
         return cpu.frequency_mask(spectrogram, start, width, value)
@@ -56,9 +56,10 @@ def _forward_fake(spectrogram: Tensor, start: Tensor, width: Tensor, value: floa
     return torch.empty_like(spectrogram, memory_format=torch.contiguous_format)
 
 
-def _in_place(spectrogram: Tensor, start: Tensor, width: Tensor, value: float) -> None:
+def run_(spectrogram: Tensor, start: Tensor, width: Tensor, value: float) -> None:
     _check(spectrogram, start, width)
-    if any(
+    contiguous = spectrogram.is_contiguous()
+    if not contiguous and any(
         stride == 0 < size - 1 for size, stride in zip(spectrogram.shape, spectrogram.stride(), strict=True)
     ):
         raise ValueError(
@@ -66,7 +67,7 @@ def _in_place(spectrogram: Tensor, start: Tensor, width: Tensor, value: float) -
             f"frequency_mask), got {tuple(spectrogram.shape)} with strides {spectrogram.stride()}"
         )
     native = select("frequency_mask_", spectrogram.device, spectrogram.dtype) == "cpu"
-    if native and spectrogram.is_contiguous():
+    if native and contiguous:
         cpu.frequency_mask_(spectrogram, start, width, value)
     else:
         _in_place_plain(spectrogram, start, width, value)
@@ -92,12 +93,12 @@ def _in_place_fake(spectrogram: Tensor, start: Tensor, width: Tensor, value: flo
 
 registration.define(
     "frequency_mask(Tensor spectrogram, Tensor start, Tensor width, float value) -> Tensor",
-    _forward,
+    run,
     _forward_fake,
 )
 registration.define(
     "frequency_mask_(Tensor(a!) spectrogram, Tensor start, Tensor width, float value) -> ()",
-    _in_place,
+    run_,
     _in_place_fake,
 )
 registration.LIBRARY.impl("frequency_mask_", _in_place_counted, "ADInplaceOrView", with_keyset=True)
