@@ -11,7 +11,7 @@ from gcsa_ext import ops, reference
 from gcsa_ext.backends import cpu, select
 
 
-def _transformed() -> bool:
+def transformed() -> bool:
     """Whether torch.func (vmap, grad, jvp, ...) or forward-mode differentiation is at work.
 
     torch.library's operators know only plain backward differentiation and would fail there, or drop the
@@ -44,9 +44,34 @@ def channel_gate(
     Raises:
         ValueError: a shape or groups that does not fit; TypeError: a dtype or device that does not.
     """
-    if _transformed():
+    if transformed():
         return reference.channel_gate(x, w1, b1, w2, b2, groups, sigmoid)
     out: Tensor = torch.ops.gcsa_ext.channel_gate(x, w1, b1, w2, b2, groups, sigmoid)
+    return out
+
+
+def conv2d_same(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Convolve with 'same' zero padding and stride 1, as ``F.conv2d(x, weight, bias, padding=k // 2)`` does.
+
+    On a CPU, kernels of 3 to 11 are convolved by Fourier transforms of tiles (overlap-save) wherever that was
+    measured to be faster than torch's convolution; `explain_convolution` says which it is and why.
+
+    Args:
+        x: (N, C, H, W), float32, float64 or bfloat16 (float32 inside); contiguous or channels_last, kept;
+            other strides are copied. Tensors of other dtypes and devices are computed by torch.
+        weight: (O, C, k, k) with odd k, bias: (O,) or None; of x's dtype and device. Under autocast all are
+            cast as for torch's convolution.
+
+    Returns:
+        (N, O, H, W) in the layout of x. A value of x that is not finite makes a whole tile of its own image
+        not finite, rather than its neighbourhood of k x k.
+
+    Raises:
+        ValueError: a shape that does not fit; TypeError: a dtype or device that does not.
+    """
+    if transformed():
+        return reference.conv2d_same(x, weight, bias)
+    out: Tensor = torch.ops.gcsa_ext.conv2d_same(x, weight, bias)
     return out
 
 
@@ -88,7 +113,7 @@ def norm_gate(
     if not training:
         if running_mean is None or running_var is None:
             raise ValueError("norm_gate: expected running_mean and running_var unless training")
-        if _transformed():
+        if transformed():
             return reference.norm_gate(u, z, weight, bias, running_mean, running_var, eps)
         out: Tensor = torch.ops.gcsa_ext.norm_gate(u, z, weight, bias, running_mean, running_var, eps)[0]
         return out
@@ -102,19 +127,38 @@ def norm_gate(
             raise ValueError(
                 f"norm_gate: expected {name} of shape (C,) for u {tuple(u.shape)}, got {tuple(vector.shape)}"
             )
-    if _transformed():
+    if transformed():
         gate = torch.sigmoid(
             F.batch_norm(u, running_mean, running_var, weight, bias, True, float(momentum), eps)
         )
         return z * gate
     out, mean, var = torch.ops.gcsa_ext.norm_gate(u, z, weight, bias, None, None, eps)
-    if values > 1:
-        with torch.no_grad():
-            if running_mean is not None:
-                running_mean.lerp_(mean.to(running_mean.dtype), momentum)
-            if running_var is not None:
-                running_var.lerp_((var * (values / (values - 1))).to(running_var.dtype), momentum)
+    update_statistics(running_mean, running_var, mean, var, values, momentum)
     return out
+
+
+def update_statistics(
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    values: int,
+    momentum: float | Tensor,
+) -> None:
+    """Move running statistics towards those of a batch with this many values per channel, in place.
+
+    Args:
+        running_mean, running_var: (C,), or None: left out.
+        mean, var: (C,), var biased; the running one becomes unbiased, as in torch's batch normalisation.
+        momentum: share of the new statistics.
+    """
+    if values < 2:
+        return
+    with torch.no_grad():
+        if running_mean is not None:
+            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+        if running_var is not None:
+            running_var.lerp_((var * (values / (values - 1))).to(running_var.dtype), momentum)
 
 
 def _direct(*tensors: Tensor) -> bool:
@@ -126,7 +170,7 @@ def _direct(*tensors: Tensor) -> bool:
     """
     if (
         torch.compiler.is_compiling()
-        or _transformed()
+        or transformed()
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._len_torch_function_stack() > 0
         or torch._C._get_tracing_state() is not None
@@ -167,7 +211,7 @@ def frequency_mask(spectrogram: Tensor, start: Tensor, width: Tensor, value: flo
     """
     if _direct(spectrogram, start, width):
         return ops.frequency_mask.run(spectrogram, start, width, value)
-    if _transformed():
+    if transformed():
         return reference.frequency_mask(spectrogram, start, width, value)
     out: Tensor = torch.ops.gcsa_ext.frequency_mask(spectrogram, start, width, value)
     return out
@@ -183,7 +227,7 @@ def frequency_mask_(spectrogram: Tensor, start: Tensor, width: Tensor, value: fl
         ops.frequency_mask.run_(spectrogram, start, width, value)
         torch.autograd.graph.increment_version(spectrogram)
         return spectrogram
-    if _transformed() or (spectrogram.requires_grad and torch.is_grad_enabled()):
+    if transformed() or (spectrogram.requires_grad and torch.is_grad_enabled()):
         return spectrogram.masked_fill_(reference.frequency_bands(spectrogram, start, width), value)
     torch.ops.gcsa_ext.frequency_mask_(spectrogram, start, width, value)
     return spectrogram

@@ -1,8 +1,7 @@
 """The definition of every operator, in plain PyTorch: what "correct" means.
 
 Nothing here is fast and nothing here is clever. Every kernel is compared with these functions in float64, and
-they compute
-whenever no kernel can: any device, any floating dtype, any autograd order.
+they compute whenever no kernel can: any device, any floating dtype, any autograd order.
 """
 
 from __future__ import annotations
@@ -65,6 +64,59 @@ def norm_gate(
     dtype = accumulator_dtype(u.dtype)
     weight, bias, mean, var = (None if v is None else v.to(dtype) for v in (weight, bias, mean, var))
     return z * torch.sigmoid(F.batch_norm(u, mean, var, weight, bias, training=mean is None, eps=eps))
+
+
+def conv2d_same(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Convolve with 'same' zero padding and stride 1.
+
+    Args:
+        x: (N, C, H, W).
+        weight: (O, C, k, k), k odd. bias: (O,) or None.
+    """
+    return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2)
+
+
+def gcsa(
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor,
+    w2: Tensor,
+    b2: Tensor,
+    conv1_weight: Tensor,
+    conv1_bias: Tensor | None,
+    norm1_weight: Tensor | None,
+    norm1_bias: Tensor | None,
+    conv2_weight: Tensor,
+    conv2_bias: Tensor | None,
+    norm2_weight: Tensor | None,
+    norm2_bias: Tensor | None,
+    mean1: Tensor | None,
+    var1: Tensor | None,
+    mean2: Tensor | None,
+    var2: Tensor | None,
+    eps1: float,
+    eps2: float,
+    groups: int,
+    sigmoid: bool,
+) -> Tensor:
+    """Global channel-spatial attention: the channel gate, then the spatial gate of two convolutions.
+
+    Args:
+        x: (N, C, H, W). w1, b1, w2, b2, groups, sigmoid: see `channel_gate`.
+        conv1_weight: (h, C, k, k), conv1_bias: (h,) or None. conv2_weight: (C, h, k, k), conv2_bias: (C,).
+        norm1_weight, norm1_bias, mean1, var1: (h,); norm2_...: (C,): see `norm_gate`.
+    """
+    dtype = accumulator_dtype(x.dtype)
+    w1, b1, w2, b2, conv1_weight, conv2_weight = (
+        w.to(x.dtype) for w in (w1, b1, w2, b2, conv1_weight, conv2_weight)
+    )
+    conv1_bias, conv2_bias = (None if b is None else b.to(x.dtype) for b in (conv1_bias, conv2_bias))
+    z = channel_gate(x, w1, b1, w2, b2, groups, sigmoid)
+    u = conv2d_same(z, conv1_weight, conv1_bias)
+    vectors = (None if v is None else v.to(dtype) for v in (mean1, var1, norm1_weight, norm1_bias))
+    u = torch.relu(F.batch_norm(u, *vectors, training=mean1 is None, eps=eps1))
+    u = conv2d_same(u, conv2_weight, conv2_bias)
+    return norm_gate(u, z, norm2_weight, norm2_bias, mean2, var2, eps2)
 
 
 def frequency_bands(spectrogram: Tensor, start: Tensor, width: Tensor) -> Tensor:

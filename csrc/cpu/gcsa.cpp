@@ -12,12 +12,18 @@
 namespace gcsa_ext::cpu::GCSA_EXT_ISA {
 namespace {
 
-// value * scale + shift for every channel, padded with zeros to whole blocks.
+// A convolution's bias and the normalisation behind it, for every channel, padded with zeros to whole blocks.
 template <class A>
 struct Affine {
-    A *scale, *shift;
+    A *bias, *scale, *shift;
 
-    vec<A> operator()(vec<A> value, int64_t block) const {
+    static constexpr int vectors = 3;
+    static Affine take(Pieces<A>& pieces, int64_t channels) {
+        const int64_t padded = round_up(channels, lanes<A>);
+        return {pieces.take(padded), pieces.take(padded), pieces.take(padded)};
+    }
+    vec<A> biased(vec<A> value, int64_t block) const { return value + load(bias + block * lanes<A>, Full<A>{}); }
+    vec<A> normalised(vec<A> value, int64_t block) const {
         return value * load(scale + block * lanes<A>, Full<A>{}) + load(shift + block * lanes<A>, Full<A>{});
     }
 };
@@ -32,15 +38,16 @@ inline A inverse_deviation(const BatchNorm& norm, int64_t c) {
     return A(1) / (sizeof(A) == 4 ? static_cast<A>(__builtin_sqrtf(static_cast<float>(var)))
                                   : static_cast<A>(__builtin_sqrt(static_cast<double>(var))));
 }
-// The normalisation, of values to which `bias` is still to be added.
 template <class A>
-inline void fold(const BatchNorm& norm, const void* bias, int64_t channels, const Affine<A>& to) {
+inline void fold_bias(const Convolution2d& conv, int64_t channels, const Affine<A>& to) {
+    for (int64_t c = 0; c < round_up(channels, lanes<A>); ++c) to.bias[c] = c < channels ? element<A>(conv.bias, c, 0) : 0;
+}
+template <class A>
+inline void fold_norm(const BatchNorm& norm, int64_t channels, const Affine<A>& to) {
     for (int64_t c = 0; c < round_up(channels, lanes<A>); ++c) {
         const bool real = c < channels;
         to.scale[c] = real ? element<A>(norm.weight, c, 1) * inverse_deviation<A>(norm, c) : 0;
-        to.shift[c] = real ? (element<A>(bias, c, 0) - static_cast<const A*>(norm.mean)[c]) * to.scale[c] +
-                                 element<A>(norm.bias, c, 0)
-                           : 0;
+        to.shift[c] = real ? element<A>(norm.bias, c, 0) - static_cast<const A*>(norm.mean)[c] * to.scale[c] : 0;
     }
 }
 
@@ -166,7 +173,7 @@ int64_t gate_tile_scratch(int64_t C, int64_t h) {
 template <class A>
 void relu_run(const Affine<A>& affine, int64_t block, int64_t count, const A* from, int64_t step, A* to) {
     for (int64_t i = 0; i < count; ++i)
-        store(to + i * lanes<A>, relu<A>(affine(load(from + i * step, Full<A>{}), block)), Full<A>{});
+        store(to + i * lanes<A>, relu<A>(affine.normalised(affine.biased(load(from + i * step, Full<A>{}), block), block)), Full<A>{});
 }
 
 // Statistics are given and nothing is saved: some images at a time from x to the result, so that everything between stays
@@ -185,7 +192,7 @@ void infer(const GcsaForward& p) {
 
     const int teams = apart ? g.threads : 1;
     using S = Pieces<A>;
-    const int64_t vectors = 2 * (S::size(round_up(C, L)) + S::size(round_up(h, L)));
+    const int64_t vectors = Affine<A>::vectors * (S::size(round_up(C, L)) + S::size(round_up(h, L)));
     const bool store1 = !c1.on_the_fly, store2 = !c2.on_the_fly;
     const int64_t common = vectors + (store1 ? S::size(c1.weights_size()) : 0) + (store2 ? S::size(c2.weights_size()) : 0);
     const int64_t in_size = std::max(c1.input_size(), c2.input_size());
@@ -194,14 +201,15 @@ void infer(const GcsaForward& p) {
     const int64_t per_thread = S::size(std::max({c1.scratch_size(), c2.scratch_size(), gate_tile_scratch<A>(C, h)}));
     const Scratch memory((common + teams * per_team + g.threads * per_thread) * static_cast<int64_t>(sizeof(A)));
     S pieces(static_cast<A*>(memory.data()));
-    const Affine<A> affine1{pieces.take(round_up(h, L)), pieces.take(round_up(h, L))};
-    const Affine<A> affine2{pieces.take(round_up(C, L)), pieces.take(round_up(C, L))};
+    const Affine<A> affine1 = Affine<A>::take(pieces, h), affine2 = Affine<A>::take(pieces, C);
     A* const spectra1 = store1 ? pieces.take(c1.weights_size()) : nullptr;
     A* const spectra2 = store2 ? pieces.take(c2.weights_size()) : nullptr;
     A* const team_memory = pieces.take(teams * per_team);
     A* const thread_memory = pieces.take(g.threads * per_thread);
-    fold(p.norm1, p.conv1.bias, h, affine1);
-    fold(p.norm2, p.conv2.bias, C, affine2);
+    fold_bias(p.conv1, h, affine1);
+    fold_bias(p.conv2, C, affine2);
+    fold_norm(p.norm1, h, affine1);
+    fold_norm(p.norm2, C, affine2);
 
     parallel_team(g.threads, [&](const Team& all) {
         const Team team = apart ? Team{0, 1} : all;
@@ -230,7 +238,7 @@ void infer(const GcsaForward& p) {
                 [&](int64_t image, int64_t block, int64_t at, int64_t n, const A* run, int64_t step) {
                     A* const to = z.block(image, block) + at * L;
                     for (int64_t i = 0; i < n; ++i) {
-                        const vec<A> s = sigmoid<A>(affine2(load(run + i * step, Full<A>{}), block));
+                        const vec<A> s = sigmoid<A>(affine2.normalised(affine2.biased(load(run + i * step, Full<A>{}), block), block));
                         store(to + i * L, load(to + i * L, Full<A>{}) * s, Full<A>{});
                     }
                 }
@@ -281,14 +289,13 @@ void forward(const GcsaForward& p) {
     const bool store1 = !c1.on_the_fly, store2 = !c2.on_the_fly;
     const int64_t per_thread = S::size(std::max({c1.scratch_size(), c2.scratch_size(), gate_tile_scratch<A>(C, h)}));
     const int64_t statistics = S::size(Statistics<A>::size(C_blocks));
-    const int64_t total = 2 * (S::size(C_blocks * L) + S::size(h_blocks * L)) + S::size(g.map_size(C, N)) +
+    const int64_t total = Affine<A>::vectors * (S::size(C_blocks * L) + S::size(h_blocks * L)) + S::size(g.map_size(C, N)) +
                           S::size(g.map_size(h, N)) + saved + (store1 ? S::size(c1.weights_size()) : 0) +
                           (store2 ? S::size(c2.weights_size()) : 0) + teams * (in_size + out_size) +
                           g.threads * (per_thread + statistics);
     const Scratch memory(total * static_cast<int64_t>(sizeof(A)));
     S pieces(static_cast<A*>(memory.data()));
-    const Affine<A> affine1{pieces.take(h_blocks * L), pieces.take(h_blocks * L)};
-    const Affine<A> affine2{pieces.take(C_blocks * L), pieces.take(C_blocks * L)};
+    const Affine<A> affine1 = Affine<A>::take(pieces, h), affine2 = Affine<A>::take(pieces, C);
     const BlockedMap<A> z = g.map(pieces.take(g.map_size(C, N)), C), a1 = g.map(pieces.take(g.map_size(h, N)), h);
     T* const u1 = p.u1 ? static_cast<T*>(p.u1) : reinterpret_cast<T*>(pieces.take(g.map_size(h, N)));
     T* const u2 = p.u2 ? static_cast<T*>(p.u2) : reinterpret_cast<T*>(pieces.take(g.map_size(C, N)));
@@ -298,6 +305,8 @@ void forward(const GcsaForward& p) {
     A* const thread_memory = pieces.take(g.threads * per_thread);
     A* const statistics_memory = pieces.take(g.threads * statistics);
     for (int i = 0; i < g.threads; ++i) Statistics<A>(statistics_memory + i * statistics, C_blocks).clear(C_blocks);
+    fold_bias(p.conv1, h, affine1);
+    fold_bias(p.conv2, C, affine2);
 
     parallel_team(g.threads, [&](const Team& all) {
         const Team team = apart ? Team{0, 1} : all;
@@ -307,17 +316,13 @@ void forward(const GcsaForward& p) {
         A* const out_buffer = in_buffer + in_size;
         A* const own_statistics = statistics_memory + all.rank * statistics;
         // A convolution's result plus bias into u, with statistics where they are wanted.
-        const auto save = [&](const Convolution2d& conv, const BatchNorm& norm, int64_t channels, T* u) {
+        const auto save = [&](const Affine<A>& affine, const BatchNorm& norm, int64_t channels, T* u) {
             return [&, channels, u](int64_t image, int64_t block, int64_t at, int64_t n, const A* run, int64_t step) {
-                const int64_t blocks = g.blocks(channels), left = channels - block * L;
-                const vec<A> bias =
-                    !conv.bias  ? vec<A>{}
-                    : left >= L ? load(static_cast<const A*>(conv.bias) + block * L, Full<A>{})
-                                : load(static_cast<const A*>(conv.bias) + block * L, static_cast<int>(left));
+                const int64_t blocks = g.blocks(channels);
                 A* const values = const_cast<A*>(run);
                 T* const to = u + ((image * blocks + block) * g.P + at) * L;
                 for (int64_t i = 0; i < n; ++i) {
-                    const vec<A> value = load(run + i * step, Full<A>{}) + bias;
+                    const vec<A> value = affine.biased(load(run + i * step, Full<A>{}), block);
                     store(to + i * L, value, Full<T>{});
                     store(values + i * step, value, Full<A>{});
                 }
@@ -329,7 +334,7 @@ void forward(const GcsaForward& p) {
             if (all.rank == 0) {
                 if (norm.batch_statistics)
                     finish_statistics(norm, statistics_memory, statistics, all.size, channels, g.blocks(channels));
-                fold<A>(norm, nullptr, channels, affine);
+                fold_norm<A>(norm, channels, affine);
             }
             all.barrier();
         };
@@ -340,20 +345,20 @@ void forward(const GcsaForward& p) {
         all.barrier();
         const TileRangeOfBatch tiles1{begin * c1.tiling.per_image(), (end - begin) * c1.tiling.per_image()};
         convolve(
-            team, c1, z, tiles1, g.taps1(p), spectra1, in_buffer, out_buffer, scratch, save(p.conv1, p.norm1, h, u1)
+            team, c1, z, tiles1, g.taps1(p), spectra1, in_buffer, out_buffer, scratch, save(affine1, p.norm1, h, u1)
         );
         finish(p.norm1, h, affine1);
         team.for_each(block_ranges(end - begin, h_blocks, g.P), [&](int64_t i) {
             const BlockRange r = block_range(i, h_blocks, g.P);
             const int64_t offset = (((begin + r.image) * h_blocks + r.block) * g.P + r.begin) * L;
             for (int64_t at = offset; at < offset + r.count * L; at += L)
-                store(a1.data + at, relu<A>(affine1(load(u1 + at, Full<T>{}), r.block)), Full<A>{});
+                store(a1.data + at, relu<A>(affine1.normalised(load(u1 + at, Full<T>{}), r.block)), Full<A>{});
         });
         Statistics<A>(own_statistics, C_blocks).clear(C_blocks);
         team.barrier();
         const TileRangeOfBatch tiles2{begin * c2.tiling.per_image(), (end - begin) * c2.tiling.per_image()};
         convolve(
-            team, c2, a1, tiles2, g.taps2(p), spectra2, in_buffer, out_buffer, scratch, save(p.conv2, p.norm2, C, u2)
+            team, c2, a1, tiles2, g.taps2(p), spectra2, in_buffer, out_buffer, scratch, save(affine2, p.norm2, C, u2)
         );
         finish(p.norm2, C, affine2);
         T* const out = static_cast<T*>(p.gate.out);
@@ -362,7 +367,7 @@ void forward(const GcsaForward& p) {
             r.image += begin;
             const int64_t offset = (r.image * C_blocks + r.block) * g.P * L;
             write_block<T>(p.gate.map, out, r, [&](int64_t at) {
-                const vec<A> s = sigmoid<A>(affine2(load(u2 + offset + at * L, Full<T>{}), r.block));
+                const vec<A> s = sigmoid<A>(affine2.normalised(load(u2 + offset + at * L, Full<T>{}), r.block));
                 return load(z.data + offset + at * L, Full<A>{}) * s;
             });
         });

@@ -67,6 +67,11 @@ def select(operator: str, device: torch.device, dtype: torch.dtype) -> str:
     return backend
 
 
+def runs_on(backend: str, operator: str, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether `select` picks that backend; without its warning."""
+    return (_forced or backend) == backend and unsupported(backend, operator, device, dtype) is None
+
+
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
     """Force one backend for all operators, in this process, as long as the context lasts.
@@ -94,4 +99,4 @@ def forced_backend() -> str | None:
     return _forced
 
 
-__all__ = ["ORDER", "cpu", "forced_backend", "native", "select", "unsupported", "use_backend"]
+__all__ = ["ORDER", "cpu", "forced_backend", "native", "runs_on", "select", "unsupported", "use_backend"]

@@ -9,10 +9,12 @@ from __future__ import annotations
 import functools
 import math
 import os
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from gcsa_ext import reference
 from gcsa_ext.backends import native
 from gcsa_ext.layout import memory_format
 from gcsa_ext.reference import accumulator_dtype
@@ -214,6 +216,178 @@ def norm_gate_backward(
     if grad_bias is not None and bias is not None:
         grad_bias = grad_bias.to(bias.dtype)
     return grad_u, grad_z, grad_weight, grad_bias
+
+
+def _empty(like: Tensor, channels: int, layout: torch.memory_format) -> Tensor:
+    N, _, H, W = like.shape
+    return torch.empty((N, channels, H, W), dtype=like.dtype, memory_format=layout)
+
+
+def _spatial_sizes(x: Tensor, layout: torch.memory_format) -> tuple[int, bool, int, int, int, int, int]:
+    N, C, H, W = x.shape
+    return DTYPES[x.dtype], layout == torch.channels_last, N, C, H, W, _threads()
+
+
+def explain_convolution(x: Tensor, weight: Tensor) -> tuple[str, str]:
+    """How `conv2d_same` computes: "fft" or "direct" (torch's convolution), and the reason in words."""
+    return "fft", "TODO"
+
+
+def conv2d_same(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """See reference.conv2d_same."""
+    if explain_convolution(x, weight)[0] == "direct":
+        return reference.conv2d_same(x, weight, bias)
+    layout, dtype = memory_format(x), accumulator_dtype(x.dtype)
+    O, _, k, _ = weight.shape
+    out = _empty(x, O, layout)
+    x, weight = x.contiguous(memory_format=layout), weight.to(dtype).contiguous()
+    bias = None if bias is None else bias.to(dtype).contiguous()
+    assert native.extension is not None
+    native.extension.convolution_forward(
+        *_spatial_sizes(x, layout), O, k, _address(x), _address(weight), _address(bias), _address(out)
+    )
+    return out
+
+
+def conv2d_same_backward(
+    grad_out: Tensor, x: Tensor, weight: Tensor, need_x: bool, need_weight: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of x and weight, None where not needed."""
+    layout, dtype = memory_format(x), accumulator_dtype(x.dtype)
+    if explain_convolution(x, weight)[0] == "direct":
+        p = weight.shape[-1] // 2
+        grads = torch.ops.aten.convolution_backward(
+            grad_out, x, weight, None, [1, 1], [p, p], [1, 1], False, [0, 0], 1, [need_x, need_weight, False]
+        )
+        return None if grads[0] is None else grads[0].contiguous(memory_format=layout), grads[1]
+    grad_x = _empty(x, x.shape[1], layout) if need_x else None
+    grad_weight = torch.empty(weight.shape, dtype=dtype) if need_weight else None
+    x, grad_out = x.contiguous(memory_format=layout), grad_out.contiguous(memory_format=layout)
+    weight32 = weight.to(dtype).contiguous()
+    assert native.extension is not None
+    native.extension.convolution_backward(
+        *_spatial_sizes(x, layout),
+        *weight.shape[::3],
+        *map(_address, (x, weight32, grad_out, grad_x, grad_weight)),
+    )
+    return grad_x, None if grad_weight is None else grad_weight.to(weight.dtype)
+
+
+def _gcsa_vectors(
+    x: Tensor, gate: Sequence[Tensor], layers: Sequence[Tensor | None]
+) -> tuple[list[Tensor], list[Tensor | None]]:
+    """The channel gate's weights in the dtype of x, all others in that of sums; contiguous."""
+    dtype = accumulator_dtype(x.dtype)
+    return (
+        [w.to(x.dtype).contiguous() for w in gate],
+        [None if v is None else v.to(dtype).contiguous() for v in layers],
+    )
+
+
+def saved_shape(channels: int, x: Tensor) -> tuple[int, int, int, int]:
+    """Of what is kept of a convolution's output: channels padded to the lanes of the widest vector."""
+    N, _, H, W = x.shape
+    return N, (channels + 15) // 16 * 16, H, W
+
+
+def gcsa(
+    x: Tensor,
+    gate: Sequence[Tensor],
+    convolutions: Sequence[Tensor | None],
+    norms: Sequence[Tensor | None],
+    statistics: Sequence[Tensor | None],
+    eps: tuple[float, float],
+    groups: int,
+    sigmoid: bool,
+    save: bool,
+) -> tuple[Tensor, ...]:
+    """See reference.gcsa: w1, b1, w2, b2; weight and bias of both convolutions; of both normalisations;
+    mean and var of both, None for the batch's.
+
+    Returns:
+        The result; if `save`, the convolutions' outputs in the kernels' own layout (else empty tensors);
+        copies of the statistics it used (biased variance).
+    """
+    layout, dtype = memory_format(x), accumulator_dtype(x.dtype)
+    out = torch.empty(x.shape, dtype=x.dtype, memory_format=layout)
+    h, C, k, _ = convolutions[0].shape  # type: ignore[union-attr]
+    u1, u2 = (torch.empty(saved_shape(channels, x) if save else 0, dtype=x.dtype) for channels in (h, C))
+    batch_statistics = (statistics[0] is None, statistics[2] is None)
+    used = [
+        torch.empty(channels, dtype=dtype) if value is None else value.to(dtype, copy=True)
+        for value, channels in zip(statistics, (h, h, C, C), strict=True)
+    ]
+    x = x.contiguous(memory_format=layout)
+    gate, layers = _gcsa_vectors(x, gate, (*convolutions, *norms))
+    tensors = [x, *gate, *layers[:4], *layers[4:6], *used[:2], *layers[6:], *used[2:], out]
+    saved = (_address(u1), _address(u2)) if save else (0, 0)
+    assert native.extension is not None
+    native.extension.gcsa_forward(
+        *_spatial_sizes(x, layout),
+        h,
+        groups,
+        sigmoid,
+        k,
+        batch_statistics,
+        eps,
+        [*map(_address, tensors), *saved],
+    )
+    return out, u1, u2, *used
+
+
+def gcsa_backward(
+    grad_out: Tensor,
+    x: Tensor,
+    gate: Sequence[Tensor],
+    convolutions: Sequence[Tensor | None],
+    norms: Sequence[Tensor | None],
+    used: Sequence[Tensor],
+    saved: tuple[Tensor, Tensor],
+    batch_statistics: tuple[bool, bool],
+    eps: tuple[float, float],
+    groups: int,
+    sigmoid: bool,
+    need: Sequence[bool],
+) -> list[Tensor | None]:
+    """The gradients of x, gate, convolutions and norms, None where not needed; `used` and `saved` are
+    results of the forward pass."""
+    layout = memory_format(x)
+    h, _, k, _ = convolutions[0].shape  # type: ignore[union-attr]
+    inputs = [x, *gate, *convolutions, *norms]
+    # The four of the gate come together.
+    need = [need[0], *4 * (any(need[1:5]),), *need[5:]]
+    x, grad_out = x.contiguous(memory_format=layout), grad_out.contiguous(memory_format=layout)
+    gate, layers = _gcsa_vectors(x, gate, (*convolutions, *norms))
+    grads = [
+        torch.empty_like(t, memory_format=layout if i == 0 else torch.contiguous_format)
+        if wanted and t is not None
+        else None
+        for i, (t, wanted) in enumerate(zip((x, *gate, *layers), need, strict=True))
+    ]
+    tensors = [x, *gate, *layers[:4], *layers[4:6], *used[:2], *layers[6:], *used[2:], None, *saved]
+    # The kernel's order: x, gate; convolution and normalisation of the first, of the second.
+    first, second = (5, 6, 9, 10), (7, 8, 11, 12)
+    assert native.extension is not None
+    native.extension.gcsa_backward(
+        *_spatial_sizes(x, layout),
+        h,
+        groups,
+        sigmoid,
+        k,
+        batch_statistics,
+        eps,
+        list(map(_address, tensors)),
+        _address(grad_out),
+        [_address(grads[i]) for i in (*range(5), *first, *second)],
+    )
+    return [
+        None if grad is None or t is None else grad.to(t.dtype) for grad, t in zip(grads, inputs, strict=True)
+    ]
+
+
+def release_workspace() -> int:
+    """Give back the memory that kernels keep to work in; returns how many bytes that was."""
+    return 0 if native.extension is None else int(native.extension.release_scratch())
 
 
 @functools.lru_cache(maxsize=256)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gcsa_ext import functional, reference
+from gcsa_ext.backends import runs_on
 
 
 class GCSA(nn.Module):
@@ -103,7 +104,67 @@ class GCSA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend to x (N, C, H, W)."""
+        if self._fuses(x):
+            return self._fused(x)
         return self._spatial_gate(self._channel_gate(x))
+
+    def _fuses(self, x: Tensor) -> bool:
+        """Whether one operator computes what all layers do, on a backend that has it."""
+        spatial = self.spatial_attention
+        if (
+            x.dim() != 4
+            or x.numel() == 0
+            or functional.transformed()
+            or not runs_on("cpu", "gcsa", x.device, x.dtype)
+            or not _fuses_channel_gate(self.channel_attention)
+            or not _fuses_spatial_gate(spatial)
+            or _perceptron(self)[0].out_features != spatial[0].out_channels
+        ):
+            return False
+        # One value per channel has no variance: batch normalisation refuses it with a good message.
+        if x.numel() == x.shape[1] and any(_uses_batch(spatial[i]) for i in (1, 4)):
+            return False
+        # Outside of autocast other dtypes are a mistake, and the layers say so.
+        weights = (*self.channel_attention.parameters(), *spatial[0].parameters(), *spatial[3].parameters())
+        return torch.is_autocast_enabled("cpu") or all(w.dtype == x.dtype for w in weights)
+
+    def _fused(self, x: Tensor) -> Tensor:
+        first, _, second = _perceptron(self)
+        conv1, norm1, _, conv2, norm2 = self.spatial_attention
+        gate = (first.weight, first.bias, second.weight, second.bias)
+        convolutions = (conv1.weight, conv1.bias, conv2.weight, conv2.bias)
+        norms = (norm1.weight, norm1.bias, norm2.weight, norm2.bias)
+        given = [
+            None if _uses_batch(norm) else value
+            for norm in (norm1, norm2)
+            for value in (norm.running_mean, norm.running_var)
+        ]
+        save = torch.is_grad_enabled() and any(
+            t is not None and t.requires_grad for t in (x, *gate, *convolutions, *norms)
+        )
+        out, _, _, *used = torch.ops.gcsa_ext.gcsa(
+            x,
+            *gate,
+            *convolutions,
+            *norms,
+            *given,
+            norm1.eps,
+            norm2.eps,
+            self.groups,
+            self.channel_sigmoid,
+            save,
+        )
+        for norm, (mean, var) in ((norm1, used[:2]), (norm2, used[2:])):
+            if norm.training and norm.track_running_stats:
+                functional.update_statistics(
+                    norm.running_mean,
+                    norm.running_var,
+                    mean,
+                    var,
+                    x.numel() // x.shape[1],
+                    _next_momentum(norm),
+                )
+        return cast("Tensor", out)
 
     def _channel_gate(self, x: Tensor) -> Tensor:
         if not _fuses_channel_gate(self.channel_attention):
@@ -124,7 +185,7 @@ class GCSA(nn.Module):
         *convolutions, norm = self.spatial_attention
         u = z
         for layer in convolutions:
-            u = layer(u)
+            u = functional.conv2d_same(u, layer.weight, layer.bias) if _is_conv2d_same(layer) else layer(u)
         return _norm_gate(cast("nn.BatchNorm2d", norm), u, z)
 
     def extra_repr(self) -> str:
@@ -133,13 +194,9 @@ class GCSA(nn.Module):
 
 def _norm_gate(norm: nn.BatchNorm2d | nn.SyncBatchNorm, u: Tensor, z: Tensor) -> Tensor:
     """norm_gate with the statistics that `norm` would use, and its running ones updated as it would."""
-    use_batch = norm.training or norm.running_mean is None
+    use_batch = _uses_batch(norm)
     update = norm.training and norm.track_running_stats
-    momentum: float | Tensor = 0.0 if norm.momentum is None else norm.momentum
-    if update and norm.num_batches_tracked is not None:
-        norm.num_batches_tracked.add_(1)
-        if norm.momentum is None:  # cumulative average
-            momentum = 1 / norm.num_batches_tracked.to(torch.float32)
+    momentum = _next_momentum(norm) if update else 0.0
     return functional.norm_gate(
         u,
         z,
@@ -151,6 +208,20 @@ def _norm_gate(norm: nn.BatchNorm2d | nn.SyncBatchNorm, u: Tensor, z: Tensor) ->
         momentum=momentum,
         eps=norm.eps,
     )
+
+
+def _uses_batch(norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> bool:
+    """Whether the layer normalises with the statistics of the batch."""
+    return norm.training or norm.running_mean is None
+
+
+def _next_momentum(norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> float | Tensor:
+    """Count one more batch; the share of its statistics in the running ones."""
+    if norm.num_batches_tracked is not None:
+        norm.num_batches_tracked.add_(1)
+        if norm.momentum is None:  # cumulative average
+            return 1 / norm.num_batches_tracked.to(torch.float32)
+    return 0.0 if norm.momentum is None else norm.momentum
 
 
 def _synchronises(norm: nn.Module) -> bool:
@@ -211,6 +282,35 @@ def _fuses_norm_gate(branch: nn.Module) -> bool:
         and len(branch) > 0
         and _is_plain(branch[-1], *_BATCH_NORM)
         and not _synchronises(branch[-1])
+    )
+
+
+def _is_conv2d_same(layer: nn.Module) -> bool:
+    """Whether functional.conv2d_same computes what the layer does."""
+    return (
+        _is_plain(layer, nn.Conv2d)
+        and layer.kernel_size[0] == layer.kernel_size[1]
+        and layer.kernel_size[0] % 2 == 1
+        and layer.padding in ("same", (layer.kernel_size[0] // 2,) * 2)
+        and layer.padding_mode == "zeros"
+        and layer.stride == layer.dilation == (1, 1)
+        and layer.groups == 1
+    )
+
+
+def _fuses_spatial_gate(branch: nn.Module) -> bool:
+    """Whether the operator gcsa computes what these layers and the gate do."""
+    return (
+        _fuses_norm_gate(branch)
+        and isinstance(branch, nn.Sequential)
+        and len(branch) == 5
+        and all(_is_conv2d_same(branch[i]) and 3 <= branch[i].kernel_size[0] <= 11 for i in (0, 3))
+        and branch[0].kernel_size == branch[3].kernel_size
+        and branch[0].out_channels == branch[3].in_channels
+        and branch[0].in_channels == branch[3].out_channels
+        and _is_plain(branch[1], *_BATCH_NORM)
+        and not _synchronises(branch[1])
+        and _is_plain(branch[2], nn.ReLU)
     )
 
 

@@ -41,6 +41,25 @@ def cast_weights_in_autocast(name: str, operator: Callable[..., Any]) -> None:
         LIBRARY.impl(name, kernel, key)
 
 
+def cast_in_autocast(name: str, operator: Callable[..., Any]) -> None:
+    """Under autocast, cast every floating tensor to its dtype, as torch does for its own convolutions."""
+    for key, device in (("AutocastCPU", "cpu"), ("AutocastCUDA", "cuda")):
+        exclude = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+
+        def kernel(*args: Any, exclude: Any = exclude, device: str = device) -> Any:
+            dtype = torch.get_autocast_dtype(device)
+            cast = (
+                value.to(dtype)
+                if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64
+                else value
+                for value in args
+            )
+            with torch._C._ExcludeDispatchKeyGuard(exclude):
+                return operator(*cast)
+
+        LIBRARY.impl(name, kernel, key)
+
+
 def differentiate(
     function: Callable[..., Tensor], inputs: Sequence[Any], needs_grad: Sequence[bool], grad_out: Tensor
 ) -> tuple[Tensor | None, ...]:
