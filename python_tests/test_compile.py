@@ -153,7 +153,7 @@ def test_a_compiled_graph_asks_for_the_backend_when_it_runs(monkeypatch: pytest.
     def fail(*_: object) -> None:
         raise AssertionError("the cpu backend was asked to compute")
 
-    for name in ("channel_gate", "channel_gate_backward", "norm_gate", "norm_gate_backward"):
+    for name in ("gcsa", "gcsa_backward"):
         monkeypatch.setattr(cpu, name, fail)
     with gcsa_ext.use_backend("reference"):
         module(x).sum().backward()
@@ -167,7 +167,7 @@ def test_export() -> None:
     program = torch.export.export(module, (torch.randn(2, 8, 5, 7),), dynamic_shapes=({0: batch},))
     x = torch.randn(5, 8, 5, 7)
     assert torch.equal(program.module()(x), module(x))
-    assert any("gcsa_ext.channel_gate" in str(node.target) for node in program.graph.nodes)
+    assert any("gcsa_ext.gcsa" in str(node.target) for node in program.graph.nodes)
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -42,7 +42,7 @@ os.register_at_fork(after_in_child=_after_fork)
 
 def unsupported(operator: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """Why this backend cannot run `operator` on such tensors, or None if it can."""
-    reason = native.load_error or _isa_error()
+    reason = native.load_error or _isa_error
     if reason is not None:
         return reason
     if device.type != "cpu":
@@ -50,15 +50,6 @@ def unsupported(operator: str, device: torch.device, dtype: torch.dtype) -> str 
     dtypes = MASK_DTYPES if operator.startswith("frequency_mask") else DTYPES
     if dtype not in dtypes:
         return f"the cpu backend has {operator} for {', '.join(map(str, dtypes))}, not {dtype}"
-    return None
-
-
-@functools.cache
-def _isa_error() -> str | None:
-    try:
-        isa()
-    except RuntimeError as error:
-        return str(error)
     return None
 
 
@@ -70,6 +61,17 @@ def isa() -> str:
     """
     assert native.extension is not None
     return str(native.extension.cpu_isa())
+
+
+def _find_isa_error() -> str | None:
+    try:
+        isa()
+    except RuntimeError as error:
+        return str(error)
+    return None
+
+
+_isa_error = None if native.extension is None else _find_isa_error()
 
 
 def _threads() -> int:
