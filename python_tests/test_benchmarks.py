@@ -1,0 +1,211 @@
+"""What the benchmarks do besides timing. That cases and peers agree is checked where they run."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import bars
+import exactness
+import pytest
+import report
+import torch
+from bars import Bar, Measured
+from cases import CASES, Call, Case, gcsa_case
+from ceiling import Ceiling
+from inside import Inside, Stopwatch, inside
+from torch import Tensor, nn
+
+from gcsa_ext.nn import GCSA
+
+
+def passed(case: Case, **seconds: float) -> dict[str, Any]:
+    """What report.run returns of a case whose contenders take so many seconds; "ours" must be one of them."""
+    return {
+        "operation": case.operation,
+        "passed": True,
+        "times": {name: {"median": median} for name, median in seconds.items()},
+        "ours": "ours",
+        "peers": [name for name in seconds if name != "ours"],
+        "dropped": {},
+    }
+
+
+class QuickCeiling(Ceiling):
+    """Known without measuring."""
+
+    def measure(self) -> None:
+        self.bandwidth = 1.0
+        self.rate = {torch.float32: 1.0}
+
+
+def broken() -> Call:
+    raise RuntimeError("no such kernel")
+
+
+def test_names_tell_cases_and_bars_apart() -> None:
+    assert len({str(case) for case in CASES}) == len(CASES)
+    assert len({str(bar) for bar in bars.BARS}) == len(bars.BARS)
+
+
+@pytest.mark.parametrize(
+    ("comparison", "value", "met"),
+    [
+        ("at least", 2.0, True),
+        ("at least", 1.9, False),
+        ("at most", 2.0, True),
+        ("at most", 2.1, False),
+        ("below", 1.9, True),
+        ("below", 2.0, False),
+    ],
+)
+def test_a_bar_compares(comparison: str, value: float, met: bool) -> None:
+    bar = Bar("speed", "8x8", comparison, 2.0, "x", lambda: Measured(value, "of copper"))
+    row = bars.judge(bar, {})
+    assert (row["measured"], row["met"], row["failure"]) == (value, met, None)
+    line = bars.table([row]).splitlines()[2]
+    assert (
+        line
+        == f"| speed | 8x8 | **{value:.3g}x** (of copper) | {comparison} 2x | {'yes' if met else '**no**'} |"
+    )
+
+
+def test_a_bar_that_cannot_be_measured_is_neither_met_nor_a_failure() -> None:
+    row = bars.judge(Bar("memory", "", "at most", 1.0, "x", lambda: Measured(None, "not on the moon")), {})
+    assert (row["met"], row["failure"]) == (None, None)
+    assert "not on the moon" in bars.table([row])
+
+
+def test_a_bar_fails_with_its_case_and_with_its_measurement() -> None:
+    case = CASES[0]
+    results = {str(case): {"operation": "it", "passed": False, "failure": "error 1e9"}}
+    bar = Bar("speed", "", "at least", 1.0, "x", lambda result: Measured(9.0), (case,))
+    assert "error 1e9" in bars.judge(bar, results)["failure"]
+    assert (
+        "ZeroDivisionError"
+        in bars.judge(Bar("x", "", "below", 1, "", lambda: Measured(1 / 0)), {})["failure"]
+    )
+
+
+def test_a_ratio_is_against_the_fastest_peer_or_the_named_ones() -> None:
+    case = CASES[0]
+    results = {str(case): {**passed(case, ours=1.0, eager=4.0, compiled=3.0), "dropped": {"other": "broken"}}}
+
+    def measured(peers: tuple[str, ...]) -> dict[str, Any]:
+        bar = Bar("speed", "", "at least", 3.5, "x", bars._versus(*peers), (case,))
+        return bars.judge(bar, results)
+
+    assert (measured(())["measured"], measured(())["met"]) == (3.0, False)
+    assert "without other" in measured(())["note"]
+    assert (measured(("eager",))["measured"], measured(("eager",))["met"]) == (4.0, True)
+    assert measured(("torchaudio",))["measured"] is None
+
+
+def test_selection() -> None:
+    everything, all_bars = report.select(None, quick=False, bars_alone=False)
+    assert (everything, all_bars) == (list(CASES), list(bars.BARS))
+    needed, all_bars = report.select(None, quick=False, bars_alone=True)
+    assert all_bars == list(bars.BARS)
+    assert 0 < len(needed) < len(CASES)
+    assert report.select(None, quick=True, bars_alone=False)[1] == []
+    named, wanted = report.select("gcsa EVAL forward 8x", quick=False, bars_alone=False)
+    assert [case.operation for case in named] == ["GCSA eval forward"] * 4
+    assert "GCSA eval forward geometric mean" in map(str, wanted)
+    assert report.select("no such thing", quick=False, bars_alone=False) == ([], [])
+
+
+def test_an_exception_in_a_case_is_its_failure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = gcsa_case((1, 4, 2, 2))
+    bad = Case("a case that raises", (1,), {"gcsa_ext": broken}, good.peers)
+    missed = Bar("a bar", "that is missed", "at least", 1e9, "x", lambda: Measured(1.0))
+    monkeypatch.setattr(report, "CASES", (bad, good))
+    monkeypatch.setattr(report, "BARS", (missed,))
+    monkeypatch.setattr(report, "Ceiling", QuickCeiling)
+    threads = str(torch.get_num_threads())
+    arguments = ["report.py", "--seconds", "0.01", "--no-compile", "--threads", threads, "--only"]
+
+    monkeypatch.setattr("sys.argv", [*arguments, "a"])  # in all their names
+    assert report.main() == 1
+    printed = capsys.readouterr().out
+    assert "| a case that raises | 1 | FAILED: RuntimeError: no such kernel" in printed
+    assert "| GCSA eval forward N=1 | 1x4x2x2 | " in printed
+    assert "0 of 1 bars met" in printed
+
+    monkeypatch.setattr("sys.argv", [*arguments, "a bar"])
+    assert report.main() == 0
+
+
+def test_a_wrong_peer_is_left_out() -> None:
+    case = gcsa_case((1, 4, 2, 2))
+    right = next(iter(case.peers.values()))
+    case.peers = {
+        "right": right,
+        "wrong": lambda: Call(lambda: torch.zeros(1, 4, 2, 2), ()),
+        "broken": broken,
+    }
+    result = report.run(case, 0.01, "none")
+    assert result["passed"] and result["peers"] == ["right"]
+    assert set(result["dropped"]) == {"wrong", "broken"}
+
+
+class Sleepy(nn.Module):
+    """Takes its time before a GCSA, in both directions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gcsa = GCSA(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * 1.0
+        x.register_hook(lambda grad: time.sleep(0.05))
+        time.sleep(0.05)
+        return self.gcsa(x) * 2.0
+
+
+def test_the_stopwatch_runs_inside_gcsa_alone() -> None:
+    network = Sleepy()
+    watch = Stopwatch(network)
+    x = torch.randn(2, 4, 3, 3, requires_grad=True)
+    began = time.perf_counter()
+    Call(network, (x,), torch.randn(2, 4, 3, 3), backward=True)()
+    assert 0.0 < watch.seconds <= time.perf_counter() - began - 0.05
+    assert watch.shapes == {network.gcsa: (2, 4, 3, 3)}
+    watch.remove()
+    watch.seconds = 0.0
+    Call(network, (x,), torch.randn(2, 4, 3, 3), backward=True)()
+    assert watch.seconds == 0.0
+
+
+def test_limit_of_a_step() -> None:
+    # 6 of 10 s are GCSA; ours takes 2 s for it, so that at best 6 s are left, but it is 8.
+    found = Inside(10.0, 8.0, 0.6, 0.25, 6.0, 3.0)
+    assert found.inside_ratio == pytest.approx(3.0)
+    assert found.limit == pytest.approx(10 / 6)
+    assert found.step_ratio == pytest.approx(10 / 8)
+    assert found.loop_ratio == 2.0
+    assert "60 %" in str(found)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_inside_a_small_network(training: bool) -> None:
+    case = next(
+        case for case in CASES if case.operation.startswith(f"MCNN small {'train' if training else 'eval'}")
+    )
+    found = inside(case, 0.01)
+    assert 0.0 < found.plain_share < 1.0 and 0.0 < found.our_share < 1.0
+    assert found.plain_loop > 0.0 and found.our_loop > 0.0
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_errors_cover_the_result_and_every_gradient(training: bool) -> None:
+    found = exactness.errors((2, 8, 5, 6), training)
+    gradients = ["gradient of x", *(name for name, _ in GCSA(8).named_parameters())]
+    assert [error.tensor for error in found] == ["result", *gradients * training]
+    assert all(0.0 <= error.ours < 1e-5 and 0.0 < error.eager < 1e-5 for error in found)
+
+
+def test_errors_in_terms_of_what_is_allowed() -> None:
+    assert exactness.Error("x", ours=3e-6, eager=1e-6).of_allowed == pytest.approx(2.0)
+    assert exactness.Error("x", ours=1e-7, eager=1e-9).of_allowed == pytest.approx(0.1)
