@@ -9,6 +9,7 @@ import bars
 import exactness
 import pytest
 import report
+import slow_state
 import torch
 from bars import Bar, Measured
 from cases import CASES, Call, Case, gcsa_case
@@ -209,3 +210,22 @@ def test_errors_cover_the_result_and_every_gradient(training: bool) -> None:
 def test_errors_in_terms_of_what_is_allowed() -> None:
     assert exactness.Error("x", ours=3e-6, eager=1e-6).of_allowed == pytest.approx(2.0)
     assert exactness.Error("x", ours=1e-7, eager=1e-9).of_allowed == pytest.approx(0.1)
+
+
+def test_slow_state_samples_every_shape_in_every_state() -> None:
+    shapes = [(1, 4, 5, 5), (2, 8, 3, 3)]
+    found = slow_state.samples(shapes, "gcsa_ext", True, 0.0)
+    assert {state: len(row) for state, row in found.items()} == {"after": 2, "among": 2}
+    assert set(slow_state.samples(shapes[:1], "eager", False, 0.0)) == {"alone"}
+    assert all(sample.seconds > 0.0 and sample.cores > 0.0 for row in found.values() for sample in row)
+
+
+def test_slow_state_relates_each_state_to_a_process_alone() -> None:
+    which = ("default", "eager", "8x8")
+    seconds = {"alone": (1.0, 2.0, 9.0), "after": (4.0, 4.0, 5.0), "among": (2.0, 2.0, 2.0)}
+    found = {
+        (*which, state): [slow_state.Sample(value, 10.0, 1.0, 2.0) for value in values]
+        for state, values in seconds.items()
+    }
+    lines = slow_state.table(found).splitlines()
+    assert lines[3] == "| default | eager | 8x8 | after | 4e+03 (5e+03) | 2.00 | 10 | 1 | 2.00 |"
