@@ -7,11 +7,12 @@ Fresh processes take turns, each in one of three states, and the time of a call 
 - among: it runs all shapes in turn, so that this one comes every so many calls.
 
 Beside the times stands what usually explains them, per call: minor page faults (memory that the allocator
-gave back to the system and that has to be zeroed and mapped again), context switches, and busy cores (processor
-time over time). Fewer busy cores than threads mean that another process had a core: OpenMP's threads then take
-turns on the other one, and every parallel region waits for a time slice of the scheduler, which costs more than
-the share of the processor that was lost. `--settings` repeats everything under other settings of the allocator
-and of OpenMP, to see which of them changes the picture.
+gave back to the system, and that is zeroed and mapped again) and context switches. `--settings` repeats
+everything under other settings of the allocator and of OpenMP, to see which of them changes the picture.
+
+A process that had fewer cores than threads was disturbed by another one: OpenMP's threads then take turns on
+one core, and every parallel region waits for a time slice of the scheduler, milliseconds, so that a call
+takes many times as long. Such processes are counted and left out, unless all were.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ SETTINGS: dict[str, dict[str, str]] = {
 """Environment variables of the measured process, by name."""
 
 STATES = ("alone", "after", "among")
+PER_CALL = ("faults", "switches")
 
 
 @dataclass(frozen=True)
@@ -141,24 +143,36 @@ def _in_process(environment: dict[str, str], threads: int, *arguments: Any) -> d
     }
 
 
-def table(found: dict[tuple[str, ...], list[Sample]]) -> str:
+def _is_disturbed(sample: Sample, threads: int) -> bool:
+    return sample.cores < 0.95 * threads
+
+
+def _undisturbed(processes: list[Sample], threads: int) -> list[Sample]:
+    return [sample for sample in processes if not _is_disturbed(sample, threads)] or processes
+
+
+def table(found: dict[tuple[str, ...], list[Sample]], threads: int) -> str:
     """The Markdown table.
 
     Args:
         found: samples of several processes, by setting, contender, shape and state.
+        threads: of each process.
     """
     lines = [
-        "| settings | contender | shape | state | ms (slowest) | x alone | faults | switches | cores |",
+        "| settings | contender | shape | state | ms (slowest) | x alone | faults | switches | disturbed |",
         "|---|---|---|---|--:|--:|--:|--:|--:|",
     ]
     for (*which, state), processes in found.items():
-        seconds = statistics.median(sample.seconds for sample in processes)
-        alone = statistics.median(sample.seconds for sample in found[(*which, "alone")])
-        slowest = max(sample.seconds for sample in processes)
+        kept = _undisturbed(processes, threads)
+        seconds = statistics.median(sample.seconds for sample in kept)
+        alone = statistics.median(
+            sample.seconds for sample in _undisturbed(found[(*which, "alone")], threads)
+        )
+        slowest = max(sample.seconds for sample in kept)
         cells = [*which, state, f"{1e3 * seconds:.3g} ({1e3 * slowest:.3g})", f"{seconds / alone:.2f}"]
-        for field in ("faults", "switches", "cores"):
-            mean = statistics.fmean(getattr(sample, field) for sample in processes)
-            cells.append(f"{mean:.2f}" if field == "cores" else f"{mean:.0f}")
+        cells += [f"{statistics.fmean(getattr(sample, field) for sample in kept):.0f}" for field in PER_CALL]
+        disturbed = sum(_is_disturbed(sample, threads) for sample in processes)
+        cells.append(f"{disturbed} of {len(processes)}")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -216,7 +230,7 @@ def main() -> None:
                     for state, row in measured.items():
                         for shape, sample in zip(together, row, strict=True):
                             found[setting, contender, "x".join(map(str, shape)), state].append(sample)
-    print(table(found))
+    print(table(found, arguments.threads))
 
 
 if __name__ == "__main__":

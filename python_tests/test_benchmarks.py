@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import bars
 import exactness
 import pytest
 import report
+import scaling
 import slow_state
 import torch
 from bars import Bar, Measured
@@ -222,10 +224,40 @@ def test_slow_state_samples_every_shape_in_every_state() -> None:
 
 def test_slow_state_relates_each_state_to_a_process_alone() -> None:
     which = ("default", "eager", "8x8")
-    seconds = {"alone": (1.0, 2.0, 9.0), "after": (4.0, 4.0, 5.0), "among": (2.0, 2.0, 2.0)}
+    alone, after, disturbed = (
+        slow_state.Sample(0.001, 10.0, 1.0, 2.0),
+        slow_state.Sample(0.003, 20.0, 2.0, 1.99),
+        slow_state.Sample(0.1, 30.0, 99.0, 1.0),
+    )
     found = {
-        (*which, state): [slow_state.Sample(value, 10.0, 1.0, 2.0) for value in values]
-        for state, values in seconds.items()
+        (*which, "alone"): [alone, disturbed],
+        (*which, "after"): [after, after],
+        (*which, "among"): [disturbed],
     }
-    lines = slow_state.table(found).splitlines()
-    assert lines[3] == "| default | eager | 8x8 | after | 4e+03 (5e+03) | 2.00 | 10 | 1 | 2.00 |"
+    assert slow_state.table(found, threads=2).splitlines()[2:] == [
+        "| default | eager | 8x8 | alone | 1 (1) | 1.00 | 10 | 1 | 1 of 2 |",
+        "| default | eager | 8x8 | after | 3 (3) | 3.00 | 20 | 2 | 0 of 2 |",
+        "| default | eager | 8x8 | among | 100 (100) | 100.00 | 30 | 99 | 1 of 1 |",
+    ]
+
+
+@pytest.mark.parametrize("suffix", [".svg", ".png"])
+def test_scaling_is_drawn(tmp_path: Path, suffix: str) -> None:
+    pytest.importorskip("matplotlib")
+    found = {
+        passed: {
+            growing: [{"value": value, "ours": 1e-4 * value, "eager": 5e-4 * value} for value in values]
+            for growing, (values, _, _) in scaling.SIZES.items()
+        }
+        for passed in scaling.PASSES
+    }
+    pictures = [tmp_path / f"{name}{suffix}" for name in "ab"]
+    for picture in pictures:
+        scaling.draw(found, picture, "a note")
+    assert pictures[0].read_bytes() == pictures[1].read_bytes()
+    assert pictures[0].stat().st_size > 1000
+
+
+def test_scaling_times_ours_and_eager() -> None:
+    found = scaling.times((1, 4, 3, 3), training=True, seconds=0.0)
+    assert found.keys() == {"ours", "eager"} and min(found.values()) > 0.0
