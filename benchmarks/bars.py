@@ -43,8 +43,8 @@ class Bar:
         what: is measured.
         shape: of the input, or what else tells the rows of one `what` apart.
         comparison: of `COMPARISONS`.
-        limit: that the measured value is compared with.
-        unit: of both, put behind the number.
+        limit: that the measured value, a ratio, is compared with.
+        of: what the ratio relates to, in words.
         measure: what finds the value; its arguments are the results of `cases`, in their order.
         cases: of the report that must run first; all of them must have passed.
     """
@@ -53,7 +53,7 @@ class Bar:
     shape: str
     comparison: str
     limit: float
-    unit: str
+    of: str
     measure: Callable[..., Measured]
     cases: tuple[Case, ...] = ()
 
@@ -69,14 +69,13 @@ def judge(bar: Bar, results: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
         results: of all its cases, by the case's name.
 
     Returns:
-        "what", "shape", "bar" (text), "unit", "measured" and "met" (None without a value), "note", and
+        "what", "shape", "bar" (text), "measured" and "met" (None without a value), "note", and
         "failure", the reason where a case or the measurement itself failed, otherwise None.
     """
     row: dict[str, Any] = {
         "what": bar.what,
         "shape": bar.shape,
-        "bar": f"{bar.comparison} {_number(bar.limit)}{bar.unit}",
-        "unit": bar.unit,
+        "bar": f"{bar.comparison} {_number(bar.limit)}x {bar.of}",
         "measured": None,
         "note": "",
         "met": None,
@@ -109,7 +108,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         elif row["measured"] is None:
             measured, met = f"not measured: {row['note']}", "unknown"
         else:
-            value = f"**{_number(row['measured'])}{row['unit']}**"
+            value = f"**{_number(row['measured'])}x**"
             measured, met = (
                 f"{value} ({row['note']})" if row["note"] else value,
                 "yes" if row["met"] else "**no**",
@@ -204,7 +203,7 @@ def _on_threads(call: Callable[[], object], threads: int, times: int) -> None:
 
 
 _BY_NAME = {str(case): case for case in CASES}
-_PEER = "x the best peer's speed"
+_PEER = "the best peer's speed"
 
 
 def _name(shape: tuple[int, ...]) -> str:
@@ -230,48 +229,48 @@ def _bars() -> Iterator[Bar]:
 
     for shape in batches:
         measured = functools.partial(_saved, shape)
-        yield Bar("bytes saved for backward", _name(shape), "at most", 2.5, "x the input", measured)
+        yield Bar("bytes saved for backward", _name(shape), "at most", 2.5, "the input", measured)
     for shape in batches:
         measured = functools.partial(_peak, shape)
-        yield Bar("peak memory of a training step", _name(shape), "below", 1.0, "x eager's", measured)
+        yield Bar("peak memory of a training step", _name(shape), "below", 1.0, "eager's", measured)
 
     for training in (False, True):
-        what = "error of forward and every gradient, train" if training else "error of forward, eval"
+        what = f"error of forward and every gradient, {'train' if training else 'eval'}"
         for shape in batches:
             measured = functools.partial(_error, shape, training)
-            yield Bar(what, _name(shape), "at most", 1.0, "x what is allowed", measured)
+            yield Bar(what, _name(shape), "at most", 1.0, "what is allowed", measured)
 
     for operation in ("GCSA eval forward", "GCSA train forward + backward"):
         operation += " bfloat16 autocast"
         for shape in batches:
             versus, case = _versus("eager", "eager channels_last"), _BY_NAME[f"{operation} {_name(shape)}"]
-            yield Bar(operation, _name(shape), "at least", 2.0, "x eager's speed", versus, (case,))
+            yield Bar(operation, _name(shape), "at least", 2.0, "eager's speed", versus, (case,))
 
-    torchaudio, unit = _versus("torchaudio"), "x torchaudio's speed"
+    torchaudio, speed = _versus("torchaudio"), "torchaudio's speed"
     for kind, least in (("shared", 4.0), ("iid", 8.0)):
         what = f"FrequencyMasking {kind}"
         case = _BY_NAME[f"{what} {_name(spectrograms)}"]
-        yield Bar(what, _name(spectrograms), "at least", least, unit, torchaudio, (case,))
+        yield Bar(what, _name(spectrograms), "at least", least, speed, torchaudio, (case,))
         case = _BY_NAME[f"{what} {_name(large_spectrograms)}"]
-        yield Bar(what, _name(large_spectrograms), "at most", 1.15, "x clone's time", _of_clone, (case,))
+        yield Bar(what, _name(large_spectrograms), "at most", 1.15, "clone's time", _of_clone, (case,))
         for shape in (spectrograms, large_spectrograms):
             case = _BY_NAME[f"{what} in place {_name(shape)}"]
-            yield Bar(f"{what} in place", _name(shape), "at least", 10.0, unit, torchaudio, (case,))
+            yield Bar(f"{what} in place", _name(shape), "at least", 10.0, speed, torchaudio, (case,))
 
     for operation in ("GCSA eval forward", "GCSA train forward + backward"):
         case, eager = _BY_NAME[f"{operation} N=1 {_name(tiny)}"], _versus("eager")
-        yield Bar(f"host cost, {operation}", _name(tiny), "at least", 1.0, "x eager's speed", eager, (case,))
+        yield Bar(f"host cost, {operation}", _name(tiny), "at least", 1.0, "eager's speed", eager, (case,))
 
     for case in CASES:
         if case.operation.startswith("BimodalNet"):
             measured = functools.partial(_of_limit, case)
-            yield Bar(case.operation, _name(tuple(case.shape)), "at least", 0.9, "x the limit", measured)
+            yield Bar(case.operation, _name(tuple(case.shape)), "at least", 0.9, "the limit", measured)
 
     shape = (8, *MAPS[1])
     scaling = functools.partial(_thread_scaling, shape)
-    yield Bar("threads 1 to 2, GCSA eval forward", _name(shape), "at least", 1.7, "x the speed", scaling)
+    yield Bar("threads 1 to 2, GCSA eval forward", _name(shape), "at least", 1.7, "the speed", scaling)
 
-    # Add a bar here: what, shape, "at least", limit, unit, a function without arguments -> Measured.
+    # Add a bar here: what, shape, "at least", limit, what it is a ratio of, a function () -> Measured.
 
 
 BARS = tuple(_bars())

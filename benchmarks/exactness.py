@@ -10,15 +10,15 @@ from dataclasses import dataclass
 import torch
 from cases import Call
 from plain import plain_copy
-from torch import Tensor
+from torch import Tensor, nn
 
 from gcsa_ext.nn import GCSA
 
 FACTOR, FLOOR = 1.5, 1e-6
 """What is allowed: so many times eager's own error, or this relative to the size of the tensor."""
 
-CANCELS = ("spatial_attention.0.bias", "spatial_attention.3.bias")
-"""In training the norm behind a convolution takes its bias out again: the exact gradient is 0."""
+CANCELS = ("gradient of spatial_attention.0.bias", "gradient of spatial_attention.3.bias")
+"""Gradients that are 0 in training: the norm behind a convolution takes its bias out again."""
 
 SEEDS = (0, 1, 2)
 
@@ -28,7 +28,7 @@ class Error:
     """Errors of one tensor, root mean square over all its elements, relative to that of the exact one.
 
     Attributes:
-        tensor: "result", "gradient of x", or the name of the parameter whose gradient it is.
+        tensor: "result", "gradient of x" and so on.
         ours, eager: of gcsa_ext and of plain PyTorch, both in float32.
     """
 
@@ -44,20 +44,20 @@ class Error:
 
 @functools.cache
 def errors(shape: tuple[int, ...], training: bool) -> list[Error]:
-    """Of GCSA on (N, C, H, W) standard normal input; in training also of every gradient.
+    """Of GCSA's result and all gradients on (N, C, H, W) standard normal input, see `_steps`.
 
     Squares are averaged over several inputs and weights: the error of one sum is a matter of chance.
     """
     squares: dict[str, Tensor] = {}
     for seed in SEEDS:
         torch.manual_seed(seed)
-        module, x, grad = GCSA(shape[1]).train(training), torch.randn(shape), torch.randn(shape)
-        plain = plain_copy(module)
+        module, x, grad = GCSA(shape[1]), torch.randn(shape), torch.randn(shape)
+        _use_statistics_of(x, module)
+        plain = plain_copy(module.train(training))
         exact = copy.deepcopy(plain).double()
-        names = ["result"]
-        if training:
-            names += ["gradient of x", *(name for name, _ in module.named_parameters())]
-        ours, eager, truth = (_step(function, x, grad, training) for function in (module, plain, exact))
+        names = ["result without a graph", "result", "gradient of x"]
+        names += [f"gradient of {name}" for name, _ in module.named_parameters()]
+        ours, eager, truth = (_steps(function, x, grad) for function in (module, plain, exact))
         # Where the exact value is 0, the summands' size is the scale.
         largest = max(t.abs().max().item() for t in truth)
         for name, a, b, c in zip(names, ours, eager, truth, strict=True):
@@ -70,9 +70,21 @@ def errors(shape: tuple[int, ...], training: bool) -> list[Error]:
     ]
 
 
-def _step(module: torch.nn.Module, x: Tensor, grad: Tensor, training: bool) -> Sequence[Tensor]:
+def _use_statistics_of(x: Tensor, module: GCSA) -> None:
+    """Make the running statistics those of a batch, as after training; fresh ones hide most of the error."""
+    for layer in module.spatial_attention:
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.momentum = None
+    with torch.no_grad():
+        module.train()(x)
+
+
+def _steps(module: nn.Module, x: Tensor, grad: Tensor) -> Sequence[Tensor]:
+    """The result of inference, then the result and the gradients of a step with a backward pass."""
     dtype = next(module.parameters()).dtype
-    return Call(module, (x.to(dtype, copy=True).requires_grad_(training),), grad.to(dtype), training)()
+    inputs = (x.to(dtype, copy=True).requires_grad_(),)
+    calls = [Call(module, inputs, grad.to(dtype), backward) for backward in (False, True)]
+    return [tensor for call in calls for tensor in call()]
 
 
 def _mean_square(x: Tensor) -> float:

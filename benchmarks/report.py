@@ -12,6 +12,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
@@ -69,7 +70,8 @@ def run(case: Case, seconds: float, compiling: str) -> dict[str, Any]:
         "operation", "shape", "passed", "failure" (the reason, if not), "dropped" (peers that cannot run or
         are wrong, with the reason), "error" (of ours against the first peer), "flops" and "bytes" (see Case),
         and if it passed "times" (seconds: median, quartiles, rounds, by contender), "ours", "peers",
-        "best_peer", "ratio" (its median over ours) and "ratio_quartiles" (of the ratios within a round).
+        "best_peer", "ratio" (its median over ours), "ratio_quartiles" (of the ratios within a round) and
+        "cores" (processor time over time, all contenders together).
     """
     result: dict[str, Any] = {"operation": case.operation, "shape": list(case.shape), "dropped": {}}
     try:
@@ -107,7 +109,9 @@ def _run(case: Case, seconds: float, compiling: str, dropped: dict[str, str]) ->
             peers.append(name)
     calls |= {name: build() for name, build in case.floor.items()}
 
+    start, busy = time.perf_counter(), time.process_time()
     spans = measure(calls, seconds)
+    result["cores"] = (time.process_time() - busy) / (time.perf_counter() - start)
     result["times"] = {
         name: {"median": statistics.median(span), "quartiles": _quartiles(span), "rounds": len(span)}
         for name, span in spans.items()
@@ -264,6 +268,7 @@ def environment() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "isa": found["isa"],
         "threads": torch.get_num_threads(),
+        "onednn": torch.backends.mkldnn.is_available(),
         "versions": {name: found["versions"][name] for name in ("python", "torch", "torchaudio")},
         "revision": _revision(),
     }
@@ -339,17 +344,20 @@ def main() -> int:
     rates = {str(dtype).removeprefix("torch."): rate for dtype, rate in ceiling.rate.items()}
     print(
         f"{machine['processor']}, {machine['isa']}, {machine['threads']} threads, torch "
-        f"{machine['versions']['torch']}, revision {machine['revision']}. Ceilings in this run: copy "
+        f"{machine['versions']['torch']} {'with' if machine['onednn'] else 'without'} oneDNN, "
+        f"revision {machine['revision']}. Ceilings in this run: copy "
         f"{ceiling.bandwidth / 1e9:.1f} GB/s, matrix product "
         + ", ".join(f"{rate / 1e9:.0f} GFLOP/s {name}" for name, rate in rates.items())
         + f". Peers compiled: {compiling}."
     )
+    enough = 0.8 * arguments.threads  # most of the time, waiting threads spin
+    if disturbed := [name for name, result in results.items() if result.get("cores", enough) < enough]:
+        print("\nAnother process seems to have had a core, do not trust: " + ", ".join(disturbed))
     tables = [bars.table(judged)] * bool(judged)
-    if results:
-        tables += [speed_table(results.values()), means_table(results.values())]
-        tables += [contenders_table(results.values())]
-    if everything:
-        tables += [inside_table(steps), memory_table(saved)]
+    tables += [speed_table(results.values())] * bool(results)
+    tables += [means_table(results.values())] * (len({case.operation for case in selected}) < len(selected))
+    tables += [contenders_table(results.values())] * bool(results)
+    tables += [inside_table(steps), memory_table(saved)] * everything
     print("\n" + "\n\n".join(tables))
     if arguments.json:
         report = {

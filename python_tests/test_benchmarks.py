@@ -63,18 +63,20 @@ def test_names_tell_cases_and_bars_apart() -> None:
     ],
 )
 def test_a_bar_compares(comparison: str, value: float, met: bool) -> None:
-    bar = Bar("speed", "8x8", comparison, 2.0, "x", lambda: Measured(value, "of copper"))
+    bar = Bar("speed", "8x8", comparison, 2.0, "light", lambda: Measured(value, "of copper"))
     row = bars.judge(bar, {})
     assert (row["measured"], row["met"], row["failure"]) == (value, met, None)
     line = bars.table([row]).splitlines()[2]
     assert (
         line
-        == f"| speed | 8x8 | **{value:.3g}x** (of copper) | {comparison} 2x | {'yes' if met else '**no**'} |"
+        == f"| speed | 8x8 | **{value:.3g}x** (of copper) | {comparison} 2x light | {'yes' if met else '**no**'} |"
     )
 
 
 def test_a_bar_that_cannot_be_measured_is_neither_met_nor_a_failure() -> None:
-    row = bars.judge(Bar("memory", "", "at most", 1.0, "x", lambda: Measured(None, "not on the moon")), {})
+    row = bars.judge(
+        Bar("memory", "", "at most", 1.0, "its peer", lambda: Measured(None, "not on the moon")), {}
+    )
     assert (row["met"], row["failure"]) == (None, None)
     assert "not on the moon" in bars.table([row])
 
@@ -82,7 +84,7 @@ def test_a_bar_that_cannot_be_measured_is_neither_met_nor_a_failure() -> None:
 def test_a_bar_fails_with_its_case_and_with_its_measurement() -> None:
     case = CASES[0]
     results = {str(case): {"operation": "it", "passed": False, "failure": "error 1e9"}}
-    bar = Bar("speed", "", "at least", 1.0, "x", lambda result: Measured(9.0), (case,))
+    bar = Bar("speed", "", "at least", 1.0, "its peer", lambda result: Measured(9.0), (case,))
     assert "error 1e9" in bars.judge(bar, results)["failure"]
     assert (
         "ZeroDivisionError"
@@ -95,7 +97,7 @@ def test_a_ratio_is_against_the_fastest_peer_or_the_named_ones() -> None:
     results = {str(case): {**passed(case, ours=1.0, eager=4.0, compiled=3.0), "dropped": {"other": "broken"}}}
 
     def measured(peers: tuple[str, ...]) -> dict[str, Any]:
-        bar = Bar("speed", "", "at least", 3.5, "x", bars._versus(*peers), (case,))
+        bar = Bar("speed", "", "at least", 3.5, "its peer", bars._versus(*peers), (case,))
         return bars.judge(bar, results)
 
     assert (measured(())["measured"], measured(())["met"]) == (3.0, False)
@@ -122,7 +124,7 @@ def test_an_exception_in_a_case_is_its_failure(
 ) -> None:
     good = gcsa_case((1, 4, 2, 2))
     bad = Case("a case that raises", (1,), {"gcsa_ext": broken}, good.peers)
-    missed = Bar("a bar", "that is missed", "at least", 1e9, "x", lambda: Measured(1.0))
+    missed = Bar("a bar", "that is missed", "at least", 1e9, "its peer", lambda: Measured(1.0))
     monkeypatch.setattr(report, "CASES", (bad, good))
     monkeypatch.setattr(report, "BARS", (missed,))
     monkeypatch.setattr(report, "Ceiling", QuickCeiling)
@@ -204,14 +206,17 @@ def test_inside_a_small_network(training: bool) -> None:
 @pytest.mark.parametrize("training", [False, True])
 def test_errors_cover_the_result_and_every_gradient(training: bool) -> None:
     found = exactness.errors((2, 8, 5, 6), training)
-    gradients = ["gradient of x", *(name for name, _ in GCSA(8).named_parameters())]
-    assert [error.tensor for error in found] == ["result", *gradients * training]
+    names = ["result without a graph", "result"]
+    names += [
+        f"gradient of {name}" for name in ("its peer", *(name for name, _ in GCSA(8).named_parameters()))
+    ]
+    assert [error.tensor for error in found] == names
     assert all(0.0 <= error.ours < 1e-5 and 0.0 < error.eager < 1e-5 for error in found)
 
 
 def test_errors_in_terms_of_what_is_allowed() -> None:
-    assert exactness.Error("x", ours=3e-6, eager=1e-6).of_allowed == pytest.approx(2.0)
-    assert exactness.Error("x", ours=1e-7, eager=1e-9).of_allowed == pytest.approx(0.1)
+    assert exactness.Error("its peer", ours=3e-6, eager=1e-6).of_allowed == pytest.approx(2.0)
+    assert exactness.Error("its peer", ours=1e-7, eager=1e-9).of_allowed == pytest.approx(0.1)
 
 
 def test_slow_state_samples_every_shape_in_every_state() -> None:
