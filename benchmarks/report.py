@@ -26,7 +26,7 @@ from bars import BARS, Bar
 from cases import CASES, MAPS, Build, Case
 from ceiling import Ceiling
 from inside import inside
-from paired import error_of, measure
+from paired import DISTURBED, error_of, measure, waited
 
 import gcsa_ext
 
@@ -71,7 +71,7 @@ def run(case: Case, seconds: float, compiling: str) -> dict[str, Any]:
         are wrong, with the reason), "error" (of ours against the first peer), "flops" and "bytes" (see Case),
         and if it passed "times" (seconds: median, quartiles, rounds, by contender), "ours", "peers",
         "best_peer", "ratio" (its median over ours), "ratio_quartiles" (of the ratios within a round) and
-        "cores" (processor time over time, all contenders together).
+        "waited" (part of the time for which a thread was without a core that it needed).
     """
     result: dict[str, Any] = {"operation": case.operation, "shape": list(case.shape), "dropped": {}}
     try:
@@ -109,9 +109,9 @@ def _run(case: Case, seconds: float, compiling: str, dropped: dict[str, str]) ->
             peers.append(name)
     calls |= {name: build() for name, build in case.floor.items()}
 
-    start, busy = time.perf_counter(), time.process_time()
+    start, before = time.perf_counter(), waited()
     spans = measure(calls, seconds)
-    result["cores"] = (time.process_time() - busy) / (time.perf_counter() - start)
+    result["waited"] = (waited() - before) / (time.perf_counter() - start)
     result["times"] = {
         name: {"median": statistics.median(span), "quartiles": _quartiles(span), "rounds": len(span)}
         for name, span in spans.items()
@@ -350,9 +350,8 @@ def main() -> int:
         + ", ".join(f"{rate / 1e9:.0f} GFLOP/s {name}" for name, rate in rates.items())
         + f". Peers compiled: {compiling}."
     )
-    enough = 0.8 * arguments.threads  # most of the time, waiting threads spin
-    if disturbed := [name for name, result in results.items() if result.get("cores", enough) < enough]:
-        print("\nAnother process seems to have had a core, do not trust: " + ", ".join(disturbed))
+    if disturbed := [name for name, result in results.items() if result.get("waited", 0.0) > DISTURBED]:
+        print("\nOther processes were in the way of: " + ", ".join(disturbed) + ".")
     tables = [bars.table(judged)] * bool(judged)
     tables += [speed_table(results.values())] * bool(results)
     tables += [means_table(results.values())] * (len({case.operation for case in selected}) < len(selected))

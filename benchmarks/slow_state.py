@@ -10,8 +10,8 @@ Beside the times stands what usually explains them, per call: minor page faults 
 gave back to the system, and that is zeroed and mapped again) and context switches. `--settings` repeats
 everything under other settings of the allocator and of OpenMP, to see which of them changes the picture.
 
-A process that had fewer cores than threads was disturbed by another one: OpenMP's threads then take turns on
-one core, and every parallel region waits for a time slice of the scheduler, milliseconds, so that a call
+A process whose threads had to wait for a core was disturbed by another one: OpenMP's threads then take turns
+on one core, and every parallel region waits for a time slice of the scheduler, milliseconds, so that a call
 takes many times as long. Such processes are counted and left out, unless all were.
 """
 
@@ -31,6 +31,7 @@ from typing import Any
 
 import torch
 from cases import MAPS, Call, gcsa_case
+from paired import DISTURBED, waited
 
 SETTINGS: dict[str, dict[str, str]] = {
     "default": {},
@@ -56,13 +57,13 @@ class Sample:
     Attributes:
         seconds: of a call, median.
         faults, switches: minor page faults and context switches per call, mean.
-        cores: processor time over time.
+        waited: part of the time for which a thread was without a core that it needed.
     """
 
     seconds: float
     faults: float
     switches: float
-    cores: float
+    waited: float
 
 
 class _Recorder:
@@ -81,17 +82,14 @@ class _Recorder:
                 seconds,
                 after.ru_minflt - before.ru_minflt,
                 after.ru_nvcsw - before.ru_nvcsw + after.ru_nivcsw - before.ru_nivcsw,
-                after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime,
             )
         )
 
-    def sample(self) -> Sample:
-        seconds, faults, switches, busy = zip(*self._rows, strict=True)
+    def sample(self, waited: float) -> Sample:
+        """What was found; `waited` as in Sample."""
+        seconds, faults, switches = zip(*self._rows, strict=True)
         return Sample(
-            statistics.median(seconds),
-            statistics.fmean(faults),
-            statistics.fmean(switches),
-            sum(busy) / sum(seconds),
+            statistics.median(seconds), statistics.fmean(faults), statistics.fmean(switches), waited
         )
 
 
@@ -118,12 +116,13 @@ def samples(
             call()
 
     def rounds(recorders: list[_Recorder]) -> list[Sample]:
-        end, done = time.perf_counter() + seconds * len(recorders), 0
-        while done < 3 or time.perf_counter() < end:
+        begin, before, done = time.perf_counter(), waited(), 0
+        while done < 3 or time.perf_counter() - begin < seconds * len(recorders):
             done += 1
             for recorder in recorders:
                 recorder()
-        return [recorder.sample() for recorder in recorders]
+        part = (waited() - before) / (time.perf_counter() - begin)
+        return [recorder.sample(part) for recorder in recorders]
 
     if len(calls) == 1:
         return {"alone": rounds([_Recorder(calls[0])])}
@@ -143,35 +142,28 @@ def _in_process(environment: dict[str, str], threads: int, *arguments: Any) -> d
     }
 
 
-def _is_disturbed(sample: Sample, threads: int) -> bool:
-    return sample.cores < 0.95 * threads
+def _undisturbed(processes: list[Sample]) -> list[Sample]:
+    return [sample for sample in processes if sample.waited < DISTURBED] or processes
 
 
-def _undisturbed(processes: list[Sample], threads: int) -> list[Sample]:
-    return [sample for sample in processes if not _is_disturbed(sample, threads)] or processes
-
-
-def table(found: dict[tuple[str, ...], list[Sample]], threads: int) -> str:
+def table(found: dict[tuple[str, ...], list[Sample]]) -> str:
     """The Markdown table.
 
     Args:
         found: samples of several processes, by setting, contender, shape and state.
-        threads: of each process.
     """
     lines = [
         "| settings | contender | shape | state | ms (slowest) | x alone | faults | switches | disturbed |",
         "|---|---|---|---|--:|--:|--:|--:|--:|",
     ]
     for (*which, state), processes in found.items():
-        kept = _undisturbed(processes, threads)
+        kept = _undisturbed(processes)
         seconds = statistics.median(sample.seconds for sample in kept)
-        alone = statistics.median(
-            sample.seconds for sample in _undisturbed(found[(*which, "alone")], threads)
-        )
+        alone = statistics.median(sample.seconds for sample in _undisturbed(found[(*which, "alone")]))
         slowest = max(sample.seconds for sample in kept)
         cells = [*which, state, f"{1e3 * seconds:.3g} ({1e3 * slowest:.3g})", f"{seconds / alone:.2f}"]
         cells += [f"{statistics.fmean(getattr(sample, field) for sample in kept):.0f}" for field in PER_CALL]
-        disturbed = sum(_is_disturbed(sample, threads) for sample in processes)
+        disturbed = sum(sample.waited >= DISTURBED for sample in processes)
         cells.append(f"{disturbed} of {len(processes)}")
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
@@ -230,7 +222,7 @@ def main() -> None:
                     for state, row in measured.items():
                         for shape, sample in zip(together, row, strict=True):
                             found[setting, contender, "x".join(map(str, shape)), state].append(sample)
-    print(table(found, arguments.threads))
+    print(table(found))
 
 
 if __name__ == "__main__":
