@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import operator
 import statistics
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +19,7 @@ import memory
 import torch
 from cases import CASES, MAPS, Case, gcsa_case
 from inside import inside
-from paired import measure
+from paired import DISTURBED, measure, waited
 
 COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     "at least": operator.ge,
@@ -47,6 +48,7 @@ class Bar:
         of: what the ratio relates to, in words.
         measure: what finds the value; its arguments are the results of `cases`, in their order.
         cases: of the report that must run first; all of them must have passed.
+        timed: the value depends on times, so that other processes disturb it.
     """
 
     what: str
@@ -56,6 +58,7 @@ class Bar:
     of: str
     measure: Callable[..., Measured]
     cases: tuple[Case, ...] = ()
+    timed: bool = True
 
     def __str__(self) -> str:
         return f"{self.what} {self.shape}"
@@ -69,8 +72,9 @@ def judge(bar: Bar, results: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
         results: of all its cases, by the case's name.
 
     Returns:
-        "what", "shape", "bar" (text), "measured" and "met" (None without a value), "note", and
-        "failure", the reason where a case or the measurement itself failed, otherwise None.
+        "what", "shape", "bar" (text), "measured" and "met" (None without a value), "note", "disturbed"
+        (other processes were in the way), and "failure" (the reason where a case or the measurement itself
+        failed, otherwise None).
     """
     row: dict[str, Any] = {
         "what": bar.what,
@@ -79,6 +83,7 @@ def judge(bar: Bar, results: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
         "measured": None,
         "note": "",
         "met": None,
+        "disturbed": False,
         "failure": None,
     }
     try:
@@ -86,10 +91,14 @@ def judge(bar: Bar, results: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
         for result in found:
             if not result["passed"]:
                 raise RuntimeError(f"{result['operation']}: {result['failure']}")
+        begin, before = time.perf_counter(), waited()
         measured = bar.measure(*found)
+        waiting = [(waited() - before) / (time.perf_counter() - begin)] if not found else []
+        waiting += [result["waited"] for result in found]
     except Exception as problem:  # whatever fails, the other bars are still worth measuring
         return {**row, "failure": f"{type(problem).__name__}: {problem}"}
     row |= {"measured": measured.value, "note": measured.note}
+    row["disturbed"] = bar.timed and max(waiting) > DISTURBED
     if measured.value is not None:
         row["met"] = COMPARISONS[bar.comparison](measured.value, bar.limit)
     return row
@@ -109,10 +118,9 @@ def table(rows: list[dict[str, Any]]) -> str:
             measured, met = f"not measured: {row['note']}", "unknown"
         else:
             value = f"**{_number(row['measured'])}x**"
-            measured, met = (
-                f"{value} ({row['note']})" if row["note"] else value,
-                "yes" if row["met"] else "**no**",
-            )
+            notes = [row["note"]] * bool(row["note"]) + ["disturbed"] * row["disturbed"]
+            measured = f"{value} ({'; '.join(notes)})" if notes else value
+            met = "yes" if row["met"] else "**no**"
         lines.append(f"| {row['what']} | {row['shape']} | {measured} | {row['bar']} | {met} |")
     met = sum(row["met"] is True for row in rows)
     return "\n".join([*lines, "", f"{met} of {len(rows)} bars met."])
@@ -229,16 +237,20 @@ def _bars() -> Iterator[Bar]:
 
     for shape in batches:
         measured = functools.partial(_saved, shape)
-        yield Bar("bytes saved for backward", _name(shape), "at most", 2.5, "the input", measured)
+        yield Bar(
+            "bytes saved for backward", _name(shape), "at most", 2.5, "the input", measured, timed=False
+        )
     for shape in batches:
         measured = functools.partial(_peak, shape)
-        yield Bar("peak memory of a training step", _name(shape), "below", 1.0, "eager's", measured)
+        yield Bar(
+            "peak memory of a training step", _name(shape), "below", 1.0, "eager's", measured, timed=False
+        )
 
     for training in (False, True):
         what = f"error of forward and every gradient, {'train' if training else 'eval'}"
         for shape in batches:
             measured = functools.partial(_error, shape, training)
-            yield Bar(what, _name(shape), "at most", 1.0, "what is allowed", measured)
+            yield Bar(what, _name(shape), "at most", 1.0, "what is allowed", measured, timed=False)
 
     for operation in ("GCSA eval forward", "GCSA train forward + backward"):
         operation += " bfloat16 autocast"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from bars import Bar, Measured
 from cases import CASES, Call, Case, gcsa_case
 from ceiling import Ceiling
 from inside import Inside, Stopwatch, inside
+from paired import waited
 from torch import Tensor, nn
 
 from gcsa_ext.nn import GCSA
@@ -31,7 +33,38 @@ def passed(case: Case, **seconds: float) -> dict[str, Any]:
         "ours": "ours",
         "peers": [name for name in seconds if name != "ours"],
         "dropped": {},
+        "waited": 0.0,
     }
+
+
+def test_the_whole_report(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    case = gcsa_case((1, 4, 2, 2))
+    rows = [{"contender": "eager", "input": 10**6, "saved": 3 * 10**6, "peak": None}]
+    monkeypatch.setattr(report, "CASES", (case,))
+    monkeypatch.setattr(report, "BARS", ())
+    monkeypatch.setattr(report, "NETWORKS", (case,))
+    monkeypatch.setattr(report, "MEMORY_SHAPES", ((1, 2, 3, 4),))
+    monkeypatch.setattr(report, "Ceiling", QuickCeiling)
+    monkeypatch.setattr(report, "inside", lambda case: Inside(0.010, 0.008, 0.6, 0.25, 6.0, 3.0))
+    monkeypatch.setattr(report.memory, "training_step", lambda shape: rows)
+    threads, file = str(torch.get_num_threads()), tmp_path / "report.json"
+    arguments = ["report.py", "--seconds", "0.01", "--no-compile", "--threads", threads, "--json", str(file)]
+    monkeypatch.setattr("sys.argv", arguments)
+    assert report.main() == 0
+    printed = capsys.readouterr().out
+    assert "| GCSA eval forward N=1 | 1x4x2x2 | 10 | 8 | 1.25 | 1.67 | 60 % | 3.00 | 2.00 |" in printed
+    assert "| 1x2x3x4 | eager | 1.0 | 3.00 x input |  |" in printed
+    assert json.loads(file.read_text())["memory"] == [rows]
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of order")
+
+    monkeypatch.setattr(report, "inside", fail)
+    monkeypatch.setattr(report.memory, "training_step", fail)
+    assert report.main() == 1
+    assert capsys.readouterr().out.count("FAILED: RuntimeError: out of order") == 2
 
 
 class QuickCeiling(Ceiling):
@@ -63,7 +96,7 @@ def test_names_tell_cases_and_bars_apart() -> None:
     ],
 )
 def test_a_bar_compares(comparison: str, value: float, met: bool) -> None:
-    bar = Bar("speed", "8x8", comparison, 2.0, "light", lambda: Measured(value, "of copper"))
+    bar = Bar("speed", "8x8", comparison, 2.0, "light", lambda: Measured(value, "of copper"), timed=False)
     row = bars.judge(bar, {})
     assert (row["measured"], row["met"], row["failure"]) == (value, met, None)
     cells = f"speed | 8x8 | **{value:.3g}x** (of copper) | {comparison} 2x light"
@@ -101,6 +134,19 @@ def test_a_ratio_is_against_the_fastest_peer_or_the_named_ones() -> None:
     assert "without other" in measured(())["note"]
     assert (measured(("eager",))["measured"], measured(("eager",))["met"]) == (4.0, True)
     assert measured(("torchaudio",))["measured"] is None
+
+
+def test_a_disturbed_case_shows_in_the_bar() -> None:
+    case = CASES[0]
+    results = {str(case): {**passed(case, ours=1.0, eager=4.0), "waited": 0.5}}
+    for timed in (True, False):
+        bar = Bar("speed", "", "at least", 1.0, "its peer", lambda result: Measured(2.0), (case,), timed)
+        assert ("disturbed" in bars.table([bars.judge(bar, results)])) == timed
+
+
+def test_waiting_for_a_core_adds_up() -> None:
+    before = waited()
+    assert 0.0 <= before <= waited()
 
 
 def test_selection() -> None:
