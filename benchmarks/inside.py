@@ -108,7 +108,8 @@ class Inside:
 def inside(case: Case, seconds: float = 4.0) -> Inside:
     """Measure a network's case, for about so many seconds and as many for the loops."""
     calls = {"plain": case.peers["eager"](), "ours": case.ours["gcsa_ext"]()}
-    watches, spent = {}, {name: [] for name in calls}
+    watches: dict[str, Stopwatch] = {}
+    spent: dict[str, list[float]] = {name: [] for name in calls}
     for name, call in calls.items():
         assert isinstance(call.function, nn.Module)
         watches[name] = Stopwatch(call.function)

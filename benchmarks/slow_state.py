@@ -159,7 +159,8 @@ def table(found: dict[tuple[str, ...], list[Sample]]) -> str:
     for (*which, state), processes in found.items():
         kept = _undisturbed(processes)
         seconds = statistics.median(sample.seconds for sample in kept)
-        alone = statistics.median(sample.seconds for sample in _undisturbed(found[(*which, "alone")]))
+        reference = (*which, "alone")
+        alone = statistics.median(sample.seconds for sample in _undisturbed(found[reference]))
         slowest = max(sample.seconds for sample in kept)
         cells = [*which, state, f"{1e3 * seconds:.3g} ({1e3 * slowest:.3g})", f"{seconds / alone:.2f}"]
         cells += [f"{statistics.fmean(getattr(sample, field) for sample in kept):.0f}" for field in PER_CALL]
@@ -195,8 +196,8 @@ def main() -> None:
     arguments = _arguments()
     torch.set_num_threads(arguments.threads)
     if arguments.samples:
-        found = samples(*arguments.samples)
-        print(json.dumps({state: [vars(sample) for sample in row] for state, row in found.items()}))
+        states = samples(*arguments.samples)
+        print(json.dumps({state: [vars(sample) for sample in row] for state, row in states.items()}))
         return
     shapes = [(arguments.batch, *sizes) for sizes in MAPS]
     found: dict[tuple[str, ...], list[Sample]] = {
