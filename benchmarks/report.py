@@ -337,7 +337,8 @@ def main() -> int:
         print(f"[bar {index}/{len(wanted)}] {bar}", file=sys.stderr, flush=True)
         judged.append(bars.judge(bar, results))
     everything = not (arguments.quick or arguments.only or arguments.bars)
-    steps = {case: attempt(inside, case) for case in NETWORKS if everything}
+    networks = [case for case in NETWORKS if case in selected and not (arguments.quick or arguments.bars)]
+    steps = {case: attempt(inside, case) for case in networks}
     saved = {shape: attempt(memory.training_step, shape) for shape in MEMORY_SHAPES if everything}
 
     machine = environment()
@@ -356,7 +357,7 @@ def main() -> int:
     tables += [speed_table(results.values())] * bool(results)
     tables += [means_table(results.values())] * (len({case.operation for case in selected}) < len(selected))
     tables += [contenders_table(results.values())] * bool(results)
-    tables += [inside_table(steps), memory_table(saved)] * everything
+    tables += [inside_table(steps)] * bool(steps) + [memory_table(saved)] * bool(saved)
     print("\n" + "\n\n".join(tables))
     if arguments.json:
         report = {
