@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import gc
+import math
 import multiprocessing
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 from cases import Call, Case, gcsa_case
@@ -68,6 +71,26 @@ def peak_bytes(shape: Sequence[int], contender: str) -> int | None:
     spawn = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=spawn) as pool:
         return pool.submit(_peak, tuple(shape), contender, torch.get_num_threads()).result()
+
+
+@functools.cache
+def training_step(shape: tuple[int, ...]) -> list[dict[str, Any]]:
+    """Bytes that a training step of GCSA on `shape` (N, C, H, W) saves, and its peak, by contender.
+
+    Returns:
+        dictionaries of "shape", "contender", and in bytes "input", "saved" and "peak" (None: see peak_bytes).
+    """
+    case = gcsa_case(shape, training=True, backward=True)
+    return [
+        {
+            "shape": list(shape),
+            "contender": name,
+            "input": 4 * math.prod(shape),
+            "saved": saved_bytes(_build(case, name)),
+            "peak": peak_bytes(shape, name),
+        }
+        for name in ("gcsa_ext", "eager", "eager channels_last")
+    ]
 
 
 def _build(case: Case, contender: str) -> Call:

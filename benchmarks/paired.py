@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -56,6 +58,23 @@ def measure(
         if collecting:
             gc.enable()
     return times
+
+
+DISTURBED = 0.1
+"""From this part of the time spent in waiting for a core (see `waited`), times mean little."""
+
+
+def waited() -> float:
+    """Seconds that the threads of this process, summed up, have been ready to run without being given a core.
+
+    Idle and sleeping threads do not count, so that between two calls of this it tells whether other processes
+    were in the way. Always 0 where the system does not tell (it takes Linux).
+    """
+    total = 0
+    for file in Path("/proc/self/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError):  # a thread that has ended meanwhile
+            total += int(file.read_text().split()[1])
+    return total / 1e9
 
 
 def relative_error(found: Sequence[Tensor], expected: Sequence[Tensor]) -> float:

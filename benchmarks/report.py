@@ -1,30 +1,61 @@
 """How much faster gcsa_ext is than its best peer: ``python benchmarks/report.py --help``.
 
-Prints Markdown tables. A case whose results differ from eager PyTorch's gets no figures, and the exit status
-is then 1.
+Prints Markdown tables. A case whose results differ from eager PyTorch's, or that raises an error, gets no
+figures, and the exit status is then 1. A missed bar leaves it 0.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import platform
 import statistics
 import subprocess
 import sys
+import time
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import bars
+import memory
 import torch
-from cases import CASES, MAPS, Build, Case, gcsa_case
+from bars import BARS, Bar
+from cases import CASES, MAPS, Build, Case
 from ceiling import Ceiling
-from memory import peak_bytes, saved_bytes
-from paired import error_of, measure
+from inside import inside
+from paired import DISTURBED, error_of, measure, waited
 
 import gcsa_ext
+
+NETWORKS = [case for case in CASES if case.operation.startswith(("GCSA in", "BimodalNet"))]
+MEMORY_SHAPES = [(8, *sizes) for sizes in MAPS]
+
+
+def select(only: str | None, quick: bool, bars_alone: bool) -> tuple[list[Case], list[Bar]]:
+    """The cases and bars to run.
+
+    Args:
+        only: text in the names of what is wanted, None for everything.
+        quick: quick cases only; they are too few for bars.
+        bars_alone: leave out the cases that no bar needs.
+
+    Returns:
+        cases, including those that the bars need, and bars: those whose name contains the text, or the names
+        of whose cases all do.
+    """
+    text = (only or "").lower()
+    named = [case for case in CASES if (case.quick or not quick) and text in str(case).lower()]
+    wanted = [
+        bar
+        for bar in BARS
+        if not quick
+        and (text in str(bar).lower() or (bar.cases and all(case in named for case in bar.cases)))
+    ]
+    needed = {case for bar in wanted for case in bar.cases} | set(() if bars_alone else named)
+    return [case for case in CASES if case in needed], wanted
 
 
 def run(case: Case, seconds: float, compiling: str) -> dict[str, Any]:
@@ -36,49 +67,58 @@ def run(case: Case, seconds: float, compiling: str) -> dict[str, Any]:
         compiling: which peers to compile: "all", "short" (those that compile in seconds) or "none".
 
     Returns:
-        "operation", "shape", "error" (of ours against the first peer), "passed", "dropped" (peers that cannot
-        run or are wrong, with the reason), and if it passed "times" (seconds: median, quartiles, rounds, by
-        contender), "best_peer", "ratio" (its median over ours) and "ratio_quartiles" (of the ratios within
-        a round).
+        "operation", "shape", "passed", "failure" (the reason, if not), "dropped" (peers that cannot run or
+        are wrong, with the reason), "error" (of ours against the first peer), "flops" and "bytes" (see Case),
+        and if it passed "times" (seconds: median, quartiles, rounds, by contender), "ours", "peers",
+        "best_peer", "ratio" (its median over ours), "ratio_quartiles" (of the ratios within a round) and
+        "waited" (part of the time for which a thread was without a core that it needed).
     """
+    result: dict[str, Any] = {"operation": case.operation, "shape": list(case.shape), "dropped": {}}
+    try:
+        result |= {"passed": True, "failure": None, **_run(case, seconds, compiling, result["dropped"])}
+    except Exception as problem:  # the other cases are still worth running
+        result |= {"passed": False, "failure": _reason(problem)}
+    return result
+
+
+def _run(case: Case, seconds: float, compiling: str, dropped: dict[str, str]) -> dict[str, Any]:
     torch._dynamo.reset()  # it stops compiling a function after a few shapes
     (first_peer, build_truth), *other_peers = case.peers.items()
     truth = build_truth()
     calls = {name: build() for name, build in case.ours.items()}
     errors = {name: error_of(call, truth) for name, call in calls.items()}
-    error = max(errors.values())
     result: dict[str, Any] = {
-        "operation": case.operation,
-        "shape": list(case.shape),
-        "error": error,
-        "dropped": {},
+        "error": max(errors.values()),
+        "bytes": case.bytes,
+        "flops": case.flops() if callable(case.flops) else case.flops,
     }
-    result["passed"] = error <= case.tolerance
-    if not result["passed"]:
-        return result
+    if result["error"] > case.tolerance:
+        return {**result, "passed": False, "failure": f"error {result['error']:.1e}"}
 
     calls[first_peer] = truth
     peers = [first_peer]
     for name, build in other_peers:
         if name == "torch.compile" and (compiling == "none" or (compiling == "short" and case.compiles_long)):
-            result["dropped"][name] = f"--compile {compiling}"
+            dropped[name] = f"--compile {compiling}"
             continue
         call, reason = _checked(case, build, truth)
         if call is None:
-            result["dropped"][name] = reason
+            dropped[name] = reason
         else:
             calls[name] = call
             peers.append(name)
     calls |= {name: build() for name, build in case.floor.items()}
 
+    start, before = time.perf_counter(), waited()
     spans = measure(calls, seconds)
+    result["waited"] = (waited() - before) / (time.perf_counter() - start)
     result["times"] = {
         name: {"median": statistics.median(span), "quartiles": _quartiles(span), "rounds": len(span)}
         for name, span in spans.items()
     }
     ours = next(iter(case.ours))
     best = min(peers, key=lambda name: result["times"][name]["median"])
-    result["ours"], result["best_peer"] = ours, best
+    result |= {"ours": ours, "peers": peers, "best_peer": best}
     result["ratio"] = result["times"][best]["median"] / result["times"][ours]["median"]
     result["ratio_quartiles"] = _quartiles([b / a for a, b in zip(spans[ours], spans[best], strict=True)])
     return result
@@ -90,10 +130,22 @@ def _checked(case: Case, build: Build, truth: Any) -> tuple[Any, str]:
         call = build()
         error = error_of(call, truth)
     except Exception as problem:  # torch.compile raises anything
-        return None, f"{type(problem).__name__}: {str(problem).strip().splitlines()[0][:200]}"
+        return None, _reason(problem)
     if error > case.tolerance:
         return None, f"its result differs from the first peer's by {error:.1e}"
     return call, ""
+
+
+def attempt(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What the function returns, or the reason (str) why it does not: the rest is still worth measuring."""
+    try:
+        return function(*arguments)
+    except Exception as problem:
+        return _reason(problem)
+
+
+def _reason(problem: Exception) -> str:
+    return f"{type(problem).__name__}: {''.join(str(problem).strip().splitlines()[:1])[:200]}"
 
 
 def _quartiles(values: Sequence[float]) -> list[float]:
@@ -109,7 +161,7 @@ def speed_table(results: Iterable[dict[str, Any]]) -> str:
     for result in results:
         head = f"| {result['operation']} | {'x'.join(map(str, result['shape']))} | "
         if not result["passed"]:
-            lines.append(head + f"CHECK FAILED: error {result['error']:.1e} | | | | | |")
+            lines.append(head + f"FAILED: {result['failure']} | | | | | |")
             continue
         times, best = result["times"], result["best_peer"]
         low, _, high = result["ratio_quartiles"]
@@ -163,29 +215,39 @@ def contenders_table(results: Iterable[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def measure_memory(shapes: Iterable[Sequence[int]]) -> list[dict[str, Any]]:
-    """Bytes that a training step of GCSA saves, and its peak, for gcsa_ext and eager PyTorch."""
-    results = []
-    for shape in shapes:
-        case = gcsa_case(shape, training=True, backward=True)
-        for name in ("gcsa_ext", "eager", "eager channels_last"):
-            build = {**case.ours, **case.peers}[name]
-            found = {"saved": saved_bytes(build()), "peak": peak_bytes(shape, name)}
-            results.append({"shape": list(shape), "contender": name, "input": 4 * math.prod(shape), **found})
-    return results
-
-
-def memory_table(results: Iterable[dict[str, Any]]) -> str:
-    """The Markdown table of `measure_memory`."""
+def memory_table(saved: Mapping[tuple[int, ...], Any]) -> str:
+    """The Markdown table of `memory.training_step`, by shape."""
     lines = [
         "| GCSA training step | contender | input MB | saved for backward | peak MB |",
         "|---|---|--:|--:|--:|",
     ]
-    for result in results:
-        peak = "" if result["peak"] is None else f"{result['peak'] / 1e6:.1f}"
-        shape = "x".join(map(str, result["shape"]))
-        saved = f"{result['saved'] / result['input']:.2f} x input"
-        lines.append(f"| {shape} | {result['contender']} | {result['input'] / 1e6:.1f} | {saved} | {peak} |")
+    for shape, found in saved.items():
+        head = f"| {'x'.join(map(str, shape))} | "
+        if isinstance(found, str):
+            lines.append(head + f"FAILED: {found} | | | |")
+            continue
+        for row in found:
+            peak = "" if row["peak"] is None else f"{row['peak'] / 1e6:.1f}"
+            ratio = f"{row['saved'] / row['input']:.2f} x input"
+            lines.append(head + f"{row['contender']} | {row['input'] / 1e6:.1f} | {ratio} | {peak} |")
+    return "\n".join(lines)
+
+
+def inside_table(steps: Mapping[Case, Any]) -> str:
+    """The Markdown table of `inside`, by network: its step, and the GCSA in it, eager beside gcsa_ext."""
+    lines = [
+        "| network | shape | plain ms | ours ms | ratio | limit | GCSA's share | its ratio | in a loop |",
+        "|---|---|--:|--:|--:|--:|--:|--:|--:|",
+    ]
+    for case, found in steps.items():
+        head = f"| {case.operation} | {'x'.join(map(str, case.shape))} | "
+        if isinstance(found, str):
+            lines.append(head + f"FAILED: {found} | | | | | | |")
+            continue
+        cells = [_milliseconds(found.plain_step), _milliseconds(found.our_step)]
+        cells += [f"{found.step_ratio:.2f}", f"{found.limit:.2f}", f"{100 * found.plain_share:.0f} %"]
+        cells += [f"{found.inside_ratio:.2f}", f"{found.loop_ratio:.2f}"]
+        lines.append(head + " | ".join(cells) + " |")
     return "\n".join(lines)
 
 
@@ -206,6 +268,7 @@ def environment() -> dict[str, Any]:
         "system": f"{platform.system()} {platform.machine()}",
         "isa": found["isa"],
         "threads": torch.get_num_threads(),
+        "onednn": torch.backends.mkldnn.is_available(),
         "versions": {name: found["versions"][name] for name in ("python", "torch", "torchaudio")},
         "revision": _revision(),
     }
@@ -222,12 +285,17 @@ def _revision() -> str:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="How much faster gcsa_ext is than its best peer.")
-    parser.add_argument("--only", metavar="TEXT", help="cases whose name contains TEXT, e.g. 'GCSA eval'")
+    parser.add_argument(
+        "--only", metavar="TEXT", help="cases and bars whose name contains TEXT, e.g. 'GCSA eval'"
+    )
+    parser.add_argument("--bars", action="store_true", help="the bars, and only the cases that they need")
     parser.add_argument("--seconds", type=float, help="time for each case (default 1.5; 0.5 with --quick)")
-    parser.add_argument("--threads", type=int, help="torch threads (default: torch's own choice)")
+    parser.add_argument(
+        "--threads", type=int, default=2, help="torch threads (default 2, which the bars are for)"
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write everything measured there")
     parser.add_argument(
-        "--quick", action="store_true", help="few cases, no torch.compile, no memory; a minute"
+        "--quick", action="store_true", help="few cases, no bars, no torch.compile, no memory; a minute"
     )
     parser.add_argument(
         "--compile",
@@ -243,64 +311,72 @@ def _arguments() -> argparse.Namespace:
 def main() -> int:
     """Run the report; the exit status."""
     arguments = _arguments()
-    selected = [
-        case
-        for case in CASES
-        if (case.quick or not arguments.quick) and (arguments.only or "").lower() in str(case).lower()
-    ]
-    if arguments.list or not selected:
-        print("\n".join(map(str, selected)) or f"no case contains {arguments.only!r}")
-        return 0 if selected else 2
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
+    selected, wanted = select(arguments.only, arguments.quick, arguments.bars)
+    if arguments.list or not (selected or wanted):
+        names = [*map(str, selected), *(f"bar: {bar}" for bar in wanted)]
+        print("\n".join(names) or f"no case or bar contains {arguments.only!r}")
+        return 0 if names else 2
+    torch.set_num_threads(arguments.threads)
     seconds = arguments.seconds or (0.5 if arguments.quick else 1.5)
     compiling = "none" if arguments.quick else arguments.compile
     warnings.filterwarnings("ignore", module="torch")
 
     ceiling = Ceiling()
     ceiling.measure()
-    results = []
+    results: dict[str, dict[str, Any]] = {}
     for index, case in enumerate(selected, 1):
         print(f"[{index}/{len(selected)}] {case}", file=sys.stderr, flush=True)
-        results.append(run(case, seconds, compiling))
+        results[str(case)] = run(case, seconds, compiling)
     ceiling.measure()
-    for case, result in zip(selected, results, strict=True):
-        result["flops"] = case.flops() if callable(case.flops) else case.flops
-        result["bytes"] = case.bytes
-        result["least_seconds"] = ceiling.least_time(result["flops"], case.bytes, case.dtype)
+    for case, result in zip(selected, results.values(), strict=True):
+        result["least_seconds"] = ceiling.least_time(result.get("flops"), case.bytes, case.dtype)
         by_bytes = ceiling.least_time(None, case.bytes, case.dtype)
         result["bound"] = "bytes" if by_bytes == result["least_seconds"] else "flops"
-    memory = []
-    if not (arguments.quick or arguments.only):
-        print("memory of a training step", file=sys.stderr, flush=True)
-        memory = measure_memory([(8, *sizes) for sizes in MAPS])
+    judged = []
+    for index, bar in enumerate(wanted, 1):
+        print(f"[bar {index}/{len(wanted)}] {bar}", file=sys.stderr, flush=True)
+        judged.append(bars.judge(bar, results))
+    everything = not (arguments.quick or arguments.only or arguments.bars)
+    networks = [case for case in NETWORKS if case in selected and not (arguments.quick or arguments.bars)]
+    steps = {case: attempt(inside, case) for case in networks}
+    saved = {shape: attempt(memory.training_step, shape) for shape in MEMORY_SHAPES if everything}
 
     machine = environment()
     rates = {str(dtype).removeprefix("torch."): rate for dtype, rate in ceiling.rate.items()}
     print(
         f"{machine['processor']}, {machine['isa']}, {machine['threads']} threads, torch "
-        f"{machine['versions']['torch']}, revision {machine['revision']}. Ceilings in this run: copy "
+        f"{machine['versions']['torch']} {'with' if machine['onednn'] else 'without'} oneDNN, "
+        f"revision {machine['revision']}. Ceilings in this run: copy "
         f"{ceiling.bandwidth / 1e9:.1f} GB/s, matrix product "
         + ", ".join(f"{rate / 1e9:.0f} GFLOP/s {name}" for name, rate in rates.items())
         + f". Peers compiled: {compiling}."
     )
-    tables = [speed_table(results), contenders_table(results)]
-    if len({case.operation for case in selected}) < len(selected):
-        tables.insert(1, means_table(results))
-    tables += [memory_table(memory)] * bool(memory)
+    if disturbed := [name for name, result in results.items() if result.get("waited", 0.0) > DISTURBED]:
+        print("\nOther processes were in the way of: " + ", ".join(disturbed) + ".")
+    tables = [bars.table(judged)] * bool(judged)
+    tables += [speed_table(results.values())] * bool(results)
+    tables += [means_table(results.values())] * (len({case.operation for case in selected}) < len(selected))
+    tables += [contenders_table(results.values())] * bool(results)
+    tables += [inside_table(steps)] * bool(steps) + [memory_table(saved)] * bool(saved)
     print("\n" + "\n\n".join(tables))
     if arguments.json:
         report = {
             **machine,
             "ceiling": {"bytes_per_second": ceiling.bandwidth, "flops_per_second": rates},
             "compile": compiling,
-            "results": results,
-            "memory": memory,
+            "results": list(results.values()),
+            "bars": judged,
+            "inside": {
+                str(case): found if isinstance(found, str) else asdict(found) for case, found in steps.items()
+            },
+            "memory": list(saved.values()),
         }
         temporary = arguments.json.with_name(arguments.json.name + ".tmp")
         temporary.write_text(json.dumps(report, indent=1) + "\n")
         temporary.replace(arguments.json)
-    return 0 if all(result["passed"] for result in results) else 1
+    failures = [result["failure"] for result in [*results.values(), *judged]]
+    failures += [found for found in [*steps.values(), *saved.values()] if isinstance(found, str)]
+    return 1 if any(failures) else 0
 
 
 if __name__ == "__main__":

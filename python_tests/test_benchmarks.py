@@ -1,0 +1,309 @@
+"""What the benchmarks do besides timing. That cases and peers agree is checked where they run."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import bars
+import exactness
+import pytest
+import report
+import scaling
+import slow_state
+import torch
+from bars import Bar, Measured
+from cases import CASES, Call, Case, gcsa_case
+from ceiling import Ceiling
+from inside import Inside, Stopwatch, inside
+from paired import waited
+from torch import Tensor, nn
+
+from gcsa_ext.nn import GCSA
+
+
+def passed(case: Case, **seconds: float) -> dict[str, Any]:
+    """What report.run returns of a case whose contenders take so many seconds; "ours" must be one of them."""
+    return {
+        "operation": case.operation,
+        "passed": True,
+        "times": {name: {"median": median} for name, median in seconds.items()},
+        "ours": "ours",
+        "peers": [name for name in seconds if name != "ours"],
+        "dropped": {},
+        "waited": 0.0,
+    }
+
+
+def test_the_whole_report(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    case = gcsa_case((1, 4, 2, 2))
+    rows = [{"contender": "eager", "input": 10**6, "saved": 3 * 10**6, "peak": None}]
+    monkeypatch.setattr(report, "CASES", (case,))
+    monkeypatch.setattr(report, "BARS", ())
+    monkeypatch.setattr(report, "NETWORKS", (case,))
+    monkeypatch.setattr(report, "MEMORY_SHAPES", ((1, 2, 3, 4),))
+    monkeypatch.setattr(report, "Ceiling", QuickCeiling)
+    monkeypatch.setattr(report, "inside", lambda case: Inside(0.010, 0.008, 0.6, 0.25, 6.0, 3.0))
+    monkeypatch.setattr(report.memory, "training_step", lambda shape: rows)
+    threads, file = str(torch.get_num_threads()), tmp_path / "report.json"
+    arguments = ["report.py", "--seconds", "0.01", "--no-compile", "--threads", threads, "--json", str(file)]
+    monkeypatch.setattr("sys.argv", arguments)
+    assert report.main() == 0
+    printed = capsys.readouterr().out
+    assert "| GCSA eval forward N=1 | 1x4x2x2 | 10 | 8 | 1.25 | 1.67 | 60 % | 3.00 | 2.00 |" in printed
+    assert "| 1x2x3x4 | eager | 1.0 | 3.00 x input |  |" in printed
+    assert json.loads(file.read_text())["memory"] == [rows]
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of order")
+
+    monkeypatch.setattr(report, "inside", fail)
+    monkeypatch.setattr(report.memory, "training_step", fail)
+    assert report.main() == 1
+    assert capsys.readouterr().out.count("FAILED: RuntimeError: out of order") == 2
+
+
+class QuickCeiling(Ceiling):
+    """Known without measuring."""
+
+    def measure(self) -> None:
+        self.bandwidth = 1.0
+        self.rate = {torch.float32: 1.0}
+
+
+def broken() -> Call:
+    raise RuntimeError("no such kernel")
+
+
+def test_names_tell_cases_and_bars_apart() -> None:
+    assert len({str(case) for case in CASES}) == len(CASES)
+    assert len({str(bar) for bar in bars.BARS}) == len(bars.BARS)
+
+
+@pytest.mark.parametrize(
+    ("comparison", "value", "met"),
+    [
+        ("at least", 2.0, True),
+        ("at least", 1.9, False),
+        ("at most", 2.0, True),
+        ("at most", 2.1, False),
+        ("below", 1.9, True),
+        ("below", 2.0, False),
+    ],
+)
+def test_a_bar_compares(comparison: str, value: float, met: bool) -> None:
+    bar = Bar("speed", "8x8", comparison, 2.0, "light", lambda: Measured(value, "of copper"), timed=False)
+    row = bars.judge(bar, {})
+    assert (row["measured"], row["met"], row["failure"]) == (value, met, None)
+    cells = f"speed | 8x8 | **{value:.3g}x** (of copper) | {comparison} 2x light"
+    assert bars.table([row]).splitlines()[2] == f"| {cells} | {'yes' if met else '**no**'} |"
+
+
+def test_a_bar_that_cannot_be_measured_is_neither_met_nor_a_failure() -> None:
+    row = bars.judge(
+        Bar("memory", "", "at most", 1.0, "its peer", lambda: Measured(None, "not on the moon")), {}
+    )
+    assert (row["met"], row["failure"]) == (None, None)
+    assert "not on the moon" in bars.table([row])
+
+
+def test_a_bar_fails_with_its_case_and_with_its_measurement() -> None:
+    case = CASES[0]
+    results = {str(case): {"operation": "it", "passed": False, "failure": "error 1e9"}}
+    bar = Bar("speed", "", "at least", 1.0, "its peer", lambda result: Measured(9.0), (case,))
+    assert "error 1e9" in bars.judge(bar, results)["failure"]
+    assert (
+        "ZeroDivisionError"
+        in bars.judge(Bar("x", "", "below", 1, "", lambda: Measured(1 / 0)), {})["failure"]
+    )
+
+
+def test_a_ratio_is_against_the_fastest_peer_or_the_named_ones() -> None:
+    case = CASES[0]
+    results = {str(case): {**passed(case, ours=1.0, eager=4.0, compiled=3.0), "dropped": {"other": "broken"}}}
+
+    def measured(peers: tuple[str, ...]) -> dict[str, Any]:
+        bar = Bar("speed", "", "at least", 3.5, "its peer", bars._versus(*peers), (case,))
+        return bars.judge(bar, results)
+
+    assert (measured(())["measured"], measured(())["met"]) == (3.0, False)
+    assert "without other" in measured(())["note"]
+    assert (measured(("eager",))["measured"], measured(("eager",))["met"]) == (4.0, True)
+    assert measured(("torchaudio",))["measured"] is None
+
+
+def test_a_disturbed_case_shows_in_the_bar() -> None:
+    case = CASES[0]
+    results = {str(case): {**passed(case, ours=1.0, eager=4.0), "waited": 0.5}}
+    for timed in (True, False):
+        bar = Bar("speed", "", "at least", 1.0, "its peer", lambda result: Measured(2.0), (case,), timed)
+        assert ("disturbed" in bars.table([bars.judge(bar, results)])) == timed
+
+
+def test_waiting_for_a_core_adds_up() -> None:
+    before = waited()
+    assert 0.0 <= before <= waited()
+
+
+def test_selection() -> None:
+    everything, all_bars = report.select(None, quick=False, bars_alone=False)
+    assert (everything, all_bars) == (list(CASES), list(bars.BARS))
+    needed, all_bars = report.select(None, quick=False, bars_alone=True)
+    assert all_bars == list(bars.BARS)
+    assert 0 < len(needed) < len(CASES)
+    assert report.select(None, quick=True, bars_alone=False)[1] == []
+    named, wanted = report.select("gcsa EVAL forward 8x", quick=False, bars_alone=False)
+    assert [case.operation for case in named] == ["GCSA eval forward"] * 4
+    assert "GCSA eval forward geometric mean" in map(str, wanted)
+    assert report.select("no such thing", quick=False, bars_alone=False) == ([], [])
+
+
+def test_an_exception_in_a_case_is_its_failure(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good = gcsa_case((1, 4, 2, 2))
+    bad = Case("a case that raises", (1,), {"gcsa_ext": broken}, good.peers)
+    missed = Bar("a bar", "that is missed", "at least", 1e9, "its peer", lambda: Measured(1.0))
+    monkeypatch.setattr(report, "CASES", (bad, good))
+    monkeypatch.setattr(report, "BARS", (missed,))
+    monkeypatch.setattr(report, "Ceiling", QuickCeiling)
+    threads = str(torch.get_num_threads())
+    arguments = ["report.py", "--seconds", "0.01", "--no-compile", "--threads", threads, "--only"]
+
+    monkeypatch.setattr("sys.argv", [*arguments, "a"])  # in all their names
+    assert report.main() == 1
+    printed = capsys.readouterr().out
+    assert "| a case that raises | 1 | FAILED: RuntimeError: no such kernel" in printed
+    assert "| GCSA eval forward N=1 | 1x4x2x2 | " in printed
+    assert "0 of 1 bars met" in printed
+
+    monkeypatch.setattr("sys.argv", [*arguments, "a bar"])
+    assert report.main() == 0
+
+
+def test_a_wrong_peer_is_left_out() -> None:
+    case = gcsa_case((1, 4, 2, 2))
+    right = next(iter(case.peers.values()))
+    case.peers = {
+        "right": right,
+        "wrong": lambda: Call(lambda: torch.zeros(1, 4, 2, 2), ()),
+        "broken": broken,
+    }
+    result = report.run(case, 0.01, "none")
+    assert result["passed"] and result["peers"] == ["right"]
+    assert set(result["dropped"]) == {"wrong", "broken"}
+
+
+class Sleepy(nn.Module):
+    """Takes its time before a GCSA, in both directions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gcsa = GCSA(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * 1.0
+        x.register_hook(lambda grad: time.sleep(0.05))
+        time.sleep(0.05)
+        return self.gcsa(x) * 2.0
+
+
+def test_the_stopwatch_runs_inside_gcsa_alone() -> None:
+    network = Sleepy()
+    watch = Stopwatch(network)
+    x = torch.randn(2, 4, 3, 3, requires_grad=True)
+    began = time.perf_counter()
+    Call(network, (x,), torch.randn(2, 4, 3, 3), backward=True)()
+    assert 0.0 < watch.seconds <= time.perf_counter() - began - 0.05
+    assert watch.shapes == {network.gcsa: (2, 4, 3, 3)}
+    watch.remove()
+    watch.seconds = 0.0
+    Call(network, (x,), torch.randn(2, 4, 3, 3), backward=True)()
+    assert watch.seconds == 0.0
+
+
+def test_limit_of_a_step() -> None:
+    # 6 of 10 s are GCSA; ours takes 2 s for it, so that at best 6 s are left, but it is 8.
+    found = Inside(10.0, 8.0, 0.6, 0.25, 6.0, 3.0)
+    assert found.inside_ratio == pytest.approx(3.0)
+    assert found.limit == pytest.approx(10 / 6)
+    assert found.step_ratio == pytest.approx(10 / 8)
+    assert found.loop_ratio == 2.0
+    assert "60 %" in str(found)
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_inside_a_small_network(training: bool) -> None:
+    case = next(
+        case for case in CASES if case.operation.startswith(f"MCNN small {'train' if training else 'eval'}")
+    )
+    found = inside(case, 0.01)
+    assert 0.0 < found.plain_share < 1.0 and 0.0 < found.our_share < 1.0
+    assert found.plain_loop > 0.0 and found.our_loop > 0.0
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_errors_cover_the_result_and_every_gradient(training: bool) -> None:
+    found = exactness.errors((2, 8, 5, 6), training)
+    names = ["result without a graph", "result"]
+    names += [f"gradient of {name}" for name in ("x", *(name for name, _ in GCSA(8).named_parameters()))]
+    assert [error.tensor for error in found] == names
+    assert all(0.0 <= error.ours < 1e-5 and 0.0 < error.eager < 1e-5 for error in found)
+
+
+def test_errors_in_terms_of_what_is_allowed() -> None:
+    assert exactness.Error("its peer", ours=3e-6, eager=1e-6).of_allowed == pytest.approx(2.0)
+    assert exactness.Error("its peer", ours=1e-7, eager=1e-9).of_allowed == pytest.approx(0.1)
+
+
+def test_slow_state_samples_every_shape_in_every_state() -> None:
+    shapes = [(1, 4, 5, 5), (2, 8, 3, 3)]
+    found = slow_state.samples(shapes, "gcsa_ext", True, 0.0)
+    assert {state: len(row) for state, row in found.items()} == {"after": 2, "among": 2}
+    assert set(slow_state.samples(shapes[:1], "eager", False, 0.0)) == {"alone"}
+    assert all(sample.seconds > 0.0 and sample.waited >= 0.0 for row in found.values() for sample in row)
+
+
+def test_slow_state_relates_each_state_to_a_process_alone() -> None:
+    which = ("default", "eager", "8x8")
+    alone, after, disturbed = (
+        slow_state.Sample(0.001, 10.0, 1.0, 0.0),
+        slow_state.Sample(0.003, 20.0, 2.0, 0.01),
+        slow_state.Sample(0.1, 30.0, 99.0, 1.0),
+    )
+    found = {
+        (*which, "alone"): [alone, disturbed],
+        (*which, "after"): [after, after],
+        (*which, "among"): [disturbed],
+    }
+    assert slow_state.table(found).splitlines()[2:] == [
+        "| default | eager | 8x8 | alone | 1 (1) | 1.00 | 10 | 1 | 1 of 2 |",
+        "| default | eager | 8x8 | after | 3 (3) | 3.00 | 20 | 2 | 0 of 2 |",
+        "| default | eager | 8x8 | among | 100 (100) | 100.00 | 30 | 99 | 1 of 1 |",
+    ]
+
+
+@pytest.mark.parametrize("suffix", [".svg", ".png"])
+def test_scaling_is_drawn(tmp_path: Path, suffix: str) -> None:
+    pytest.importorskip("matplotlib")
+    found = {
+        passed: {
+            growing: [{"value": value, "ours": 1e-4 * value, "eager": 5e-4 * value} for value in values]
+            for growing, (values, _, _) in scaling.SIZES.items()
+        }
+        for passed in scaling.PASSES
+    }
+    pictures = [tmp_path / f"{name}{suffix}" for name in "ab"]
+    for picture in pictures:
+        scaling.draw(found, picture, "a note")
+    assert pictures[0].read_bytes() == pictures[1].read_bytes()
+    assert pictures[0].stat().st_size > 1000
+
+
+def test_scaling_times_ours_and_eager() -> None:
+    found = scaling.times((1, 4, 3, 3), training=True, seconds=0.0)
+    assert found.keys() == {"ours", "eager"} and min(found.values()) > 0.0
