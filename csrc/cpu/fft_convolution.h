@@ -5,10 +5,11 @@
 // points are kept to which no other side of the tile has wrapped around. A tile that covers the whole axis needs only the
 // size plus k / 2 points: the zeros that pad it behind serve in front as well, since it wraps around.
 //
-// All maps are blocked (blocked.h). Spectra lie as [frequency][tile][channel block][re, im][lane], those of the weights as
+// All maps are blocked (blocked.h). Spectra lie as [channel block][frequency][tile][re, im][lane], those of the weights as
 // [frequency][block of outputs][input][re, im][lane].
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 
@@ -47,19 +48,22 @@ inline int64_t tile_scratch(const Tiling& tiling) {
     return TileTransform<A>::scratch(tiling.y.length, tiling.x.length);
 }
 
-// The spectra of some tiles. The distance between frequencies is an odd number of vector pairs: a power of two would map
-// all frequencies to the same few cache sets.
+// The spectra of some tiles. What is read together lies together: the tiles of one channel block, frequency after frequency.
+// The distance between frequencies is an odd number of vector pairs: a power of two would map all of them to the same few
+// cache sets.
 template <class A>
 struct TileSpectra {
     A* data;
-    int64_t blocks, tile_stride, stride;
+    int64_t blocks, stride, block_stride;
+    static constexpr int64_t tile_stride = 2 * lanes<A>;
 
-    TileSpectra(A* data, int64_t channels, int64_t tiles)
+    TileSpectra(A* data, int64_t channels, int64_t tiles, int64_t frequencies)
         : data(data),
           blocks((channels + lanes<A> - 1) / lanes<A>),
-          tile_stride(blocks * 2 * lanes<A>),
-          stride((tiles * blocks | 1) * 2 * lanes<A>) {}
-    int64_t size(int64_t frequencies) const { return frequencies * stride; }
+          stride((tiles | 1) * tile_stride),
+          block_stride(frequencies * stride) {}
+    int64_t size() const { return blocks * block_stride; }
+    A* at(int64_t block, int64_t frequency) const { return data + block * block_stride + frequency * stride; }
 };
 
 template <class A>
@@ -83,12 +87,19 @@ struct Taps {
     bool mirrored;  // false: out[p] = sum_d w[d] in[p + d]; true: w[d] in[p - d], the gradient of the former's input
 };
 
-// How many inputs' weights are transformed together, for their spectra to stay in the cache.
+// How many inputs' weights go through their rows' transform before the first column is transformed: all of that stays in the
+// second-level cache.
 template <class A>
-constexpr int64_t inputs_at_once(int64_t frequencies) {
-    constexpr int64_t bytes = 768 << 10, L = lanes<A>;
-    const int64_t count = bytes / (frequencies * 2 * L * static_cast<int64_t>(sizeof(A)));
-    return count >= L ? count / L * L : count >= L / 2 ? L / 2 : L >= 4 ? L / 4 : 1;  // a multiple of L or a divisor
+inline int64_t inputs_at_once(const Tiling& tiling, int64_t kernel) {
+    const int64_t bytes = TapTransform<A>::rows_size(tiling.x.length, kernel) * static_cast<int64_t>(sizeof(A));
+    return std::max<int64_t>((192 << 10) / bytes / lanes<A>, 1) * lanes<A>;
+}
+// How many frequencies of a column, with their mirror images, are transformed for one vector of inputs and multiplied: they
+// and the tiles' stay in the first-level cache.
+template <class A>
+inline int frequencies_at_once(const Tiling& tiling) {
+    constexpr int64_t bytes = 2 * (lanes<A> + 2 * product_rows) * 2 * lanes<A> * static_cast<int64_t>(sizeof(A));
+    return static_cast<int>(std::min<int64_t>(tiling.y.length / 2 + 1, std::max<int64_t>((32 << 10) / bytes, 1)));
 }
 
 // Between a block of outputs' taps of one input, `kernel^2` scalars per output, and vectors of all outputs for each tap.
@@ -129,22 +140,25 @@ inline void scatter_taps(const A* from, int64_t output_stride, int64_t outputs, 
 // Scratch memory for the transforms of taps.
 template <class A>
 inline int64_t tap_scratch(const Tiling& tiling, int64_t kernel) {
-    return kernel * kernel * lanes<A> + TapTransform<A>::scratch(tiling.x.length, kernel);
+    return kernel * kernel * lanes<A> + TapTransform<A>::rows_size(tiling.x.length, kernel);
 }
 
-// The spectrum of one input's weights for one block of outputs.
+constexpr int64_t prefetch_inputs = 4;  // ahead
+
+// The spectra of the rows of one input's weights for one block of outputs. `gathered` is scratch for kernel^2 vectors.
 template <class A>
-inline void transform_taps(
-    const Taps<A>& taps, int64_t block, int64_t input, const TapTransform<A>& transform, A* to, int64_t stride, A* scratch
+inline void transform_tap_rows(
+    const Taps<A>& taps, int64_t block, int64_t input, const TapTransform<A>& transform, A* rows, A* gathered
 ) {
     constexpr int L = lanes<A>;
-    const int64_t count = taps.kernel * taps.kernel, left = taps.outputs - block * L;
-    gather_taps(
-        taps.data + block * L * taps.output_stride + input * taps.input_stride, taps.output_stride, left < L ? left : L,
-        count, transform.scale(), scratch
-    );
-    // out[p] = sum_d w[d] in[p + d] multiplies by the spectrum of the taps in reverse order.
-    transform.forward(scratch, !taps.mirrored, to, stride, scratch + count * L);
+    const int64_t left = taps.outputs - block * L, outputs = left < L ? left : L, count = taps.kernel * taps.kernel;
+    const A* const from = taps.data + block * L * taps.output_stride + input * taps.input_stride;
+    // As many streams as lanes are more than the processor's own prefetching follows.
+    for (int64_t i = 0; i < outputs; ++i)
+        for (int64_t j = 0; j < count; j += 64 / static_cast<int64_t>(sizeof(A)))
+            __builtin_prefetch(from + i * taps.output_stride + prefetch_inputs * taps.input_stride + j);
+    gather_taps(from, taps.output_stride, outputs, count, transform.scale(), gathered);
+    transform.forward_rows(gathered, rows);
 }
 
 template <class A>
@@ -154,7 +168,20 @@ inline void transform_weights(
     constexpr int L = lanes<A>;
     const TapTransform<A> transform(tiling.y.length, tiling.x.length, taps.kernel);
     team.for_each(to.output_blocks * to.inputs, [&](int64_t i) {
-        transform_taps(taps, i / to.inputs, i % to.inputs, transform, to.data + i * 2 * L, to.stride, scratch);
+        A* const rows = scratch + taps.kernel * taps.kernel * L;
+        transform_tap_rows(taps, i / to.inputs, i % to.inputs, transform, rows, scratch);
+        // out[p] = sum_d w[d] in[p + d] multiplies by the spectrum of the taps in reverse order.
+        A* const column = rows + TapTransform<A>::rows_size(tiling.x.length, taps.kernel);
+        for (int k = 0; k < transform.columns(); ++k) {
+            const int count = transform.half_column();
+            transform.forward_column(rows, k, 0, count, !taps.mirrored, column, 2 * L);
+            for (int slot = 0; slot < 2 * count; ++slot) {
+                const int j = slot < count ? slot : transform.mirror(k, slot - count);
+                if (j < 0) continue;
+                A* const at = to.data + i * 2 * L + (transform.first_frequency(k) + j) * to.stride;
+                for (int part = 0; part < 2 * L; part += L) store(at + part, load(column + slot * 2 * L + part, Full<A>{}), Full<A>{});
+            }
+        }
     });
 }
 
@@ -195,7 +222,7 @@ inline void transform_tiles(
                 for (int64_t x = right; x < tiling.x.length; ++x) store(buffer + x * L, vec<A>{}, Full<A>{});
                 return buffer;
             },
-            to.data + tile * to.tile_stride + block * 2 * L, to.stride, scratch
+            to.at(block, 0) + tile * to.tile_stride, to.stride, scratch
         );
     });
 }
@@ -214,7 +241,7 @@ inline void transform_back(
         const int64_t image = at / per_image, ty = at % per_image / across, tx = at % across;
         const int64_t y0 = ty * tiling.y.step(), x0 = tx * tiling.x.step();
         transform.inverse(
-            from.data + tile * from.tile_stride + block * 2 * L, from.stride, tiling.y.margin(), tiling.y.valid(ty),
+            from.at(block, 0) + tile * from.tile_stride, from.stride, tiling.y.margin(), tiling.y.valid(ty),
             [&](int64_t y, const A* row, int64_t step) {
                 epilogue(
                     image, block, (y0 + y) * width + x0, tiling.x.valid(tx), row + tiling.x.margin() * step, step
@@ -235,9 +262,9 @@ inline void multiply_spectra(
     team.for_each(frequencies, [&](int64_t f) {
         for (int64_t block = 0; block < weights.output_blocks; ++block)
             product<A, false>(
-                tiles, {weights.inputs, L}, {in.data + f * in.stride, in.tile_stride, 2 * L, 1},
+                tiles, {weights.inputs, L}, {in.at(0, f), in.tile_stride, in.block_stride, 1},
                 weights.data + f * weights.stride + block * weights.inputs * 2 * L, 2 * L,
-                out.data + f * out.stride + block * 2 * L, out.tile_stride, false
+                out.at(block, f), out.tile_stride, false
             );
     });
 }
@@ -251,20 +278,39 @@ inline void transform_and_multiply(
 ) {
     constexpr int L = lanes<A>;
     const TapTransform<A> transform(tiling.y.length, tiling.x.length, taps.kernel);
-    const int64_t F = tiling.frequencies(), chunk = inputs_at_once<A>(F);
-    A* const spectra = scratch + tap_scratch<A>(tiling, taps.kernel);
-    const int64_t stride = (chunk | 1) * 2 * L;
+    const int64_t at_once = inputs_at_once<A>(tiling, taps.kernel);
+    const int64_t rows_size = TapTransform<A>::rows_size(tiling.x.length, taps.kernel);
+    const int pairs = frequencies_at_once<A>(tiling);
+    constexpr int64_t stride = (L | 1) * 2 * L;
+    A* const gathered = scratch;
+    A* const column = gathered + taps.kernel * taps.kernel * L;
+    A* const rows = column + 2 * pairs * stride;
     team.for_each(out.blocks, [&](int64_t block) {
-        for (int64_t input = 0; input < taps.inputs; input += chunk) {
-            const int64_t count = taps.inputs - input < chunk ? taps.inputs - input : chunk;
-            for (int64_t i = 0; i < count; ++i)
-                transform_taps(taps, block, input + i, transform, spectra + i * 2 * L, stride, scratch);
-            const int64_t first = input / L * 2 * L + input % L;
-            for (int64_t f = 0; f < F; ++f)
-                product<A, false>(
-                    tiles, {count, L}, {in.data + f * in.stride + first, in.tile_stride, 2 * L, 1}, spectra + f * stride,
-                    2 * L, out.data + f * out.stride + block * 2 * L, out.tile_stride, input > 0
-                );
+        for (int64_t first = 0; first < taps.inputs; first += at_once) {
+            const int64_t end = std::min(first + at_once, taps.inputs);
+            for (int64_t input = first; input < end; ++input)
+                transform_tap_rows(taps, block, input, transform, rows + (input - first) * rows_size, gathered);
+            for (int k = 0; k < transform.columns(); ++k)
+                for (int begin = 0; begin < transform.half_column(); begin += pairs) {
+                    const int these = std::min(pairs, transform.half_column() - begin);
+                    for (int64_t input = first; input < end; input += L) {
+                        const int64_t count = std::min<int64_t>(L, end - input);
+                        for (int64_t i = 0; i < count; ++i)
+                            transform.forward_column(
+                                rows + (input - first + i) * rows_size, k, begin, these, !taps.mirrored,
+                                column + i * 2 * L, stride
+                            );
+                        for (int slot = 0; slot < 2 * these; ++slot) {
+                            const int j = slot < these ? begin + slot : transform.mirror(k, begin + slot - these);
+                            if (j < 0) continue;
+                            const int64_t f = transform.first_frequency(k) + j;
+                            product<A, false>(
+                                tiles, {count, L}, {in.at(input / L, f), in.tile_stride, 0, 1}, column + slot * stride,
+                                2 * L, out.at(block, f), out.tile_stride, input > 0
+                            );
+                        }
+                    }
+                }
         }
     });
 }
@@ -282,14 +328,15 @@ struct Convolution {
 
     static constexpr int L = lanes<A>;
     int64_t tiles() const { return batch * tiling.per_image(); }
-    int64_t input_size() const { return TileSpectra<A>(nullptr, inputs, group).size(tiling.frequencies()); }
-    int64_t output_size() const { return TileSpectra<A>(nullptr, outputs, group).size(tiling.frequencies()); }
+    int64_t input_size() const { return TileSpectra<A>(nullptr, inputs, group, tiling.frequencies()).size(); }
+    int64_t output_size() const { return TileSpectra<A>(nullptr, outputs, group, tiling.frequencies()).size(); }
     int64_t weights_size() const { return WeightSpectra<A>(nullptr, outputs, inputs).size(tiling.frequencies()); }
     // Of each thread.
     int64_t scratch_size() const {
-        const int64_t F = tiling.frequencies();
-        const int64_t taps =
-            tap_scratch<A>(tiling, kernel) + (on_the_fly ? F * (inputs_at_once<A>(F) | 1) * 2 * L : 0);
+        const int64_t rows = TapTransform<A>::rows_size(tiling.x.length, kernel);
+        const int64_t taps = kernel * kernel * L + (on_the_fly ? 2 * frequencies_at_once<A>(tiling) * (L | 1) * 2 * L +
+                                                                     inputs_at_once<A>(tiling, kernel) * rows
+                                                               : rows + (tiling.y.length + 2) * 2 * L);
         const int64_t tile = tile_scratch<A>(tiling);
         return taps > tile ? taps : tile;
     }
@@ -302,7 +349,7 @@ inline void convolve(
     A* spectra, A* in_buffer, A* out_buffer, A* scratch, const Epilogue& epilogue
 ) {
     const int64_t F = c.tiling.frequencies();
-    const TileSpectra<A> in_spectra(in_buffer, c.inputs, c.group), out_spectra(out_buffer, c.outputs, c.group);
+    const TileSpectra<A> in_spectra(in_buffer, c.inputs, c.group, F), out_spectra(out_buffer, c.outputs, c.group, F);
     const WeightSpectra<A> weights(spectra, c.outputs, c.inputs);
     for (int64_t done = 0; done < range.count; done += c.group) {
         const int64_t left = range.count - done;

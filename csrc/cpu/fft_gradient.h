@@ -46,8 +46,8 @@ inline void convolve_backward(
     const int64_t F = c.tiling.frequencies(), tiles = c.tiles();
     // From here on with the names of the forward convolution: c takes its outputs and gives its inputs.
     const int64_t inputs = c.outputs, outputs = c.inputs, kk = c.kernel * c.kernel;
-    const TileSpectra<A> g_spectra(in_buffer, outputs, c.group), out_spectra(out_buffer, inputs, c.group);
-    const TileSpectra<A> x_spectra(weights.spectra, inputs, c.group);
+    const TileSpectra<A> g_spectra(in_buffer, outputs, c.group, F), out_spectra(out_buffer, inputs, c.group, F);
+    const TileSpectra<A> x_spectra(weights.spectra, inputs, c.group, F);
     for (int64_t done = 0; done < tiles; done += c.group) {
         const TileRangeOfBatch group{done, tiles - done < c.group ? tiles - done : c.group};
         transform_tiles(team, g, c.tiling, group, true, g_spectra, scratch);
@@ -70,9 +70,8 @@ inline void convolve_backward(
                 for (int64_t f = 0; f < F; ++f)
                     product<A, true>(
                         rows, {group.count, group.count},
-                        {x_spectra.data + f * x_spectra.stride + input / L * 2 * L + input % L, 1, 0,
-                         x_spectra.tile_stride},
-                        g_spectra.data + f * g_spectra.stride + block * 2 * L, g_spectra.tile_stride,
+                        {x_spectra.at(input / L, f) + input % L, 1, 0, x_spectra.tile_stride}, g_spectra.at(block, f),
+                        g_spectra.tile_stride,
                         sums + f * unit_stride<A>, 2 * L, !first
                     );
                 if (!last) return;

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <cstdint>
+#include <type_traits>
 
 #include "fft.h"
 
@@ -29,29 +30,37 @@ class TapTransform {
     // What a product with a spectrum of TileTransform must be multiplied by; of two of these, for `backward`.
     T scale() const { return T(1) / T(2 * height_ * width_); }
     T backward_scale() const { return T(1) / T(4 * height_ * width_); }
-    // The scratch memory of one transform, in elements.
-    static constexpr int64_t scratch(int64_t width, int64_t kernel) { return kernel * (width / 2 + 1) * 2 * L; }
+    // The memory of the rows' spectra of one input, in elements.
+    static constexpr int64_t rows_size(int64_t width, int64_t kernel) { return kernel * (width / 2 + 1) * 2 * L; }
+    // Columns of a spectrum, and where the frequencies of each begin.
+    int columns() const { return width_ / 2 + 1; }
+    int first_frequency(int column) const {
+        const int half = width_ / 2;
+        return column == 0 ? (half - 1) * height_ : column == half ? (half - 1) * height_ + height_ / 2 + 1 : (column - 1) * height_;
+    }
 
-    // taps: (kernel, kernel) vectors; frequency f goes to out + f * stride, real and then imaginary parts. `conjugate` takes
-    // the taps from the other end of both axes.
-    void forward(const T* taps, bool conjugate, T* out, int64_t stride, T* scratch) const {
-        switch (radius_) {
-            case 1: return forward_<1>(taps, conjugate, out, stride, scratch);
-            case 2: return forward_<2>(taps, conjugate, out, stride, scratch);
-            case 3: return forward_<3>(taps, conjugate, out, stride, scratch);
-            case 4: return forward_<4>(taps, conjugate, out, stride, scratch);
-            case 5: return forward_<5>(taps, conjugate, out, stride, scratch);
-        }
+    // From taps, (kernel, kernel) vectors, to the spectra of their rows.
+    void forward_rows(const T* taps, T* rows) const {
+        with_radius_([&](auto R) { forward_rows_<R.value>(taps, rows); });
+    }
+    // From those to a part of one column of the spectrum: frequency `begin + i` of the column goes to out + i * stride for
+    // i = 0 ... count - 1, and its mirror image in the column, if `mirror(column, begin + i)` is one, to out + (count + i) *
+    // stride. All that have begin + i <= height / 2 make up the column. `conjugate` takes the taps from the other end of both
+    // axes.
+    void forward_column(
+        const T* rows, int column, int begin, int count, bool conjugate, T* out, int64_t stride
+    ) const {
+        with_radius_([&](auto R) { forward_column_<R.value>(rows, column, begin, count, conjugate, out, stride); });
+    }
+    int half_column() const { return height_ / 2 + 1; }
+    // The frequency that goes with this one in the column, or -1: there is none.
+    int mirror(int column, int frequency) const {
+        return is_edge_(column) || frequency == 0 || 2 * frequency == height_ ? -1 : height_ - frequency;
     }
     // The values at the taps' places of what has this spectrum, times height * width.
-    void backward(const T* in, int64_t stride, T* taps, T* scratch) const {
-        switch (radius_) {
-            case 1: return backward_<1>(in, stride, taps, scratch);
-            case 2: return backward_<2>(in, stride, taps, scratch);
-            case 3: return backward_<3>(in, stride, taps, scratch);
-            case 4: return backward_<4>(in, stride, taps, scratch);
-            case 5: return backward_<5>(in, stride, taps, scratch);
-        }
+    // `rows` is scratch.
+    void backward(const T* in, int64_t stride, T* taps, T* rows) const {
+        with_radius_([&](auto R) { backward_<R.value>(in, stride, taps, rows); });
     }
 
    private:
@@ -66,17 +75,28 @@ class TapTransform {
                 waves.sin[k][d - 1] = table.sin[k * d % length];
             }
     }
+    template <class Body>
+    void with_radius_(const Body& body) const {
+        switch (radius_) {
+            case 1: return body(std::integral_constant<int, 1>{});
+            case 2: return body(std::integral_constant<int, 2>{});
+            case 3: return body(std::integral_constant<int, 3>{});
+            case 4: return body(std::integral_constant<int, 4>{});
+            case 5: return body(std::integral_constant<int, 5>{});
+        }
+    }
+    // Columns whose rows are real: half of such a column is the conjugate of the other half.
+    bool is_edge_(int column) const { return column == 0 || 2 * column == width_; }
     static vec<T> get_(const T* from) { return load(from, Full<T>{}); }
     static void put_(T* to, vec<T> re, vec<T> im) {
         store(to, re, Full<T>{});
         store(to + L, im, Full<T>{});
     }
 
+    // rows: [column][row of taps][re, im]
     template <int R>
-    void forward_(const T* taps, bool conjugate, T* out, int64_t stride, T* scratch) const {
+    void forward_rows_(const T* taps, T* rows) const {
         constexpr int K = 2 * R + 1;
-        const int half = width_ / 2, H = height_;
-        const int64_t row = (half + 1) * 2 * L;  // of scratch: the spectra of the rows
         for (int y = 0; y < K; ++y) {
             const T* const w = taps + y * K * L + R * L;
             vec<T> even[R], odd[R];
@@ -85,51 +105,54 @@ class TapTransform {
                 odd[d - 1] = get_(w - d * L) - get_(w + d * L);
             }
             const vec<T> middle = get_(w);
-            for (int k = 0; k <= half; ++k) {
+            for (int k = 0; k < columns(); ++k) {
                 vec<T> re = middle, im{};
                 for (int d = 0; d < R; ++d) {
                     re += x_.cos[k][d] * even[d];
                     im += x_.sin[k][d] * odd[d];
                 }
-                put_(scratch + y * row + k * 2 * L, re, im);
-            }
-        }
-        const T sign = conjugate ? T(-1) : T(1);
-        for (int k = 0; k <= half; ++k) {
-            const T* const w = scratch + R * row + k * 2 * L;
-            vec<T> even_re[R], even_im[R], odd_re[R], odd_im[R];
-            for (int d = 1; d <= R; ++d) {
-                const T *const after = w + d * row, *const before = w - d * row;
-                even_re[d - 1] = get_(after) + get_(before);
-                even_im[d - 1] = sign * (get_(after + L) + get_(before + L));
-                odd_re[d - 1] = sign * (get_(after) - get_(before));
-                odd_im[d - 1] = get_(after + L) - get_(before + L);
-            }
-            const vec<T> middle_re = get_(w), middle_im = sign * get_(w + L);
-            const bool edge = k == 0 || k == half;  // real rows: half of the column is the other's conjugate
-            const int first = !edge ? (k - 1) * H : (half - 1) * H + (k == 0 ? 0 : H / 2 + 1);
-            for (int j = 0; j <= H / 2; ++j) {
-                vec<T> re = middle_re, im = middle_im, a{}, b{};
-                for (int d = 0; d < R; ++d) {
-                    re += y_.cos[j][d] * even_re[d];
-                    im += y_.cos[j][d] * even_im[d];
-                    a += y_.sin[j][d] * odd_im[d];
-                    b += y_.sin[j][d] * odd_re[d];
-                }
-                put_(out + (first + j) * stride, re + a, im - b);
-                if (!edge && j > 0 && j < H / 2) put_(out + (first + H - j) * stride, re - a, im + b);
+                put_(rows + (k * K + y) * 2 * L, re, im);
             }
         }
     }
 
     template <int R>
-    void backward_(const T* in, int64_t stride, T* taps, T* scratch) const {
-        constexpr int K = 2 * R + 1;
-        const int half = width_ / 2, H = height_;
-        const int64_t row = (half + 1) * 2 * L;
-        for (int k = 0; k <= half; ++k) {
-            const bool edge = k == 0 || k == half;
-            const int first = !edge ? (k - 1) * H : (half - 1) * H + (k == 0 ? 0 : H / 2 + 1);
+    void forward_column_(
+        const T* rows, int column, int begin, int count, bool conjugate, T* out, int64_t stride
+    ) const {
+        constexpr int K = 2 * R + 1, row = 2 * L;
+        const T sign = conjugate ? T(-1) : T(1);
+        const T* const w = rows + (column * K + R) * row;
+        vec<T> even_re[R], even_im[R], odd_re[R], odd_im[R];
+        for (int d = 1; d <= R; ++d) {
+            const T *const after = w + d * row, *const before = w - d * row;
+            even_re[d - 1] = get_(after) + get_(before);
+            even_im[d - 1] = sign * (get_(after + L) + get_(before + L));
+            odd_re[d - 1] = sign * (get_(after) - get_(before));
+            odd_im[d - 1] = get_(after + L) - get_(before + L);
+        }
+        const vec<T> middle_re = get_(w), middle_im = sign * get_(w + L);
+        for (int i = 0; i < count; ++i) {
+            const int j = begin + i;
+            vec<T> re = middle_re, im = middle_im, a{}, b{};
+            for (int d = 0; d < R; ++d) {
+                re += y_.cos[j][d] * even_re[d];
+                im += y_.cos[j][d] * even_im[d];
+                a += y_.sin[j][d] * odd_im[d];
+                b += y_.sin[j][d] * odd_re[d];
+            }
+            put_(out + i * stride, re + a, im - b);
+            if (mirror(column, j) >= 0) put_(out + (count + i) * stride, re - a, im + b);
+        }
+    }
+
+    template <int R>
+    void backward_(const T* in, int64_t stride, T* taps, T* rows) const {
+        constexpr int K = 2 * R + 1, row = 2 * L;
+        const int H = height_;
+        for (int k = 0; k < columns(); ++k) {
+            const bool edge = is_edge_(k);
+            const int first = first_frequency(k);
             // sum_j F[j] exp(2 pi i j d / H) = even[d] + odd[d], of which odd changes its sign with d
             vec<T> even_re[R + 1] = {}, even_im[R + 1] = {}, odd_re[R] = {}, odd_im[R] = {};
             for (int j = 0; j <= H / 2; ++j) {
@@ -152,7 +175,7 @@ class TapTransform {
                     odd_im[d] += y_.sin[j][d] * difference_re;
                 }
             }
-            T* const to = scratch + R * row + k * 2 * L;
+            T* const to = rows + (k * K + R) * row;
             put_(to, even_re[0], even_im[0]);
             for (int d = 0; d < R; ++d) {
                 put_(to + (d + 1) * row, even_re[d + 1] + odd_re[d], even_im[d + 1] + odd_im[d]);
@@ -162,9 +185,9 @@ class TapTransform {
         for (int y = 0; y < K; ++y) {
             // Columns between the edges stand for two, one the other's conjugate.
             vec<T> even[R + 1] = {}, odd[R] = {};
-            for (int k = 0; k <= half; ++k) {
-                const T* const at = scratch + y * row + k * 2 * L;
-                const T twice = k == 0 || k == half ? T(1) : T(2);
+            for (int k = 0; k < columns(); ++k) {
+                const T* const at = rows + (k * K + y) * row;
+                const T twice = is_edge_(k) ? T(1) : T(2);
                 const vec<T> re = twice * get_(at), im = twice * get_(at + L);
                 even[0] += re;
                 for (int d = 0; d < R; ++d) {
