@@ -92,7 +92,7 @@ struct Taps {
 template <class A>
 inline int64_t inputs_at_once(const Tiling& tiling, int64_t kernel) {
     const int64_t bytes = TapTransform<A>::rows_size(tiling.x.length, kernel) * static_cast<int64_t>(sizeof(A));
-    return std::max<int64_t>((192 << 10) / bytes / lanes<A>, 1) * lanes<A>;
+    return std::max<int64_t>((384 << 10) / bytes / lanes<A>, 1) * lanes<A>;
 }
 // How many frequencies of a column, with their mirror images, are transformed for one vector of inputs and multiplied: they
 // and the tiles' stay in the first-level cache.
@@ -285,9 +285,10 @@ inline void transform_and_multiply(
     A* const gathered = scratch;
     A* const column = gathered + taps.kernel * taps.kernel * L;
     A* const rows = column + 2 * pairs * stride;
-    team.for_each(out.blocks, [&](int64_t block) {
-        for (int64_t first = 0; first < taps.inputs; first += at_once) {
-            const int64_t end = std::min(first + at_once, taps.inputs);
+    // The tiles' spectra of these inputs stay in the cache for all blocks of outputs.
+    for (int64_t first = 0; first < taps.inputs; first += at_once) {
+        const int64_t end = std::min(first + at_once, taps.inputs);
+        team.for_each(out.blocks, [&](int64_t block) {
             for (int64_t input = first; input < end; ++input)
                 transform_tap_rows(taps, block, input, transform, rows + (input - first) * rows_size, gathered);
             for (int k = 0; k < transform.columns(); ++k)
@@ -311,8 +312,8 @@ inline void transform_and_multiply(
                         }
                     }
                 }
-        }
-    });
+        });
+    }
 }
 
 // ---- a whole convolution ----
