@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from gcsa_ext import ops, reference
-from gcsa_ext.backends import cpu, select
+from gcsa_ext.backends import cpu, forced_backend, select, unsupported
 
 
 def transformed() -> bool:
@@ -73,6 +73,25 @@ def conv2d_same(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
         return reference.conv2d_same(x, weight, bias)
     out: Tensor = torch.ops.gcsa_ext.conv2d_same(x, weight, bias)
     return out
+
+
+def explain_convolution(x: Tensor, weight: Tensor) -> str:
+    """How `conv2d_same` computes these (shapes, dtype and device count), and why, in words."""
+    reason = unsupported("cpu", "conv2d_same", x.device, x.dtype)
+    if reason is None and (forced := forced_backend()) not in (None, "cpu"):
+        reason = f"backend {forced!r} is forced"
+    algorithm, reason = ("direct", reason) if reason else cpu.explain_convolution(x, weight)
+    names = {"fft": "Fourier transforms of tiles", "direct": "torch's convolution"}
+    return f"{names[algorithm]}: {reason}"
+
+
+def release_workspace() -> int:
+    """Give back the memory that the kernels keep from call to call (1 GiB at most).
+
+    Returns:
+        How many bytes that was. What calls in other threads are using stays.
+    """
+    return cpu.release_workspace()
 
 
 def norm_gate(

@@ -138,11 +138,6 @@ inline void scatter_taps(const A* from, int64_t output_stride, int64_t outputs, 
 }
 
 // Scratch memory for the transforms of taps.
-template <class A>
-inline int64_t tap_scratch(const Tiling& tiling, int64_t kernel) {
-    return kernel * kernel * lanes<A> + TapTransform<A>::rows_size(tiling.x.length, kernel);
-}
-
 constexpr int64_t prefetch_inputs = 4;  // ahead
 
 // The spectra of the rows of one input's weights for one block of outputs. `gathered` is scratch for kernel^2 vectors.
@@ -233,7 +228,6 @@ inline void transform_back(
     const Team& team, const TileSpectra<A>& from, const Tiling& tiling, TileRangeOfBatch range, const Epilogue& epilogue,
     A* scratch
 ) {
-    constexpr int L = lanes<A>;
     const TileTransform<A> transform(tiling.y.length, tiling.x.length);
     const int64_t across = tiling.x.tiles(), per_image = tiling.per_image(), width = tiling.x.size;
     team.for_each(range.count * from.blocks, [&](int64_t unit) {

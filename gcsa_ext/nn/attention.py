@@ -304,7 +304,7 @@ def _fuses_spatial_gate(branch: nn.Module) -> bool:
         _fuses_norm_gate(branch)
         and isinstance(branch, nn.Sequential)
         and len(branch) == 5
-        and all(_is_conv2d_same(branch[i]) and 3 <= branch[i].kernel_size[0] <= 11 for i in (0, 3))
+        and all(_is_conv2d_same(branch[i]) and 5 <= branch[i].kernel_size[0] <= 11 for i in (0, 3))
         and branch[0].kernel_size == branch[3].kernel_size
         and branch[0].out_channels == branch[3].in_channels
         and branch[0].in_channels == branch[3].out_channels
