@@ -71,39 +71,43 @@ gcsa_ext::ConvolutionForward convolution(
     require(outputs >= 1, "at least 1 output channel");
     require(kernel >= 3 && kernel <= 11 && kernel % 2 == 1, "an odd kernel size from 3 to 11");
     require_addresses(weight);
-    return {feature_map(dtype, channels_last, batch, channels, height * width, threads),
-            height,
-            width,
-            outputs,
-            kernel,
-            pointer(x),
-            pointer(weight),
-            pointer(bias),
-            pointer(out)};
+    return {
+        feature_map(dtype, channels_last, batch, channels, height * width, threads),
+        height,
+        width,
+        outputs,
+        kernel,
+        pointer(x),
+        pointer(weight),
+        pointer(bias),
+        pointer(out)
+    };
 }
 
 // Addresses: x, w1, b1, w2, b2; of each convolution its weight and bias; of each normalisation its weight, bias, mean and
 // var; out, u1, u2.
 gcsa_ext::GcsaForward gcsa(
-    int dtype, bool channels_last, int64_t batch, int64_t channels, int64_t height, int64_t width, int threads, int64_t hidden,
-    int64_t groups, bool sigmoid, int64_t kernel, std::array<bool, 2> batch_statistics, std::array<double, 2> eps,
-    const std::array<Address, 20>& a
+    int dtype, bool channels_last, int64_t batch, int64_t channels, int64_t height, int64_t width, int threads,
+    int64_t hidden, int64_t groups, bool sigmoid, int64_t kernel, std::array<bool, 2> batch_statistics,
+    std::array<double, 2> eps, const std::array<Address, 20>& a
 ) {
     require(height >= 1 && width >= 1, "a height and width of at least 1");
     require(kernel >= 3 && kernel <= 11 && kernel % 2 == 1, "an odd kernel size from 3 to 11");
     const auto map = feature_map(dtype, channels_last, batch, channels, height * width, threads);
     require_addresses(a[5], a[7], a[11], a[12], a[15], a[16]);
     require((a[18] == 0) == (a[19] == 0), "addresses of both u1 and u2, or of neither");
-    return {channel_gate(map, hidden, groups, sigmoid, a[0], a[1], a[2], a[3], a[4], a[17]),
-            height,
-            width,
-            kernel,
-            {pointer(a[5]), pointer(a[6])},
-            {pointer(a[7]), pointer(a[8])},
-            {batch_statistics[0], eps[0], pointer(a[9]), pointer(a[10]), pointer(a[11]), pointer(a[12])},
-            {batch_statistics[1], eps[1], pointer(a[13]), pointer(a[14]), pointer(a[15]), pointer(a[16])},
-            pointer(a[18]),
-            pointer(a[19])};
+    return {
+        channel_gate(map, hidden, groups, sigmoid, a[0], a[1], a[2], a[3], a[4], a[17]),
+        height,
+        width,
+        kernel,
+        {pointer(a[5]), pointer(a[6])},
+        {pointer(a[7]), pointer(a[8])},
+        {batch_statistics[0], eps[0], pointer(a[9]), pointer(a[10]), pointer(a[11]), pointer(a[12])},
+        {batch_statistics[1], eps[1], pointer(a[13]), pointer(a[14]), pointer(a[15]), pointer(a[16])},
+        pointer(a[18]),
+        pointer(a[19])
+    };
 }
 
 gcsa_ext::FrequencyMask frequency_mask(
@@ -240,17 +244,18 @@ PYBIND11_MODULE(_C, module) {
         "convolution_forward",
         [](int dtype, bool channels_last, int64_t batch, int64_t channels, int64_t height, int64_t width, int threads,
            int64_t outputs, int64_t kernel, Address x, Address weight, Address bias, Address out) {
-            const auto call =
-                convolution(dtype, channels_last, batch, channels, height, width, threads, outputs, kernel, x, weight, bias, out);
+            const auto call = convolution(
+                dtype, channels_last, batch, channels, height, width, threads, outputs, kernel, x, weight, bias, out
+            );
             require_addresses(x, out);
             const py::gil_scoped_release release;
             kernels().convolution_forward(call);
         }
     );
     module.def(
-        "convolution_backward",
-        [](int dtype, bool channels_last, int64_t batch, int64_t channels, int64_t height, int64_t width, int threads,
-           int64_t outputs, int64_t kernel, Address x, Address weight, Address grad_out, Address grad_x, Address grad_weight) {
+        "convolution_backward", [](int dtype, bool channels_last, int64_t batch, int64_t channels, int64_t height,
+                                   int64_t width, int threads, int64_t outputs, int64_t kernel, Address x, Address weight,
+                                   Address grad_out, Address grad_x, Address grad_weight) {
             const auto call =
                 convolution(dtype, channels_last, batch, channels, height, width, threads, outputs, kernel, x, weight, 0, 0);
             require_addresses(grad_out);
@@ -264,9 +269,10 @@ PYBIND11_MODULE(_C, module) {
         [](int dtype, bool channels_last, int64_t batch, int64_t channels, int64_t height, int64_t width, int threads,
            int64_t hidden, int64_t groups, bool sigmoid, int64_t kernel, std::array<bool, 2> batch_statistics,
            std::array<double, 2> eps, const std::array<Address, 20>& addresses) {
-            const auto call =
-                gcsa(dtype, channels_last, batch, channels, height, width, threads, hidden, groups, sigmoid, kernel,
-                     batch_statistics, eps, addresses);
+            const auto call = gcsa(
+                dtype, channels_last, batch, channels, height, width, threads, hidden, groups, sigmoid, kernel,
+                batch_statistics, eps, addresses
+            );
             require_addresses(addresses[17]);
             const py::gil_scoped_release release;
             kernels().gcsa_forward(call);
@@ -278,9 +284,10 @@ PYBIND11_MODULE(_C, module) {
            int64_t hidden, int64_t groups, bool sigmoid, int64_t kernel, std::array<bool, 2> batch_statistics,
            std::array<double, 2> eps, const std::array<Address, 20>& addresses, Address grad_out,
            const std::array<Address, 13>& grads) {
-            const auto call =
-                gcsa(dtype, channels_last, batch, channels, height, width, threads, hidden, groups, sigmoid, kernel,
-                     batch_statistics, eps, addresses);
+            const auto call = gcsa(
+                dtype, channels_last, batch, channels, height, width, threads, hidden, groups, sigmoid, kernel,
+                batch_statistics, eps, addresses
+            );
             require_addresses(addresses[18], grad_out);
             if (grads[1]) require_addresses(grads[2], grads[3], grads[4]);
             const auto at = [&](int i) { return pointer(grads[i]); };

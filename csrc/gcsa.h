@@ -41,7 +41,7 @@ struct GcsaForward {
 struct GcsaBackward {
     GcsaForward forward;  // gate.out is not read; u1, u2, mean and var are the forward pass's
     const void* grad_out;
-    void* grad_x;  // or null: not wanted
+    void* grad_x;                                 // or null: not wanted
     void *grad_w1, *grad_b1, *grad_w2, *grad_b2;  // the four are all wanted or, when grad_w1 is null, none
     void *grad_conv1, *grad_conv1_bias;           // each may be null
     void *grad_norm1_weight, *grad_norm1_bias;

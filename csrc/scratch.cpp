@@ -17,8 +17,8 @@ struct Piece {
     int64_t bytes;
 };
 
-constexpr int64_t page = 2 << 20;          // of the large kind, which spares most TLB misses
-constexpr int64_t most_kept = 1ll << 30;   // bytes
+constexpr int64_t page = 2 << 20;         // of the large kind, which spares most TLB misses
+constexpr int64_t most_kept = 1ll << 30;  // bytes
 
 std::mutex mutex;
 std::vector<Piece>& kept() {

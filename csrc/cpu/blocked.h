@@ -35,8 +35,10 @@ inline int64_t block_ranges(int64_t images, int64_t blocks, int64_t positions) {
 inline BlockRange block_range(int64_t index, int64_t blocks, int64_t positions) {
     const int64_t per_block = (positions + positions_per_range - 1) / positions_per_range;
     const int64_t begin = index % per_block * positions_per_range, left = positions - begin;
-    return {index / per_block / blocks, index / per_block % blocks, begin,
-            left < positions_per_range ? left : positions_per_range};
+    return {
+        index / per_block / blocks, index / per_block % blocks, begin,
+        left < positions_per_range ? left : positions_per_range
+    };
 }
 
 // Reads a range of a map in any layout: sink(position, vector of the block's channels).
@@ -114,9 +116,7 @@ inline void load_tile(const BlockedMap<A>& map, TileRange range, int64_t columns
     }
 }
 template <class A>
-inline void store_tile(
-    const BlockedMap<A>& map, TileRange range, int64_t columns, const A* tile, ChannelShuffle shuffle
-) {
+inline void store_tile(const BlockedMap<A>& map, TileRange range, int64_t columns, const A* tile, ChannelShuffle shuffle) {
     constexpr int L = lanes<A>;
     for (int64_t block = 0; block < map.blocks(); ++block) {
         const int width = static_cast<int>(map.channels - block * L < L ? map.channels - block * L : L);

@@ -37,22 +37,20 @@ void forward(const ConvolutionForward& p) {
     const int threads = p.map.threads;
     FeatureMap out_map = p.map;
     out_map.channels = p.outputs;
-    Convolution<A> c = plan_convolution<A>(N, inputs, p.outputs, p.height, p.width, k);
-    set_groups(c, threads, false);
+    const Convolution<A> c = plan_convolution<A>(N, inputs, p.outputs, p.height, p.width, k, threads, false);
     const Taps<A> taps{static_cast<const A*>(p.weight), p.outputs, inputs, inputs * k * k, k * k, k, false};
 
     using S = Pieces<A>;
     BlockedMap<A> in{nullptr, inputs, p.height, p.width}, out{nullptr, p.outputs, p.height, p.width};
-    const int64_t per_thread = S::size(c.scratch_size()), spectra_size = c.on_the_fly ? 0 : S::size(c.weights_size());
+    const int64_t per_thread = S::size(c.scratch_size());
     const Scratch memory(
-        (S::size(N * in.image_size()) + S::size(N * out.image_size()) + spectra_size + S::size(c.input_size()) +
-         S::size(c.output_size()) + threads * per_thread) *
+        (S::size(N * in.image_size()) + S::size(N * out.image_size()) + S::size(c.input_size()) + S::size(c.output_size()) +
+         threads * per_thread) *
         static_cast<int64_t>(sizeof(A))
     );
     S pieces(static_cast<A*>(memory.data()));
     in.data = pieces.take(N * in.image_size());
     out.data = pieces.take(N * out.image_size());
-    A* const spectra = pieces.take(spectra_size);
     A* const in_buffer = pieces.take(c.input_size());
     A* const out_buffer = pieces.take(c.output_size());
     A* const thread_memory = pieces.take(threads * per_thread);
@@ -60,10 +58,9 @@ void forward(const ConvolutionForward& p) {
     parallel_team(threads, [&](const Team& team) {
         A* const scratch = thread_memory + team.rank * per_thread;
         pack(team, p.map, static_cast<const T*>(p.x), in);
-        if (!c.on_the_fly) transform_weights(team, taps, c.tiling, WeightSpectra<A>(spectra, p.outputs, inputs), scratch);
         team.barrier();
         convolve(
-            team, c, in, {0, c.tiles()}, taps, spectra, in_buffer, out_buffer, scratch,
+            team, c, in, {0, c.tiles()}, taps, in_buffer, out_buffer, scratch,
             [&](int64_t image, int64_t block, int64_t at, int64_t count, const A* run, int64_t step) {
                 vec<A> bias{};
                 if (p.bias) {
@@ -72,8 +69,7 @@ void forward(const ConvolutionForward& p) {
                     bias = left >= L ? load(from, Full<A>{}) : load(from, static_cast<int>(left));
                 }
                 A* const to = out.block(image, block) + at * L;
-                for (int64_t i = 0; i < count; ++i)
-                    store(to + i * L, load(run + i * step, Full<A>{}) + bias, Full<A>{});
+                for (int64_t i = 0; i < count; ++i) store(to + i * L, load(run + i * step, Full<A>{}) + bias, Full<A>{});
             }
         );
         unpack(team, out_map, out, static_cast<T*>(p.out));
@@ -89,8 +85,7 @@ void backward(const ConvolutionBackward& q) {
     const int threads = p.map.threads;
     FeatureMap out_map = p.map;
     out_map.channels = outputs;
-    Convolution<A> c = plan_convolution<A>(N, outputs, inputs, p.height, p.width, k);
-    set_groups(c, threads, false);
+    const Convolution<A> c = plan_convolution<A>(N, outputs, inputs, p.height, p.width, k, threads, false);
     const Taps<A> mirrored{static_cast<const A*>(p.weight), inputs, outputs, k * k, inputs * k * k, k, true};
 
     using S = Pieces<A>;
@@ -98,12 +93,11 @@ void backward(const ConvolutionBackward& q) {
     const bool several = c.group < c.tiles();
     const int64_t x_size = q.grad_weight ? S::size(N * x.image_size()) : 0;
     const int64_t grad_x_size = q.grad_x ? S::size(N * x.image_size()) : 0;
-    const int64_t spectra_size = c.on_the_fly || !q.grad_x ? 0 : S::size(c.weights_size());
     const int64_t unit = S::size(unit_size<A>(c.tiling)), per_thread = S::size(c.scratch_size()) + unit;
     const int64_t sums_size =
         several && q.grad_weight ? S::size(weight_gradient_units<A>(inputs, outputs) * unit_size<A>(c.tiling)) : 0;
     const Scratch memory(
-        (x_size + grad_x_size + S::size(N * grad.image_size()) + spectra_size + sums_size + S::size(c.input_size()) +
+        (x_size + grad_x_size + S::size(N * grad.image_size()) + sums_size + S::size(c.input_size()) +
          2 * S::size(c.output_size()) + threads * per_thread) *
         static_cast<int64_t>(sizeof(A))
     );
@@ -111,7 +105,6 @@ void backward(const ConvolutionBackward& q) {
     x.data = pieces.take(x_size);
     grad_x.data = pieces.take(grad_x_size);
     grad.data = pieces.take(N * grad.image_size());
-    A* const spectra = pieces.take(spectra_size);
     A* const sums = sums_size ? pieces.take(sums_size) : nullptr;
     A* const in_buffer = pieces.take(c.input_size());
     A* const out_buffer = pieces.take(c.output_size());
@@ -123,10 +116,9 @@ void backward(const ConvolutionBackward& q) {
         A* const scratch = unit_buffer + unit;
         pack(team, out_map, static_cast<const T*>(q.grad_out), grad);
         if (q.grad_weight) pack(team, p.map, static_cast<const T*>(p.x), x);
-        if (spectra_size) transform_weights(team, mirrored, c.tiling, WeightSpectra<A>(spectra, inputs, outputs), scratch);
         team.barrier();
         convolve_backward(
-            team, c, grad, mirrored, spectra, in_buffer, out_buffer, unit_buffer, scratch,
+            team, c, grad, mirrored, in_buffer, out_buffer, unit_buffer, scratch,
             {q.grad_weight ? &x : nullptr, static_cast<A*>(q.grad_weight), x_buffer, sums}, q.grad_x != nullptr,
             [&](int64_t image, int64_t block, int64_t at, int64_t count, const A* run, int64_t step) {
                 A* const to = grad_x.block(image, block) + at * L;

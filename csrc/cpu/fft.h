@@ -16,6 +16,9 @@
 
 namespace gcsa_ext::cpu::GCSA_EXT_ISA {
 
+// A call would pass all of its values through memory.
+#define GCSA_EXT_INLINE __attribute__((always_inline)) inline
+
 template <class T>
 struct Complex {
     vec<T> re, im;
@@ -35,8 +38,8 @@ constexpr double taylor(double x, int first) {
 constexpr double cos_turn(int k, int n) {
     constexpr double pi = 3.14159265358979323846;
     k %= n;
-    if (2 * k > n) k = n - k;                            // cos(2 pi - a) = cos(a)
-    if (4 * k > n) return -cos_turn(n - 2 * k, 2 * n);   // cos(a) = -cos(pi - a)
+    if (2 * k > n) k = n - k;                                     // cos(2 pi - a) = cos(a)
+    if (4 * k > n) return -cos_turn(n - 2 * k, 2 * n);            // cos(a) = -cos(pi - a)
     if (8 * k > n) return taylor(pi * (n - 4 * k) / (2 * n), 1);  // cos(a) = sin(pi / 2 - a)
     return taylor(2 * pi * k / n, 0);
 }
@@ -60,21 +63,29 @@ constexpr TwiddleTable<T, N1, N2> twiddles;
 // ---- transforms of a few points, in place ----
 
 template <class T>
-inline Complex<T> operator+(Complex<T> a, Complex<T> b) { return {a.re + b.re, a.im + b.im}; }
+inline Complex<T> operator+(Complex<T> a, Complex<T> b) {
+    return {a.re + b.re, a.im + b.im};
+}
 template <class T>
-inline Complex<T> operator-(Complex<T> a, Complex<T> b) { return {a.re - b.re, a.im - b.im}; }
+inline Complex<T> operator-(Complex<T> a, Complex<T> b) {
+    return {a.re - b.re, a.im - b.im};
+}
 template <class T>
-inline Complex<T> times_minus_i(Complex<T> a) { return {a.im, -a.re}; }
+inline Complex<T> times_minus_i(Complex<T> a) {
+    return {a.im, -a.re};
+}
 // a (re + i im)
 template <class T>
-inline Complex<T> times(Complex<T> a, T re, T im) { return {a.re * re - a.im * im, a.re * im + a.im * re}; }
+inline Complex<T> times(Complex<T> a, T re, T im) {
+    return {a.re * re - a.im * im, a.re * im + a.im * re};
+}
 
 template <class T, int N>
-inline void dft(Complex<T>* x);
+GCSA_EXT_INLINE void dft(Complex<T>* x);
 
 // The two steps on registers.
 template <class T, int N1, int N2>
-inline void dft_of_product(Complex<T>* x) {
+GCSA_EXT_INLINE void dft_of_product(Complex<T>* x) {
     constexpr const auto& w = twiddles<T, N1, N2>;
     Complex<T> t[N2][N1];
     for (int n2 = 0; n2 < N2; ++n2) {
@@ -92,7 +103,7 @@ inline void dft_of_product(Complex<T>* x) {
 }
 
 template <class T, int N>
-inline void dft(Complex<T>* x) {
+GCSA_EXT_INLINE void dft(Complex<T>* x) {
     if constexpr (N == 2) {
         const auto a = x[0], b = x[1];
         x[0] = a + b;
@@ -149,8 +160,7 @@ void fft(Sequence<T> x, Sequence<T> X) {
             t[n2][n1] = {load(x.re + at, Full<T>{}), load(x.im + at, Full<T>{})};
         }
         dft<T, N1>(t[n2]);
-        for (int k1 = 1; k1 < N1; ++k1)
-            t[n2][k1] = times<T>(t[n2][k1], w.re[n2][k1], w.im[n2][k1]);
+        for (int k1 = 1; k1 < N1; ++k1) t[n2][k1] = times<T>(t[n2][k1], w.re[n2][k1], w.im[n2][k1]);
     }
     for (int k1 = 0; k1 < N1; ++k1) {
         Complex<T> row[N2];

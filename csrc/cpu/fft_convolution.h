@@ -5,8 +5,7 @@
 // points are kept to which no other side of the tile has wrapped around. A tile that covers the whole axis needs only the
 // size plus k / 2 points: the zeros that pad it behind serve in front as well, since it wraps around.
 //
-// All maps are blocked (blocked.h). Spectra lie as [channel block][frequency][tile][re, im][lane], those of the weights as
-// [frequency][block of outputs][input][re, im][lane].
+// All maps are blocked (blocked.h). Spectra lie as [channel block][frequency][tile][re, im][lane].
 #pragma once
 
 #include <algorithm>
@@ -28,9 +27,9 @@ struct TileAxis {
     bool whole() const { return length >= size + radius; }
     int64_t step() const { return whole() ? size : length - 2 * radius; }
     int64_t tiles() const { return (size + step() - 1) / step(); }
-    int64_t margin() const { return whole() ? 0 : radius; }                   // first valid point of a tile
-    int64_t origin(int64_t tile) const { return tile * step() - margin(); }   // where a tile begins on the map
-    int64_t valid(int64_t tile) const {                                       // how many valid points it has
+    int64_t margin() const { return whole() ? 0 : radius; }                  // first valid point of a tile
+    int64_t origin(int64_t tile) const { return tile * step() - margin(); }  // where a tile begins on the map
+    int64_t valid(int64_t tile) const {                                      // how many valid points it has
         const int64_t left = size - tile * step();
         return left < step() ? left : step();
     }
@@ -64,19 +63,6 @@ struct TileSpectra {
           block_stride(frequencies * stride) {}
     int64_t size() const { return blocks * block_stride; }
     A* at(int64_t block, int64_t frequency) const { return data + block * block_stride + frequency * stride; }
-};
-
-template <class A>
-struct WeightSpectra {
-    A* data;
-    int64_t inputs, output_blocks, stride;
-
-    WeightSpectra(A* data, int64_t outputs, int64_t inputs)
-        : data(data),
-          inputs(inputs),
-          output_blocks((outputs + lanes<A> - 1) / lanes<A>),
-          stride((inputs * output_blocks | 1) * 2 * lanes<A>) {}
-    int64_t size(int64_t frequencies) const { return frequencies * stride; }
 };
 
 // The weights of a convolution: element (output, input, tap) at output * output_stride + input * input_stride + tap.
@@ -156,30 +142,6 @@ inline void transform_tap_rows(
     transform.forward_rows(gathered, rows);
 }
 
-template <class A>
-inline void transform_weights(
-    const Team& team, const Taps<A>& taps, const Tiling& tiling, const WeightSpectra<A>& to, A* scratch
-) {
-    constexpr int L = lanes<A>;
-    const TapTransform<A> transform(tiling.y.length, tiling.x.length, taps.kernel);
-    team.for_each(to.output_blocks * to.inputs, [&](int64_t i) {
-        A* const rows = scratch + taps.kernel * taps.kernel * L;
-        transform_tap_rows(taps, i / to.inputs, i % to.inputs, transform, rows, scratch);
-        // out[p] = sum_d w[d] in[p + d] multiplies by the spectrum of the taps in reverse order.
-        A* const column = rows + TapTransform<A>::rows_size(tiling.x.length, taps.kernel);
-        for (int k = 0; k < transform.columns(); ++k) {
-            const int count = transform.half_column();
-            transform.forward_column(rows, k, 0, count, !taps.mirrored, column, 2 * L);
-            for (int slot = 0; slot < 2 * count; ++slot) {
-                const int j = slot < count ? slot : transform.mirror(k, slot - count);
-                if (j < 0) continue;
-                A* const at = to.data + i * 2 * L + (transform.first_frequency(k) + j) * to.stride;
-                for (int part = 0; part < 2 * L; part += L) store(at + part, load(column + slot * 2 * L + part, Full<A>{}), Full<A>{});
-            }
-        }
-    });
-}
-
 struct TileRangeOfBatch {
     int64_t first, count;
 };
@@ -237,36 +199,18 @@ inline void transform_back(
         transform.inverse(
             from.at(block, 0) + tile * from.tile_stride, from.stride, tiling.y.margin(), tiling.y.valid(ty),
             [&](int64_t y, const A* row, int64_t step) {
-                epilogue(
-                    image, block, (y0 + y) * width + x0, tiling.x.valid(tx), row + tiling.x.margin() * step, step
-                );
+                epilogue(image, block, (y0 + y) * width + x0, tiling.x.valid(tx), row + tiling.x.margin() * step, step);
             },
             scratch
         );
     });
 }
 
-// out[f] = in[f] weights[f] for every tile.
+// out[f] = in[f] weights[f] for every tile and frequency. The weights' spectra are many times larger than the weights: they
+// are transformed a few inputs and frequencies at a time and used while they are in the first-level cache, which is as fast
+// as reading spectra that were computed before back from memory.
 template <class A>
 inline void multiply_spectra(
-    const Team& team, int64_t frequencies, int64_t tiles, const TileSpectra<A>& in, const WeightSpectra<A>& weights,
-    const TileSpectra<A>& out
-) {
-    constexpr int L = lanes<A>;
-    team.for_each(frequencies, [&](int64_t f) {
-        for (int64_t block = 0; block < weights.output_blocks; ++block)
-            product<A, false>(
-                tiles, {weights.inputs, L}, {in.at(0, f), in.tile_stride, in.block_stride, 1},
-                weights.data + f * weights.stride + block * weights.inputs * 2 * L, 2 * L,
-                out.at(block, f), out.tile_stride, false
-            );
-    });
-}
-
-// The same with weights that are transformed a few inputs at a time and used while they are in the cache: right where
-// they would be used only once, since their spectra are many times larger than the tiles'.
-template <class A>
-inline void transform_and_multiply(
     const Team& team, const Tiling& tiling, int64_t tiles, const TileSpectra<A>& in, const Taps<A>& taps,
     const TileSpectra<A>& out, A* scratch
 ) {
@@ -279,21 +223,25 @@ inline void transform_and_multiply(
     A* const gathered = scratch;
     A* const column = gathered + taps.kernel * taps.kernel * L;
     A* const rows = column + 2 * pairs * stride;
+    // Where there are fewer blocks of outputs than threads, some share one and divide its columns.
+    const int64_t shares = (team.size + out.blocks - 1) / out.blocks;
     // The tiles' spectra of these inputs stay in the cache for all blocks of outputs.
     for (int64_t first = 0; first < taps.inputs; first += at_once) {
         const int64_t end = std::min(first + at_once, taps.inputs);
-        team.for_each(out.blocks, [&](int64_t block) {
+        team.for_each(out.blocks * shares, [&](int64_t unit) {
+            const int64_t block = unit / shares, share = unit % shares;
             for (int64_t input = first; input < end; ++input)
                 transform_tap_rows(taps, block, input, transform, rows + (input - first) * rows_size, gathered);
-            for (int k = 0; k < transform.columns(); ++k)
+            const int columns = transform.columns(), last = static_cast<int>(columns * (share + 1) / shares);
+            for (int k = static_cast<int>(columns * share / shares); k < last; ++k)
                 for (int begin = 0; begin < transform.half_column(); begin += pairs) {
                     const int these = std::min(pairs, transform.half_column() - begin);
                     for (int64_t input = first; input < end; input += L) {
                         const int64_t count = std::min<int64_t>(L, end - input);
                         for (int64_t i = 0; i < count; ++i)
                             transform.forward_column(
-                                rows + (input - first + i) * rows_size, k, begin, these, !taps.mirrored,
-                                column + i * 2 * L, stride
+                                rows + (input - first + i) * rows_size, k, begin, these, !taps.mirrored, column + i * 2 * L,
+                                stride
                             );
                         for (int slot = 0; slot < 2 * these; ++slot) {
                             const int j = slot < these ? begin + slot : transform.mirror(k, begin + slot - these);
@@ -317,44 +265,36 @@ template <class A>
 struct Convolution {
     int64_t batch, inputs, outputs, kernel;
     Tiling tiling;
-    int64_t group;     // tiles that are transformed, multiplied and transformed back at a time
-    bool apart;        // every thread has images of its own; otherwise all work on one group
-    bool on_the_fly;   // the weights are transformed as they are needed
+    int64_t group;  // tiles that are transformed, multiplied and transformed back at a time
+    bool apart;     // every thread has images of its own; otherwise all work on one group
 
     static constexpr int L = lanes<A>;
     int64_t tiles() const { return batch * tiling.per_image(); }
     int64_t input_size() const { return TileSpectra<A>(nullptr, inputs, group, tiling.frequencies()).size(); }
     int64_t output_size() const { return TileSpectra<A>(nullptr, outputs, group, tiling.frequencies()).size(); }
-    int64_t weights_size() const { return WeightSpectra<A>(nullptr, outputs, inputs).size(tiling.frequencies()); }
     // Of each thread.
     int64_t scratch_size() const {
-        const int64_t rows = TapTransform<A>::rows_size(tiling.x.length, kernel);
-        const int64_t taps = kernel * kernel * L + (on_the_fly ? 2 * frequencies_at_once<A>(tiling) * (L | 1) * 2 * L +
-                                                                     inputs_at_once<A>(tiling, kernel) * rows
-                                                               : rows + (tiling.y.length + 2) * 2 * L);
+        const int64_t taps = kernel * kernel * L + 2 * frequencies_at_once<A>(tiling) * (L | 1) * 2 * L +
+                             inputs_at_once<A>(tiling, kernel) * TapTransform<A>::rows_size(tiling.x.length, kernel);
         const int64_t tile = tile_scratch<A>(tiling);
         return taps > tile ? taps : tile;
     }
 };
 
-// The tiles of some images, group by group. `spectra` is used unless the weights are transformed on the fly.
+// The tiles of some images, group by group.
 template <class A, class Epilogue>
 inline void convolve(
     const Team& team, const Convolution<A>& c, const BlockedMap<A>& in, TileRangeOfBatch range, const Taps<A>& taps,
-    A* spectra, A* in_buffer, A* out_buffer, A* scratch, const Epilogue& epilogue
+    A* in_buffer, A* out_buffer, A* scratch, const Epilogue& epilogue
 ) {
     const int64_t F = c.tiling.frequencies();
     const TileSpectra<A> in_spectra(in_buffer, c.inputs, c.group, F), out_spectra(out_buffer, c.outputs, c.group, F);
-    const WeightSpectra<A> weights(spectra, c.outputs, c.inputs);
     for (int64_t done = 0; done < range.count; done += c.group) {
         const int64_t left = range.count - done;
         const TileRangeOfBatch group{range.first + done, left < c.group ? left : c.group};
         transform_tiles(team, in, c.tiling, group, true, in_spectra, scratch);
         team.barrier();
-        if (c.on_the_fly)
-            transform_and_multiply(team, c.tiling, group.count, in_spectra, taps, out_spectra, scratch);
-        else
-            multiply_spectra(team, F, group.count, in_spectra, weights, out_spectra);
+        multiply_spectra(team, c.tiling, group.count, in_spectra, taps, out_spectra, scratch);
         team.barrier();
         transform_back(team, out_spectra, c.tiling, group, epilogue, scratch);
         team.barrier();

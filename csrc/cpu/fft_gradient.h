@@ -38,8 +38,8 @@ inline int64_t unit_size(const Tiling& tiling) {
 // epilogue is never called, without weights.input no gradient of the weights is computed.
 template <class A, class Epilogue>
 inline void convolve_backward(
-    const Team& team, const Convolution<A>& c, const BlockedMap<A>& g, const Taps<A>& taps, A* spectra, A* in_buffer,
-    A* out_buffer, A* unit_buffer, A* scratch, const WeightGradient<A>& weights, bool want_input, const Epilogue& epilogue
+    const Team& team, const Convolution<A>& c, const BlockedMap<A>& g, const Taps<A>& taps, A* in_buffer, A* out_buffer,
+    A* unit_buffer, A* scratch, const WeightGradient<A>& weights, bool want_input, const Epilogue& epilogue
 ) {
     constexpr int L = lanes<A>, rows = static_cast<int>(inputs_per_unit<A>);
     const TapTransform<A> transform(c.tiling.y.length, c.tiling.x.length, c.kernel);
@@ -53,14 +53,7 @@ inline void convolve_backward(
         transform_tiles(team, g, c.tiling, group, true, g_spectra, scratch);
         if (weights.input) transform_tiles(team, *weights.input, c.tiling, group, false, x_spectra, scratch);
         team.barrier();
-        if (want_input) {
-            if (c.on_the_fly)
-                transform_and_multiply(team, c.tiling, group.count, g_spectra, taps, out_spectra, scratch);
-            else
-                multiply_spectra(
-                    team, F, group.count, g_spectra, WeightSpectra<A>(spectra, inputs, outputs), out_spectra
-                );
-        }
+        if (want_input) multiply_spectra(team, c.tiling, group.count, g_spectra, taps, out_spectra, scratch);
         if (weights.input) {
             const bool first = done == 0, last = done + group.count == tiles;
             const int64_t strips = (inputs + rows - 1) / rows;
@@ -71,8 +64,7 @@ inline void convolve_backward(
                     product<A, true>(
                         rows, {group.count, group.count},
                         {x_spectra.at(input / L, f) + input % L, 1, 0, x_spectra.tile_stride}, g_spectra.at(block, f),
-                        g_spectra.tile_stride,
-                        sums + f * unit_stride<A>, 2 * L, !first
+                        g_spectra.tile_stride, sums + f * unit_stride<A>, 2 * L, !first
                     );
                 if (!last) return;
                 const int64_t lanes_used = outputs - block * L < L ? outputs - block * L : L;

@@ -2,7 +2,6 @@
 #pragma once
 
 #include "../channel_gate.h"
-
 #include "matmul.h"
 #include "tile.h"
 #include "workspace.h"

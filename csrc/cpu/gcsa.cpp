@@ -128,11 +128,11 @@ struct Geometry {
           P(H * W),
           k(p.kernel),
           threads(p.gate.map.threads),
-          conv1(plan_convolution<A>(N, C, h, H, W, k)),
-          conv2(plan_convolution<A>(N, h, C, H, W, k)) {
-        const bool apart = can_work_apart(conv1, threads) && can_work_apart(conv2, threads);
-        set_groups(conv1, threads, apart);
-        set_groups(conv2, threads, apart);
+          conv1(plan_convolution<A>(N, C, h, H, W, k, threads, true)),
+          conv2(plan_convolution<A>(N, h, C, H, W, k, threads, true)) {
+        if (can_work_apart(conv1, threads) && can_work_apart(conv2, threads)) return;
+        conv1 = plan_convolution<A>(N, C, h, H, W, k, threads, false);
+        conv2 = plan_convolution<A>(N, h, C, H, W, k, threads, false);
     }
 
     Taps<A> taps1(const GcsaForward& p) const {
@@ -173,7 +173,10 @@ int64_t gate_tile_scratch(int64_t C, int64_t h) {
 template <class A>
 void relu_run(const Affine<A>& affine, int64_t block, int64_t count, const A* from, int64_t step, A* to) {
     for (int64_t i = 0; i < count; ++i)
-        store(to + i * lanes<A>, relu<A>(affine.normalised(affine.biased(load(from + i * step, Full<A>{}), block), block)), Full<A>{});
+        store(
+            to + i * lanes<A>, relu<A>(affine.normalised(affine.biased(load(from + i * step, Full<A>{}), block), block)),
+            Full<A>{}
+        );
 }
 
 // Statistics are given and nothing is saved: some images at a time from x to the result, so that everything between stays
@@ -193,17 +196,14 @@ void infer(const GcsaForward& p) {
     const int teams = apart ? g.threads : 1;
     using S = Pieces<A>;
     const int64_t vectors = Affine<A>::vectors * (S::size(round_up(C, L)) + S::size(round_up(h, L)));
-    const bool store1 = !c1.on_the_fly, store2 = !c2.on_the_fly;
-    const int64_t common = vectors + (store1 ? S::size(c1.weights_size()) : 0) + (store2 ? S::size(c2.weights_size()) : 0);
     const int64_t in_size = std::max(c1.input_size(), c2.input_size());
     const int64_t out_size = std::max(c1.output_size(), c2.output_size());
-    const int64_t per_team = S::size(g.map_size(C, chunk)) + S::size(g.map_size(h, chunk)) + S::size(in_size) + S::size(out_size);
+    const int64_t per_team =
+        S::size(g.map_size(C, chunk)) + S::size(g.map_size(h, chunk)) + S::size(in_size) + S::size(out_size);
     const int64_t per_thread = S::size(std::max({c1.scratch_size(), c2.scratch_size(), gate_tile_scratch<A>(C, h)}));
-    const Scratch memory((common + teams * per_team + g.threads * per_thread) * static_cast<int64_t>(sizeof(A)));
+    const Scratch memory((vectors + teams * per_team + g.threads * per_thread) * static_cast<int64_t>(sizeof(A)));
     S pieces(static_cast<A*>(memory.data()));
     const Affine<A> affine1 = Affine<A>::take(pieces, h), affine2 = Affine<A>::take(pieces, C);
-    A* const spectra1 = store1 ? pieces.take(c1.weights_size()) : nullptr;
-    A* const spectra2 = store2 ? pieces.take(c2.weights_size()) : nullptr;
     A* const team_memory = pieces.take(teams * per_team);
     A* const thread_memory = pieces.take(g.threads * per_thread);
     fold_bias(p.conv1, h, affine1);
@@ -218,9 +218,6 @@ void infer(const GcsaForward& p) {
         const BlockedMap<A> z = g.map(own.take(g.map_size(C, chunk)), C), a1 = g.map(own.take(g.map_size(h, chunk)), h);
         A* const in_buffer = own.take(in_size);
         A* const out_buffer = own.take(out_size);
-        if (store1) transform_weights(all, g.taps1(p), c1.tiling, WeightSpectra<A>(spectra1, h, C), scratch);
-        if (store2) transform_weights(all, g.taps2(p), c2.tiling, WeightSpectra<A>(spectra2, C, h), scratch);
-        if (store1 || store2) all.barrier();
 
         const int64_t begin = apart ? N * all.rank / all.size : 0, end = apart ? N * (all.rank + 1) / all.size : N;
         for (int64_t first = begin; first < end; first += chunk) {
@@ -228,17 +225,18 @@ void infer(const GcsaForward& p) {
             gate<T>(team, p.gate, weights.get(), first, count, z, scratch);
             team.barrier();
             convolve(
-                team, c1, z, {0, count * c1.tiling.per_image()}, g.taps1(p), spectra1, in_buffer, out_buffer, scratch,
+                team, c1, z, {0, count * c1.tiling.per_image()}, g.taps1(p), in_buffer, out_buffer, scratch,
                 [&](int64_t image, int64_t block, int64_t at, int64_t n, const A* run, int64_t step) {
                     relu_run(affine1, block, n, run, step, a1.block(image, block) + at * L);
                 }
             );
             convolve(
-                team, c2, a1, {0, count * c2.tiling.per_image()}, g.taps2(p), spectra2, in_buffer, out_buffer, scratch,
+                team, c2, a1, {0, count * c2.tiling.per_image()}, g.taps2(p), in_buffer, out_buffer, scratch,
                 [&](int64_t image, int64_t block, int64_t at, int64_t n, const A* run, int64_t step) {
                     A* const to = z.block(image, block) + at * L;
                     for (int64_t i = 0; i < n; ++i) {
-                        const vec<A> s = sigmoid<A>(affine2.normalised(affine2.biased(load(run + i * step, Full<A>{}), block), block));
+                        const vec<A> s =
+                            sigmoid<A>(affine2.normalised(affine2.biased(load(run + i * step, Full<A>{}), block), block));
                         store(to + i * L, load(to + i * L, Full<A>{}) * s, Full<A>{});
                     }
                 }
@@ -256,9 +254,7 @@ void infer(const GcsaForward& p) {
 
 // Merges the threads' statistics and folds them into the normalisation; by one thread.
 template <class A>
-void finish_statistics(
-    const BatchNorm& norm, A* memory, int64_t per_thread, int threads, int64_t channels, int64_t blocks
-) {
+void finish_statistics(const BatchNorm& norm, A* memory, int64_t per_thread, int threads, int64_t channels, int64_t blocks) {
     const Statistics<A> sum(memory, blocks);
     for (int64_t block = 0; block < blocks; ++block) {
         for (int i = 1; i < threads; ++i) sum.add(Statistics<A>(memory + i * per_thread, blocks), block);
@@ -286,12 +282,10 @@ void forward(const GcsaForward& p) {
     const int64_t in_size = S::size(std::max(c1.input_size(), c2.input_size()));
     const int64_t out_size = S::size(std::max(c1.output_size(), c2.output_size()));
     const int64_t saved = p.u1 ? 0 : S::size(g.map_size(C, N)) + S::size(g.map_size(h, N));
-    const bool store1 = !c1.on_the_fly, store2 = !c2.on_the_fly;
     const int64_t per_thread = S::size(std::max({c1.scratch_size(), c2.scratch_size(), gate_tile_scratch<A>(C, h)}));
     const int64_t statistics = S::size(Statistics<A>::size(C_blocks));
     const int64_t total = Affine<A>::vectors * (S::size(C_blocks * L) + S::size(h_blocks * L)) + S::size(g.map_size(C, N)) +
-                          S::size(g.map_size(h, N)) + saved + (store1 ? S::size(c1.weights_size()) : 0) +
-                          (store2 ? S::size(c2.weights_size()) : 0) + teams * (in_size + out_size) +
+                          S::size(g.map_size(h, N)) + saved + teams * (in_size + out_size) +
                           g.threads * (per_thread + statistics);
     const Scratch memory(total * static_cast<int64_t>(sizeof(A)));
     S pieces(static_cast<A*>(memory.data()));
@@ -299,8 +293,6 @@ void forward(const GcsaForward& p) {
     const BlockedMap<A> z = g.map(pieces.take(g.map_size(C, N)), C), a1 = g.map(pieces.take(g.map_size(h, N)), h);
     T* const u1 = p.u1 ? static_cast<T*>(p.u1) : reinterpret_cast<T*>(pieces.take(g.map_size(h, N)));
     T* const u2 = p.u2 ? static_cast<T*>(p.u2) : reinterpret_cast<T*>(pieces.take(g.map_size(C, N)));
-    A* const spectra1 = store1 ? pieces.take(c1.weights_size()) : nullptr;
-    A* const spectra2 = store2 ? pieces.take(c2.weights_size()) : nullptr;
     A* const team_memory = pieces.take(teams * (in_size + out_size));
     A* const thread_memory = pieces.take(g.threads * per_thread);
     A* const statistics_memory = pieces.take(g.threads * statistics);
@@ -339,14 +331,10 @@ void forward(const GcsaForward& p) {
             all.barrier();
         };
 
-        if (store1) transform_weights(all, g.taps1(p), c1.tiling, WeightSpectra<A>(spectra1, h, C), scratch);
-        if (store2) transform_weights(all, g.taps2(p), c2.tiling, WeightSpectra<A>(spectra2, C, h), scratch);
         gate<T>(team, p.gate, weights.get(), begin, end - begin, z.from(begin), scratch);
         all.barrier();
         const TileRangeOfBatch tiles1{begin * c1.tiling.per_image(), (end - begin) * c1.tiling.per_image()};
-        convolve(
-            team, c1, z, tiles1, g.taps1(p), spectra1, in_buffer, out_buffer, scratch, save(affine1, p.norm1, h, u1)
-        );
+        convolve(team, c1, z, tiles1, g.taps1(p), in_buffer, out_buffer, scratch, save(affine1, p.norm1, h, u1));
         finish(p.norm1, h, affine1);
         team.for_each(block_ranges(end - begin, h_blocks, g.P), [&](int64_t i) {
             const BlockRange r = block_range(i, h_blocks, g.P);
@@ -357,9 +345,7 @@ void forward(const GcsaForward& p) {
         Statistics<A>(own_statistics, C_blocks).clear(C_blocks);
         team.barrier();
         const TileRangeOfBatch tiles2{begin * c2.tiling.per_image(), (end - begin) * c2.tiling.per_image()};
-        convolve(
-            team, c2, a1, tiles2, g.taps2(p), spectra2, in_buffer, out_buffer, scratch, save(affine2, p.norm2, C, u2)
-        );
+        convolve(team, c2, a1, tiles2, g.taps2(p), in_buffer, out_buffer, scratch, save(affine2, p.norm2, C, u2));
         finish(p.norm2, C, affine2);
         T* const out = static_cast<T*>(p.gate.out);
         team.for_each(block_ranges(end - begin, C_blocks, g.P), [&](int64_t i) {
@@ -406,8 +392,8 @@ struct NormGradient {
     }
     // Adds up the threads' sums of d and d * n; by one thread.
     void finish(
-        const BatchNorm& norm, A* memory, int64_t per_thread, int threads, int64_t channels, int64_t count, void* grad_weight,
-        void* grad_bias, void* grad_conv_bias
+        const BatchNorm& norm, A* memory, int64_t per_thread, int threads, int64_t channels, int64_t count,
+        void* grad_weight, void* grad_bias, void* grad_conv_bias
     ) const {
         constexpr int L = lanes<A>;
         for (int64_t c = 0; c < channels; ++c) {
@@ -439,9 +425,8 @@ void backward(const GcsaBackward& q) {
     const int64_t N = g.N, C = g.C, h = g.h, k = g.k, C_blocks = g.blocks(C), h_blocks = g.blocks(h);
     const bool want_gate = q.grad_w1 != nullptr, want_z = want_gate || q.grad_x;
     // From the second convolution's output to its input, from the first's output to its input. All threads work together.
-    Convolution<A> c2 = plan_convolution<A>(N, C, h, g.H, g.W, k);
-    Convolution<A> c1 = plan_convolution<A>(N, h, C, g.H, g.W, k);
-    for (Convolution<A>* c : {&c1, &c2}) set_groups(*c, g.threads, false);
+    const Convolution<A> c2 = plan_convolution<A>(N, C, h, g.H, g.W, k, g.threads, false);
+    const Convolution<A> c1 = plan_convolution<A>(N, h, C, g.H, g.W, k, g.threads, false);
     const Taps<A> mirrored2{static_cast<const A*>(p.conv2.weight), h, C, k * k, h * k * k, k, true};
     const Taps<A> mirrored1{static_cast<const A*>(p.conv1.weight), C, h, k * k, C * k * k, k, true};
     const PerceptronWeights<T> weights(p.gate);
@@ -454,14 +439,11 @@ void backward(const GcsaBackward& q) {
     };
     const int64_t unit_sums = S::size(std::max(sums_size(c1, q.grad_conv1), sums_size(c2, q.grad_conv2)));
     const int64_t unit = S::size(std::max(unit_size<A>(c1.tiling), unit_size<A>(c2.tiling)));
-    const int64_t spectra_size =
-        S::size(std::max(c1.on_the_fly ? 0 : c1.weights_size(), c2.on_the_fly ? 0 : c2.weights_size()));
     const int64_t gate_size = std::max(GateGradient<A>::size(C, h, want_gate), gate_tile_scratch<A>(C, h));
     const int64_t per_thread = S::size(std::max(c1.scratch_size(), c2.scratch_size())) + S::size(gate_size) + unit +
                                S::size(ChannelSums<A>::size(C_blocks));
     const int64_t total = NormGradient<A>::size(C) + NormGradient<A>::size(h) + 3 * S::size(g.map_size(C, N)) +
-                          2 * S::size(g.map_size(h, N)) + in_size + 2 * out_size + unit_sums + spectra_size +
-                          g.threads * per_thread;
+                          2 * S::size(g.map_size(h, N)) + in_size + 2 * out_size + unit_sums + g.threads * per_thread;
     const Scratch memory(total * static_cast<int64_t>(sizeof(A)));
     S pieces(static_cast<A*>(memory.data()));
     NormGradient<A> norm2(p.norm2, C, pieces.take(NormGradient<A>::size(C)));
@@ -475,7 +457,6 @@ void backward(const GcsaBackward& q) {
     A* const out_buffer = pieces.take(out_size);
     A* const x_buffer = pieces.take(out_size);
     A* const unit_memory = unit_sums ? pieces.take(unit_sums) : nullptr;
-    A* const spectra = pieces.take(spectra_size);
     A* const thread_memory = pieces.take(g.threads * per_thread);
     // Of each thread: sums over channels, the gate's gradient, then scratch.
     const int64_t after_sums = S::size(ChannelSums<A>::size(C_blocks)), after_gate = after_sums + S::size(gate_size);
@@ -520,8 +501,7 @@ void backward(const GcsaBackward& q) {
                 for (int64_t at = offset; at < offset + r.count * L; at += L) {
                     vec<A> d = load(grad.data + at, Full<A>{});
                     // Without the averages the normalised value must stay out of it: an infinite one times 0 is NaN.
-                    if (norm.batch_statistics)
-                        d -= n.average_d + n.normalised(load(u + at, Full<T>{})) * n.average_dn;
+                    if (norm.batch_statistics) d -= n.average_d + n.normalised(load(u + at, Full<T>{})) * n.average_dn;
                     store(grad.data + at, d * n.weight_inverse, Full<A>{});
                 }
             });
@@ -539,15 +519,13 @@ void backward(const GcsaBackward& q) {
             for (int64_t at = offset; at < offset + r.count * L; at += L)
                 store(a1.data + at, relu<A>(n.value(load(u1 + at, Full<T>{}))), Full<A>{});
         });
-        if (!c2.on_the_fly)
-            transform_weights(team, mirrored2, c2.tiling, WeightSpectra<A>(spectra, h, C), scratch);
         team.barrier();
         through_norm(p.norm2, norm2, C_blocks, u2, grad_u2);
         sums.clear(C_blocks);
         team.barrier();
 
         convolve_backward(
-            team, c2, grad_u2, mirrored2, spectra, in_buffer, out_buffer, unit_buffer, scratch,
+            team, c2, grad_u2, mirrored2, in_buffer, out_buffer, unit_buffer, scratch,
             {q.grad_conv2 ? &a1 : nullptr, static_cast<A*>(q.grad_conv2), x_buffer, unit_memory}, true,
             [&](int64_t image, int64_t block, int64_t at, int64_t count, const A* run, int64_t step) {
                 const auto n = norm1.block(block);
@@ -569,14 +547,12 @@ void backward(const GcsaBackward& q) {
                 p.norm1, thread_memory, per_thread, team.size, h, N * g.P, q.grad_norm1_weight, q.grad_norm1_bias,
                 q.grad_conv1_bias
             );
-        if (!c1.on_the_fly && want_z)
-            transform_weights(team, mirrored1, c1.tiling, WeightSpectra<A>(spectra, C, h), scratch);
         team.barrier();
         through_norm(p.norm1, norm1, h_blocks, u1, grad_u1);
         team.barrier();
         if (want_z || q.grad_conv1)
             convolve_backward(
-                team, c1, grad_u1, mirrored1, spectra, in_buffer, out_buffer, unit_buffer, scratch,
+                team, c1, grad_u1, mirrored1, in_buffer, out_buffer, unit_buffer, scratch,
                 {q.grad_conv1 ? &z : nullptr, static_cast<A*>(q.grad_conv1), x_buffer, unit_memory}, want_z,
                 [&](int64_t image, int64_t block, int64_t at, int64_t count, const A* run, int64_t step) {
                     A* const to = grad_z.block(image, block) + at * L;

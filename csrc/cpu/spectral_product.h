@@ -1,5 +1,5 @@
-// A complex matrix product on one thread, for one frequency: C (M, L) = or += A (M, K) B (K, L) or A conj(B), where L are the
-// lanes of one vector and complex numbers are stored as a vector of real parts and one of imaginary parts.
+// A complex matrix product on one thread, for one frequency: C (M, L) = or += A (M, K) B (K, L) or A conj(B), where L are
+// the lanes of one vector and complex numbers are stored as a vector of real parts and one of imaginary parts.
 #pragma once
 
 #include <cstdint>
@@ -28,7 +28,9 @@ struct SegmentedK {
 };
 
 template <class T, int rows, bool conjugate>
-inline void product_block(SegmentedK K, ComplexMatrix<T> A, const T* B, int64_t b_stride, T* C, int64_t c_stride, bool accumulate) {
+inline void product_block(
+    SegmentedK K, ComplexMatrix<T> A, const T* B, int64_t b_stride, T* C, int64_t c_stride, bool accumulate
+) {
     constexpr int L = lanes<T>;
     vec<T> re[rows] = {}, im[rows] = {};
     if (accumulate)

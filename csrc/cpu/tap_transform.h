@@ -36,7 +36,9 @@ class TapTransform {
     int columns() const { return width_ / 2 + 1; }
     int first_frequency(int column) const {
         const int half = width_ / 2;
-        return column == 0 ? (half - 1) * height_ : column == half ? (half - 1) * height_ + height_ / 2 + 1 : (column - 1) * height_;
+        return column == 0      ? (half - 1) * height_
+               : column == half ? (half - 1) * height_ + height_ / 2 + 1
+                                : (column - 1) * height_;
     }
 
     // From taps, (kernel, kernel) vectors, to the spectra of their rows.
@@ -45,11 +47,9 @@ class TapTransform {
     }
     // From those to a part of one column of the spectrum: frequency `begin + i` of the column goes to out + i * stride for
     // i = 0 ... count - 1, and its mirror image in the column, if `mirror(column, begin + i)` is one, to out + (count + i) *
-    // stride. All that have begin + i <= height / 2 make up the column. `conjugate` takes the taps from the other end of both
-    // axes.
-    void forward_column(
-        const T* rows, int column, int begin, int count, bool conjugate, T* out, int64_t stride
-    ) const {
+    // stride. All that have begin + i <= height / 2 make up the column. `conjugate` takes the taps from the other end of
+    // both axes.
+    void forward_column(const T* rows, int column, int begin, int count, bool conjugate, T* out, int64_t stride) const {
         with_radius_([&](auto R) { forward_column_<R.value>(rows, column, begin, count, conjugate, out, stride); });
     }
     int half_column() const { return height_ / 2 + 1; }
@@ -117,9 +117,7 @@ class TapTransform {
     }
 
     template <int R>
-    void forward_column_(
-        const T* rows, int column, int begin, int count, bool conjugate, T* out, int64_t stride
-    ) const {
+    void forward_column_(const T* rows, int column, int begin, int count, bool conjugate, T* out, int64_t stride) const {
         constexpr int K = 2 * R + 1, row = 2 * L;
         const T sign = conjugate ? T(-1) : T(1);
         const T* const w = rows + (column * K + R) * row;
