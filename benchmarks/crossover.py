@@ -1,7 +1,7 @@
-"""Where Fourier transforms beat torch's convolution, and whether `conv2d_same` knows.
+"""Where Fourier transforms beat torch's convolution: ``python benchmarks/crossover.py --help``.
 
 The limits in ``cpu.explain_convolution`` rest on what this prints: one Markdown table per size of kernel,
-torch's time over that of the transforms, which are forced on every shape. ``python benchmarks/crossover.py --help``.
+torch's time over that of the transforms, which are forced on every shape.
 """
 
 from __future__ import annotations
@@ -149,8 +149,8 @@ def summary(found: Iterable[Found]) -> str:
     mean = statistics.geometric_mean(result.loss for result in results)
     worst = max(result.loss for result in results)
     return (
-        f"The rule is wrong by more than {MARGIN - 1:.0%} for {wrong} of {len(results)} shapes; what it "
-        f"takes lasts {mean:.2f} times as long as the faster way (geometric mean), {worst:.2f} times at worst."
+        f"The rule is wrong by more than {MARGIN - 1:.0%} for {wrong} of {len(results)} shapes. What it "
+        f"takes lasts {mean:.2f} times as long as the other (geometric mean), at worst {worst:.2f} times."
     )
 
 

@@ -365,7 +365,7 @@ def test_crossover_marks_where_the_rule_is_wrong() -> None:
         "| 64 to 4 |  | (0.50) |",
     ]
     assert "wrong by more than 10% for 2 of 5 shapes" in lines[-1]
-    assert "2.00 times at worst" in lines[-1]
+    assert "at worst 2.00 times" in lines[-1]
 
 
 def test_quick_crossover_has_few_shapes() -> None:
