@@ -21,6 +21,8 @@ from cases import CASES, MAPS, Case, gcsa_case
 from inside import inside
 from paired import DISTURBED, measure, waited
 
+from gcsa_ext.backends import native
+
 COMPARISONS: dict[str, Callable[[float, float], bool]] = {
     "at least": operator.ge,
     "at most": operator.le,
@@ -208,6 +210,25 @@ def _on_threads(call: Callable[[], object], threads: int, times: int) -> None:
         call()
 
 
+def _of_fma_peak(shape: tuple[int, ...], seconds: float = 0.5) -> Measured:
+    """Rate of the complex products of GCSA's slower convolution, over that of independent multiply-adds.
+
+    The peak is the best seen before, between and after the convolutions, about so many seconds each.
+    """
+    extension = native.extension
+    if extension is None:
+        return Measured(None, native.load_error or "")
+    (N, C, H, W), kernel, threads = shape, 7, torch.get_num_threads()
+    peak, rates = extension.fma_peak(threads, seconds), {}
+    for inputs, outputs in ((C, C // 4), (C // 4, C)):
+        rate = extension.convolution_product_rate(N, inputs, outputs, H, W, kernel, threads, seconds)
+        rates[f"{inputs} to {outputs}"] = rate
+        peak = max(peak, extension.fma_peak(threads, seconds))
+    slower = min(rates, key=lambda name: rates[name])
+    words = [f"{name} channels {rate / 1e9:.3g} GFLOP/s" for name, rate in rates.items()]
+    return Measured(rates[slower] / peak, f"{', '.join(words)}, peak {peak / 1e9:.3g} GFLOP/s")
+
+
 _BY_NAME = {str(case): case for case in CASES}
 _PEER = "the best peer's speed"
 
@@ -279,6 +300,10 @@ def _bars() -> Iterator[Bar]:
     shape = (8, *MAPS[1])
     scaling = functools.partial(_thread_scaling, shape)
     yield Bar("threads 1 to 2, GCSA eval forward", _name(shape), "at least", 1.7, "the speed", scaling)
+
+    for shape in batches:
+        measured = functools.partial(_of_fma_peak, shape)
+        yield Bar("frequency-domain product", _name(shape), "at least", 0.8, "the FMA peak", measured)
 
     # Add a bar here: what, shape, "at least", limit, what it is a ratio of, a function () -> Measured.
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import bars
+import crossover
 import exactness
 import pytest
 import report
@@ -21,6 +23,8 @@ from inside import Inside, Stopwatch, inside
 from paired import waited
 from torch import Tensor, nn
 
+from gcsa_ext import use_backend
+from gcsa_ext.backends import cpu, native
 from gcsa_ext.nn import GCSA
 
 
@@ -142,6 +146,27 @@ def test_a_disturbed_case_shows_in_the_bar() -> None:
     for timed in (True, False):
         bar = Bar("speed", "", "at least", 1.0, "its peer", lambda result: Measured(2.0), (case,), timed)
         assert ("disturbed" in bars.table([bars.judge(bar, results)])) == timed
+
+
+def test_the_slower_convolution_counts_against_the_best_peak(monkeypatch: pytest.MonkeyPatch) -> None:
+    peaks, asked = iter([90e9, 100e9, 95e9]), []
+
+    def product_rate(*arguments: float) -> float:
+        asked.append(arguments)
+        return 85e9 if arguments[1] > arguments[2] else 70e9  # fewer inputs are slower
+
+    stub = SimpleNamespace(
+        fma_peak=lambda threads, seconds: next(peaks), convolution_product_rate=product_rate
+    )
+    monkeypatch.setattr(native, "extension", stub)
+    found = bars._of_fma_peak((8, 64, 56, 48), seconds=0.25)
+    assert found.value == pytest.approx(0.7)
+    assert found.note == "64 to 16 channels 85 GFLOP/s, 16 to 64 channels 70 GFLOP/s, peak 100 GFLOP/s"
+    threads = torch.get_num_threads()
+    assert asked == [(8, 64, 16, 56, 48, 7, threads, 0.25), (8, 16, 64, 56, 48, 7, threads, 0.25)]
+
+    monkeypatch.setattr(native, "extension", None)
+    assert bars._of_fma_peak((8, 64, 56, 48)).value is None
 
 
 def test_waiting_for_a_core_adds_up() -> None:
@@ -307,3 +332,43 @@ def test_scaling_is_drawn(tmp_path: Path, suffix: str) -> None:
 def test_scaling_times_ours_and_eager() -> None:
     found = scaling.times((1, 4, 3, 3), training=True, seconds=0.0)
     assert found.keys() == {"ours", "eager"} and min(found.values()) > 0.0
+
+
+def test_crossover_forces_the_transforms() -> None:
+    asked = crossover.Shape(kernel=3, inputs=4, outputs=5, batch=2, size=6)
+    rule = cpu.explain_convolution
+    found = crossover.compare(asked, 0.0)
+    assert found.ratio > 0.0 and found.rule == "direct"
+    assert cpu.explain_convolution is rule
+    assert crossover.compare(crossover.Shape(7, 16, 16, 1, 7), 0.0).rule == "fft"
+    with use_backend("reference"), pytest.raises(RuntimeError, match="'reference' is forced"):
+        crossover.compare(asked, 0.0)
+
+
+def test_crossover_marks_where_the_rule_is_wrong() -> None:
+    def shape(inputs: int, batch: int) -> crossover.Shape:
+        return crossover.Shape(5, inputs, 4, batch, 7)
+
+    found = {
+        shape(4, 1): crossover.Found(2.0, "fft"),
+        shape(4, 8): crossover.Found(0.5, "fft"),
+        shape(16, 1): crossover.Found(0.95, "fft", disturbed=True),
+        shape(16, 8): crossover.Found(2.0, "direct"),
+        shape(64, 8): crossover.Found(0.5, "direct"),
+    }
+    lines = crossover.tables(found).splitlines()
+    assert lines[:5] == [
+        "| 5x5 | 1x7x7 | 8x7x7 |",
+        "|---|--:|--:|",
+        "| 4 to 4 | 2.00 | **0.50** |",
+        "| 16 to 4 | 0.95 disturbed | **(2.00)** |",
+        "| 64 to 4 |  | (0.50) |",
+    ]
+    assert "wrong by more than 10% for 2 of 5 shapes" in lines[-1]
+    assert "at worst 2.00 times" in lines[-1]
+
+
+def test_quick_crossover_has_few_shapes() -> None:
+    everything, few = list(crossover.shapes(quick=False)), list(crossover.shapes(quick=True))
+    assert len(set(everything)) == len(everything) == 320
+    assert 0 < len(few) <= 12 and set(few) <= set(everything)
