@@ -298,6 +298,20 @@ PYBIND11_MODULE(_C, module) {
             );
         }
     );
+    module.def("fma_peak", [](int threads, double seconds) {
+        require(threads >= 1, "at least 1 thread");
+        const py::gil_scoped_release release;
+        return kernels().fma_peak(threads, seconds);
+    });
+    module.def(
+        "convolution_product_rate", [](int64_t batch, int64_t inputs, int64_t outputs, int64_t height, int64_t width,
+                                       int64_t kernel, int threads, double seconds) {
+            require(batch >= 1 && threads >= 1, "a batch and threads of at least 1");
+            convolution(0, false, batch, inputs, height, width, threads, outputs, kernel, 1, 1, 0, 1);  // checks them
+            const py::gil_scoped_release release;
+            return kernels().product_rate({batch, inputs, outputs, height, width, kernel, threads, seconds});
+        }
+    );
     module.def("release_scratch", &gcsa_ext::release_scratch);
     module.def("kept_scratch", &gcsa_ext::kept_scratch);
 }

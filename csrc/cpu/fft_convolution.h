@@ -209,7 +209,7 @@ inline void transform_back(
 // out[f] = in[f] weights[f] for every tile and frequency. The weights' spectra are many times larger than the weights: they
 // are transformed a few inputs and frequencies at a time and used while they are in the first-level cache, which is as fast
 // as reading spectra that were computed before back from memory.
-template <class A>
+template <class A, bool transforms = true>
 inline void multiply_spectra(
     const Team& team, const Tiling& tiling, int64_t tiles, const TileSpectra<A>& in, const Taps<A>& taps,
     const TileSpectra<A>& out, A* scratch
@@ -230,7 +230,7 @@ inline void multiply_spectra(
         const int64_t end = std::min(first + at_once, taps.inputs);
         team.for_each(out.blocks * shares, [&](int64_t unit) {
             const int64_t block = unit / shares, share = unit % shares;
-            for (int64_t input = first; input < end; ++input)
+            for (int64_t input = first; transforms && input < end; ++input)
                 transform_tap_rows(taps, block, input, transform, rows + (input - first) * rows_size, gathered);
             const int columns = transform.columns(), last = static_cast<int>(columns * (share + 1) / shares);
             for (int k = static_cast<int>(columns * share / shares); k < last; ++k)
@@ -238,7 +238,7 @@ inline void multiply_spectra(
                     const int these = std::min(pairs, transform.half_column() - begin);
                     for (int64_t input = first; input < end; input += L) {
                         const int64_t count = std::min<int64_t>(L, end - input);
-                        for (int64_t i = 0; i < count; ++i)
+                        for (int64_t i = 0; transforms && i < count; ++i)
                             transform.forward_column(
                                 rows + (input - first + i) * rows_size, k, begin, these, !taps.mirrored, column + i * 2 * L,
                                 stride

@@ -19,6 +19,8 @@ const Kernels table = {
     frequency_mask,
     gcsa_forward,
     gcsa_backward,
+    fma_peak,
+    product_rate,
 };
 
 }  // namespace gcsa_ext::cpu::GCSA_EXT_ISA

@@ -5,6 +5,7 @@
 #include "../convolution.h"
 #include "../frequency_mask.h"
 #include "../gcsa.h"
+#include "../measure.h"
 #include "../norm_gate.h"
 
 namespace gcsa_ext::cpu {
@@ -20,6 +21,8 @@ struct Kernels {
     void (*frequency_mask)(const FrequencyMask&);
     void (*gcsa_forward)(const GcsaForward&);
     void (*gcsa_backward)(const GcsaBackward&);
+    double (*fma_peak)(int threads, double seconds);
+    double (*product_rate)(const ProductRate&);
 };
 
 #ifdef GCSA_EXT_ISA
@@ -33,6 +36,8 @@ void convolution_backward(const ConvolutionBackward&);
 void frequency_mask(const FrequencyMask&);
 void gcsa_forward(const GcsaForward&);
 void gcsa_backward(const GcsaBackward&);
+double fma_peak(int threads, double seconds);
+double product_rate(const ProductRate&);
 }  // namespace GCSA_EXT_ISA
 #endif
 

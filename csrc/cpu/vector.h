@@ -198,7 +198,7 @@ inline vec<T> reciprocal(vec<T> x) {
 #ifdef __AVX512F__
     if constexpr (std::is_same_v<T, float>) {
         // A division takes as long as the whole exponential; 14 bits and one step of Newton's method a fifth of that.
-        const vec<T> y = bit_cast<vec<T>>(_mm512_rcp14_ps(bit_cast<__m512>(x)));
+        const vec<T> y = bit_cast<vec<T>>(_mm512_maskz_rcp14_ps(0xffff, bit_cast<__m512>(x)));
         return y * (T(2) - x * y);
     }
 #endif
