@@ -248,8 +248,8 @@ inline void multiply_spectra(
                             if (j < 0) continue;
                             const int64_t f = transform.first_frequency(k) + j;
                             product<A, false>(
-                                tiles, {count, L}, {in.at(input / L, f), in.tile_stride, 0, 1}, column + slot * stride,
-                                2 * L, out.at(block, f), out.tile_stride, input > 0
+                                tiles, count, {in.at(input / L, f), in.tile_stride, 1}, column + slot * stride, 2 * L,
+                                out.at(block, f), out.tile_stride, input > 0
                             );
                         }
                     }

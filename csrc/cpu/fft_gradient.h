@@ -62,9 +62,8 @@ inline void convolve_backward(
                 A* const sums = weights.sums ? weights.sums + unit * unit_size<A>(c.tiling) : unit_buffer;
                 for (int64_t f = 0; f < F; ++f)
                     product<A, true>(
-                        rows, {group.count, group.count},
-                        {x_spectra.at(input / L, f) + input % L, 1, 0, x_spectra.tile_stride}, g_spectra.at(block, f),
-                        g_spectra.tile_stride, sums + f * unit_stride<A>, 2 * L, !first
+                        rows, group.count, {x_spectra.at(input / L, f) + input % L, 1, x_spectra.tile_stride},
+                        g_spectra.at(block, f), g_spectra.tile_stride, sums + f * unit_stride<A>, 2 * L, !first
                     );
                 if (!last) return;
                 const int64_t lanes_used = outputs - block * L < L ? outputs - block * L : L;

@@ -15,58 +15,59 @@ constexpr int product_rows = 8;
 constexpr int product_rows = 4;
 #endif
 
-// Element (m, k) of A, k = segment * segment_length + j: the real part at data + m * row_stride + segment * segment_stride +
-// j * k_stride, the imaginary part L elements behind it.
+// Element (m, k) of A: the real part at data + m * row_stride + k * k_stride, the imaginary part L elements behind it.
 template <class T>
 struct ComplexMatrix {
     const T* data;
-    int64_t row_stride, segment_stride, k_stride;
-};
-
-struct SegmentedK {
-    int64_t count, segment_length;  // count elements in segments, the last of which may be shorter
+    int64_t row_stride, k_stride;
 };
 
 template <class T, int rows, bool conjugate>
 inline void product_block(
-    SegmentedK K, ComplexMatrix<T> A, const T* B, int64_t b_stride, T* C, int64_t c_stride, bool accumulate
+    int64_t K, ComplexMatrix<T> A, const T* B, int64_t b_stride, T* C, int64_t c_stride, bool accumulate
 ) {
     constexpr int L = lanes<T>;
-    vec<T> re[rows] = {}, im[rows] = {};
+    // Sums must not wait for each other: with few rows each is kept in several parts.
+    constexpr int parts = rows >= 4 ? 1 : rows >= 2 ? 2 : 4;
+    vec<T> re[parts][rows] = {}, im[parts][rows] = {};
     if (accumulate)
         for (int i = 0; i < rows; ++i) {
-            re[i] = load(C + i * c_stride, Full<T>{});
-            im[i] = load(C + i * c_stride + L, Full<T>{});
+            re[0][i] = load(C + i * c_stride, Full<T>{});
+            im[0][i] = load(C + i * c_stride + L, Full<T>{});
         }
-    const T* segment = A.data;
-    for (int64_t left = K.count; left > 0; left -= K.segment_length, segment += A.segment_stride) {
-        const int64_t length = left < K.segment_length ? left : K.segment_length;
-        const T* a = segment;
-        for (int64_t j = 0; j < length; ++j, a += A.k_stride, B += b_stride) {
-            const vec<T> b_re = load(B, Full<T>{}), b_im = load(B + L, Full<T>{});
-            for (int i = 0; i < rows; ++i) {
-                const T a_re = a[i * A.row_stride], a_im = a[i * A.row_stride + L];
-                re[i] += a_re * b_re;
-                im[i] += a_im * b_re;
-                if constexpr (conjugate) {
-                    re[i] += a_im * b_im;
-                    im[i] -= a_re * b_im;
-                } else {
-                    re[i] -= a_im * b_im;
-                    im[i] += a_re * b_im;
-                }
+    const auto step = [&](int64_t k, int part) {
+        const T* const a = A.data + k * A.k_stride;
+        const vec<T> b_re = load(B + k * b_stride, Full<T>{}), b_im = load(B + k * b_stride + L, Full<T>{});
+        for (int i = 0; i < rows; ++i) {
+            const T a_re = a[i * A.row_stride], a_im = a[i * A.row_stride + L];
+            re[part][i] += a_re * b_re;
+            im[part][i] += a_im * b_re;
+            if constexpr (conjugate) {
+                re[part][i] += a_im * b_im;
+                im[part][i] -= a_re * b_im;
+            } else {
+                re[part][i] -= a_im * b_im;
+                im[part][i] += a_re * b_im;
             }
         }
-    }
+    };
+    int64_t k = 0;
+    for (; k + parts <= K; k += parts)
+        for (int part = 0; part < parts; ++part) step(k + part, part);
+    for (; k < K; ++k) step(k, 0);
     for (int i = 0; i < rows; ++i) {
-        store(C + i * c_stride, re[i], Full<T>{});
-        store(C + i * c_stride + L, im[i], Full<T>{});
+        for (int part = 1; part < parts; ++part) {
+            re[0][i] += re[part][i];
+            im[0][i] += im[part][i];
+        }
+        store(C + i * c_stride, re[0][i], Full<T>{});
+        store(C + i * c_stride + L, im[0][i], Full<T>{});
     }
 }
 
 template <class T, bool conjugate, int rows = product_rows>
 inline void product(
-    int64_t M, SegmentedK K, ComplexMatrix<T> A, const T* B, int64_t b_stride, T* C, int64_t c_stride, bool accumulate
+    int64_t M, int64_t K, ComplexMatrix<T> A, const T* B, int64_t b_stride, T* C, int64_t c_stride, bool accumulate
 ) {
     for (; M >= rows; M -= rows) {
         product_block<T, rows, conjugate>(K, A, B, b_stride, C, c_stride, accumulate);
