@@ -85,7 +85,7 @@ void backward(const ConvolutionBackward& q) {
     const int threads = p.map.threads;
     FeatureMap out_map = p.map;
     out_map.channels = outputs;
-    const Convolution<A> c = plan_convolution<A>(N, outputs, inputs, p.height, p.width, k, threads, false);
+    const Convolution<A> c = plan_convolution<A>(N, outputs, inputs, p.height, p.width, k, threads, false, true);
     const Taps<A> mirrored{static_cast<const A*>(p.weight), inputs, outputs, k * k, inputs * k * k, k, true};
 
     using S = Pieces<A>;

@@ -20,22 +20,24 @@ inline int64_t tiles_per_group(const Convolution<A>& c, int threads, int64_t mos
 
 // The estimated time of a convolution, in nanoseconds of one thread with AVX-512. Per point of a tile and vector, the
 // transform of a tile costs about `transform_cost` and that of taps `tap_cost`, a complex product of vectors costs
-// `product_cost`, the caches included.
+// `product_cost`, the caches included. With several groups the sums for the weights' gradient are read and written for each.
 template <class A>
-inline double estimated_cost(const Convolution<A>& c) {
-    constexpr double transform_cost = 10, product_cost = 1, tap_cost = 2, L = lanes<A>;
+inline double estimated_cost(const Convolution<A>& c, bool with_gradient) {
+    constexpr double transform_cost = 10, product_cost = 1, tap_cost = 2, sums_cost = 3, L = lanes<A>;
     const double points = static_cast<double>(c.tiling.y.length * c.tiling.x.length), tiles = static_cast<double>(c.tiles());
     const double in_blocks = std::ceil(c.inputs / L), out_blocks = std::ceil(c.outputs / L);
     const double products = static_cast<double>(c.inputs) * out_blocks;
     const double groups = std::ceil(tiles / static_cast<double>(c.group));
     return points * (tiles * (transform_cost * (in_blocks + out_blocks) + product_cost / 2 * products) +
-                     groups * tap_cost * products);
+                     groups * products * (tap_cost + (with_gradient && groups > 1 ? sums_cost : 0)));
 }
 
-// The best way for a convolution. `apart`: every thread is to work on images of its own.
+// The best way for a convolution. `apart`: every thread is to work on images of its own. `with_gradient`: the gradient of
+// the weights is computed from the same tiles.
 template <class A>
 inline Convolution<A> plan_convolution(
-    int64_t batch, int64_t inputs, int64_t outputs, int64_t height, int64_t width, int64_t kernel, int threads, bool apart
+    int64_t batch, int64_t inputs, int64_t outputs, int64_t height, int64_t width, int64_t kernel, int threads, bool apart,
+    bool with_gradient = false
 ) {
     const int64_t radius = kernel / 2;
     Convolution<A> best{};
@@ -47,7 +49,7 @@ inline Convolution<A> plan_convolution(
             Convolution<A> c{batch, inputs, outputs, kernel, {{height, y, radius}, {width, x, radius}}, 1, apart};
             const int64_t images = apart ? (batch + threads - 1) / threads : batch;
             c.group = tiles_per_group(c, threads, images * c.tiling.per_image());
-            const double cost = estimated_cost(c);
+            const double cost = estimated_cost(c, with_gradient);
             if (best.kernel == 0 || cost < least) least = cost, best = c;
         }
     return best;

@@ -425,8 +425,8 @@ void backward(const GcsaBackward& q) {
     const int64_t N = g.N, C = g.C, h = g.h, k = g.k, C_blocks = g.blocks(C), h_blocks = g.blocks(h);
     const bool want_gate = q.grad_w1 != nullptr, want_z = want_gate || q.grad_x;
     // From the second convolution's output to its input, from the first's output to its input. All threads work together.
-    const Convolution<A> c2 = plan_convolution<A>(N, C, h, g.H, g.W, k, g.threads, false);
-    const Convolution<A> c1 = plan_convolution<A>(N, h, C, g.H, g.W, k, g.threads, false);
+    const Convolution<A> c2 = plan_convolution<A>(N, C, h, g.H, g.W, k, g.threads, false, true);
+    const Convolution<A> c1 = plan_convolution<A>(N, h, C, g.H, g.W, k, g.threads, false, true);
     const Taps<A> mirrored2{static_cast<const A*>(p.conv2.weight), h, C, k * k, h * k * k, k, true};
     const Taps<A> mirrored1{static_cast<const A*>(p.conv1.weight), C, h, k * k, C * k * k, k, true};
     const PerceptronWeights<T> weights(p.gate);
