@@ -42,16 +42,22 @@ inline Convolution<A> plan_convolution(
     const int64_t radius = kernel / 2;
     Convolution<A> best{};
     double least = 0;
-    for (int64_t y : fft_lengths)
+    const int64_t images = apart ? (batch + threads - 1) / threads : batch;
+    for (int64_t y : fft_lengths) {
+        // A kernel wraps onto itself in a shorter tile, and a tile must have a point that is its own.
+        if (y <= 2 * radius) continue;
+        const TileAxis rows{height, y, radius};
         for (int64_t x : fft_lengths) {
-            // A kernel wraps onto itself in a shorter tile, and a tile must have a point that is its own.
-            if (y <= 2 * radius || x <= 2 * radius) continue;
-            Convolution<A> c{batch, inputs, outputs, kernel, {{height, y, radius}, {width, x, radius}}, 1, apart};
-            const int64_t images = apart ? (batch + threads - 1) / threads : batch;
+            if (x <= 2 * radius) continue;
+            const TileAxis columns{width, x, radius};
+            Convolution<A> c{batch, inputs, outputs, kernel, {rows, columns}, 1, apart};
             c.group = tiles_per_group(c, threads, images * c.tiling.per_image());
             const double cost = estimated_cost(c, with_gradient);
             if (best.kernel == 0 || cost < least) least = cost, best = c;
+            if (columns.whole()) break;  // longer ones have no more to offer
         }
+        if (rows.whole()) break;
+    }
     return best;
 }
 
