@@ -47,7 +47,8 @@ def step(module: nn.Module, x: Tensor, grad: Tensor) -> list[Tensor]:
     return [out.detach(), *torch.autograd.grad(out, [x, *parameters], grad.to(out.dtype))]
 
 
-def assert_same_step(fused: nn.Module, plain: nn.Module, x: Tensor) -> None:
+def assert_same_step(fused: nn.Module, plain: nn.Module, x: Tensor, summands: float = 0.0) -> None:
+    """`summands` is the size of what may cancel in every gradient."""
     grad = torch.randn(x.shape)
     exact = copy.deepcopy(plain).double()
     names = ["result", "gradient of x", *(n for n, p in plain.named_parameters() if p.requires_grad)]
@@ -55,7 +56,7 @@ def assert_same_step(fused: nn.Module, plain: nn.Module, x: Tensor) -> None:
     for name, a, b, c in zip(names, *steps, strict=True):
         # In training the norm behind a convolution takes its bias out again: the exact gradient is 0.
         cancels = name in ("spatial_attention.0.bias", "spatial_attention.3.bias")
-        least_scale = max(g.abs().max().item() for g in steps[2]) if cancels else 0.0
+        least_scale = max(g.abs().max().item() for g in steps[2]) if cancels else summands
         assert_as_accurate(a, b, c, name, MODULE_FACTOR, least_scale)
     for a, b in zip(fused.buffers(), plain.buffers(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
@@ -86,7 +87,8 @@ def test_numbers_are_those_of_the_plain_module(name: str, training: bool, layout
 def test_sizes_of_the_map(shape: tuple[int, ...]) -> None:
     for training in (True, False):
         fused, plain = (m.train(training) for m in pair(channels=12))
-        assert_same_step(fused, plain, torch.randn(shape))
+        # Whatever two values are, their norm makes -1 and 1 of them: nearly all of the gradients cancels.
+        assert_same_step(fused, plain, torch.randn(shape), summands=1.0 if shape == (2, 12, 1, 1) else 0.0)
 
 
 def test_one_value_per_channel_cannot_be_trained_on() -> None:
