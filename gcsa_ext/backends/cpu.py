@@ -300,7 +300,8 @@ def _gcsa_vectors(
 def saved_shape(channels: int, x: Tensor) -> tuple[int, int, int, int]:
     """Of what is kept of a convolution's output: channels padded to the lanes of the widest vector."""
     N, _, H, W = x.shape
-    return N, (channels + 15) // 16 * 16, H, W
+    lanes = 64 // accumulator_dtype(x.dtype).itemsize
+    return N, (channels + lanes - 1) // lanes * lanes, H, W
 
 
 def gcsa(
