@@ -1,4 +1,4 @@
-"""The whole attention as one operator: when it is used, values, gradients, saved bytes, fresh weights, threads."""
+"""The whole attention as one operator: when it is used, values, gradients, saved bytes, fresh weights."""
 
 from __future__ import annotations
 
@@ -513,7 +513,6 @@ def test_every_instruction_set(isa: str) -> None:
         from gcsa_ext.backends import cpu
         from pairs import assert_same_step, pair
         from test_conv2d_same import arguments, check
-        torch.set_num_threads(2)
         for dtype in (torch.float32, torch.float64):
             for kernel in (5, 7, 9, 11):
                 for shape in ((3, 20, 9, 14), (1, 20, 33, 6)):
@@ -533,5 +532,6 @@ def test_every_instruction_set(isa: str) -> None:
         print(gcsa_ext.info()["isa"])
         """,
         GCSA_EXT_CPU_ISA=isa,
+        OMP_NUM_THREADS="1",
     )
     assert printed == isa
