@@ -400,6 +400,27 @@ def test_samples_do_not_touch_each_other(N: int, threads: int) -> None:
     assert torch.equal(found_grad[others], grad_x[others])
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_more_hidden_channels_than_channels(threads: int) -> None:
+    torch.set_num_threads(threads)
+    tensors = [
+        torch.randn(4, 3, 9, 8),
+        torch.randn(33, 3),
+        torch.randn(33),
+        torch.randn(3, 33),
+        torch.randn(3),
+    ]
+    tensors += [torch.randn(33, 3, 5, 5), torch.randn(33), torch.randn(3, 33, 5, 5), torch.randn(3)]
+    inputs = [t.double().requires_grad_() for t in tensors]
+    results = []
+    for backend in ("cpu", "reference"):
+        with gcsa_ext.use_backend(backend):
+            out = torch.ops.gcsa_ext.gcsa(*inputs, *8 * (None,), 1e-5, 1e-5, 1, True, True)[0]
+            weights = [inputs[i] for i in (0, 1, 3, 5, 7)]
+            results.append((out, *torch.autograd.grad(out.sin().sum(), weights)))
+    torch.testing.assert_close(*results, rtol=1e-6, atol=1e-7)
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 def test_bfloat16_and_autocast() -> None:
     fused, plain = (m.eval() for m in pair(channels=16))
