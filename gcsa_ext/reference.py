@@ -44,6 +44,23 @@ def accumulator_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def _batch_norm(
+    u: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None, var: Tensor | None, eps: float
+) -> Tensor:
+    """Batch normalisation as in `norm_gate`, with vectors in the dtype of sums."""
+    dtype = accumulator_dtype(u.dtype)
+    weight, bias, mean, var = (None if v is None else v.to(dtype) for v in (weight, bias, mean, var))
+    return F.batch_norm(u, mean, var, weight, bias, training=mean is None, eps=eps)
+
+
+def _statistics(u: Tensor, mean: Tensor | None, var: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The given mean and variance, or those of the batch (biased), in the dtype of sums."""
+    dtype = accumulator_dtype(u.dtype)
+    if mean is None or var is None:
+        var, mean = torch.var_mean(u.detach().to(dtype), (0, 2, 3), correction=0)
+    return mean.to(dtype), var.to(dtype)
+
+
 def norm_gate(
     u: Tensor,
     z: Tensor,
@@ -61,9 +78,7 @@ def norm_gate(
         mean, var: (C,) statistics to normalise with, or None, None for those of this batch (biased variance).
         eps: added to the variance.
     """
-    dtype = accumulator_dtype(u.dtype)
-    weight, bias, mean, var = (None if v is None else v.to(dtype) for v in (weight, bias, mean, var))
-    return z * torch.sigmoid(F.batch_norm(u, mean, var, weight, bias, training=mean is None, eps=eps))
+    return z * torch.sigmoid(_batch_norm(u, weight, bias, mean, var, eps))
 
 
 def conv2d_same(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -84,10 +99,10 @@ def gcsa(
     b2: Tensor,
     conv1_weight: Tensor,
     conv1_bias: Tensor | None,
-    norm1_weight: Tensor | None,
-    norm1_bias: Tensor | None,
     conv2_weight: Tensor,
     conv2_bias: Tensor | None,
+    norm1_weight: Tensor | None,
+    norm1_bias: Tensor | None,
     norm2_weight: Tensor | None,
     norm2_bias: Tensor | None,
     mean1: Tensor | None,
@@ -98,25 +113,29 @@ def gcsa(
     eps2: float,
     groups: int,
     sigmoid: bool,
-) -> Tensor:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Global channel-spatial attention: the channel gate, then the spatial gate of two convolutions.
 
     Args:
         x: (N, C, H, W). w1, b1, w2, b2, groups, sigmoid: see `channel_gate`.
-        conv1_weight: (h, C, k, k), conv1_bias: (h,) or None. conv2_weight: (C, h, k, k), conv2_bias: (C,).
-        norm1_weight, norm1_bias, mean1, var1: (h,); norm2_...: (C,): see `norm_gate`.
+        conv1_weight: (h, C, k, k), conv1_bias: (h,) or None. conv2_weight: (C, h, k, k), conv2_bias: (C,) or
+            None. All weights and biases so far are cast to the dtype of x.
+        norm1_weight, norm1_bias, mean1, var1: (h,), eps1; norm2_...: (C,): see `norm_gate`.
+
+    Returns:
+        The result, and the mean1, var1, mean2, var2 with which it was normalised.
     """
-    dtype = accumulator_dtype(x.dtype)
     w1, b1, w2, b2, conv1_weight, conv2_weight = (
         w.to(x.dtype) for w in (w1, b1, w2, b2, conv1_weight, conv2_weight)
     )
     conv1_bias, conv2_bias = (None if b is None else b.to(x.dtype) for b in (conv1_bias, conv2_bias))
     z = channel_gate(x, w1, b1, w2, b2, groups, sigmoid)
-    u = conv2d_same(z, conv1_weight, conv1_bias)
-    vectors = (None if v is None else v.to(dtype) for v in (mean1, var1, norm1_weight, norm1_bias))
-    u = torch.relu(F.batch_norm(u, *vectors, training=mean1 is None, eps=eps1))
-    u = conv2d_same(u, conv2_weight, conv2_bias)
-    return norm_gate(u, z, norm2_weight, norm2_bias, mean2, var2, eps2)
+    u1 = conv2d_same(z, conv1_weight, conv1_bias)
+    u2 = conv2d_same(
+        torch.relu(_batch_norm(u1, norm1_weight, norm1_bias, mean1, var1, eps1)), conv2_weight, conv2_bias
+    )
+    out = norm_gate(u2, z, norm2_weight, norm2_bias, mean2, var2, eps2)
+    return out, *_statistics(u1, mean1, var1), *_statistics(u2, mean2, var2)
 
 
 def frequency_bands(spectrogram: Tensor, start: Tensor, width: Tensor) -> Tensor:

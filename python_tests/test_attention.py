@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from accuracy import MODULE_FACTOR, assert_as_accurate
+from accuracy import assert_as_accurate
 from layouts import LAYOUTS, expected_format
+from pairs import assert_same_step, pair, step
 from public_attention import PlainAttention, randomize_statistics
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, prune
@@ -28,37 +29,6 @@ VARIANTS = {
     "odd": {"channels": 15, "reduction": 5, "groups": 3, "kernel_size": 3},
     "one hidden channel": {"channels": 7, "reduction": 7, "groups": 7, "kernel_size": 1},
 }
-
-
-def pair(dtype: torch.dtype = torch.float32, **options: Any) -> tuple[GCSA, PlainAttention]:
-    """The fused and the plain module with the same parameters and statistics."""
-    plain = PlainAttention(**options)
-    randomize_statistics(plain)
-    fused = GCSA(**options)
-    fused.load_state_dict(plain.state_dict())
-    return fused.to(dtype), plain.to(dtype)
-
-
-def step(module: nn.Module, x: Tensor, grad: Tensor) -> list[Tensor]:
-    """The result, and the gradients of the input and of the parameters."""
-    x = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
-    out = module(x)
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    return [out.detach(), *torch.autograd.grad(out, [x, *parameters], grad.to(out.dtype))]
-
-
-def assert_same_step(fused: nn.Module, plain: nn.Module, x: Tensor) -> None:
-    grad = torch.randn(x.shape)
-    exact = copy.deepcopy(plain).double()
-    names = ["result", "gradient of x", *(n for n, p in plain.named_parameters() if p.requires_grad)]
-    steps = step(fused, x, grad), step(plain, x, grad), step(exact, x.double(), grad)
-    for name, a, b, c in zip(names, *steps, strict=True):
-        # In training the norm behind a convolution takes its bias out again: the exact gradient is 0.
-        cancels = name in ("spatial_attention.0.bias", "spatial_attention.3.bias")
-        least_scale = max(g.abs().max().item() for g in steps[2]) if cancels else 0.0
-        assert_as_accurate(a, b, c, name, MODULE_FACTOR, least_scale)
-    for a, b in zip(fused.buffers(), plain.buffers(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -86,7 +56,8 @@ def test_numbers_are_those_of_the_plain_module(name: str, training: bool, layout
 def test_sizes_of_the_map(shape: tuple[int, ...]) -> None:
     for training in (True, False):
         fused, plain = (m.train(training) for m in pair(channels=12))
-        assert_same_step(fused, plain, torch.randn(shape))
+        # Whatever two values are, their norm makes -1 and 1 of them: nearly all of the gradients cancels.
+        assert_same_step(fused, plain, torch.randn(shape), summands=1.0 if shape == (2, 12, 1, 1) else 0.0)
 
 
 def test_one_value_per_channel_cannot_be_trained_on() -> None:

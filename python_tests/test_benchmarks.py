@@ -314,7 +314,6 @@ def test_slow_state_relates_each_state_to_a_process_alone() -> None:
 
 @pytest.mark.parametrize("suffix", [".svg", ".png"])
 def test_scaling_is_drawn(tmp_path: Path, suffix: str) -> None:
-    pytest.importorskip("matplotlib")
     found = {
         passed: {
             growing: [{"value": value, "ours": 1e-4 * value, "eager": 5e-4 * value} for value in values]

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gcsa_ext import __version__
+from gcsa_ext import __version__, data
 from gcsa_ext.cli import main
 
 NO_EXTRAS = """
@@ -45,8 +45,6 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 @pytest.fixture(scope="module")
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a corpus and a checkpoint trained on it by the command line."""
-    pytest.importorskip("lightning")
-    data = pytest.importorskip("gcsa_ext.data")
     folder: Path = tmp_path_factory.mktemp("run")
     data.synthesize_corpus(folder / "corpus", identities=3, size=64)
     arguments = [
@@ -205,7 +203,6 @@ def test_an_interrupt_is_no_traceback(
 
 
 def test_quick_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    pytest.importorskip("lightning")
     assert main(["demo", "--quick", "--out", str(tmp_path / "out")]) == 0
     out = capsys.readouterr().out
     for word in (

@@ -29,8 +29,9 @@ def fresh_compiler() -> Iterator[None]:
     torch.compiler.reset()
 
 
-def attention(training: bool) -> GCSA:
-    module = GCSA(8, groups=2, kernel_size=3)
+def attention(training: bool, kernel_size: int = 5) -> GCSA:
+    """As one operator, or with a kernel_size of 3 as several."""
+    module = GCSA(8, groups=2, kernel_size=kernel_size)
     randomize_statistics(module)
     return module.train(training)
 
@@ -64,8 +65,9 @@ def assert_same_step(compiled: nn.Module, eager: nn.Module, x: Tensor) -> None:
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("dynamic", [True, False])
-def test_gcsa_is_one_graph(training: bool, dynamic: bool) -> None:
-    eager = attention(training)
+@pytest.mark.parametrize("kernel_size", [3, 5])
+def test_gcsa_is_one_graph(kernel_size: int, dynamic: bool, training: bool) -> None:
+    eager = attention(training, kernel_size)
     compiled = torch.compile(copy.deepcopy(eager), fullgraph=True, dynamic=dynamic, backend="aot_eager")
     sizes = [(2, 8, 5, 7), (3, 8, 6, 4), (4, 8, 9, 5)] if dynamic else [(2, 8, 5, 7)]
     assert_same_step(compiled, eager, torch.randn(sizes[0]))
@@ -132,8 +134,9 @@ def test_frequency_masking_is_one_graph(iid: bool, inplace: bool) -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_compiled_under_autocast(training: bool) -> None:
-    eager = attention(training)
+@pytest.mark.parametrize("kernel_size", [3, 5])
+def test_compiled_under_autocast(kernel_size: int, training: bool) -> None:
+    eager = attention(training, kernel_size)
     compiled = torch.compile(copy.deepcopy(eager), fullgraph=True, backend="aot_eager")
     x = torch.randn(2, 8, 5, 7)
     results = []

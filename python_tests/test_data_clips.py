@@ -3,16 +3,14 @@
 import json
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
+import torchaudio
 from torch.utils.data import DataLoader
 
-torchaudio = pytest.importorskip("torchaudio")
-av = pytest.importorskip("av")
-pytest.importorskip("cv2")
-
-from gcsa_ext.data import (  # noqa: E402
+from gcsa_ext.data import (
     Clip,
     ClipDataset,
     ClipSettings,
@@ -23,10 +21,10 @@ from gcsa_ext.data import (  # noqa: E402
     prepare_clip,
     synthesize_clip,
 )
-from gcsa_ext.data import clips as clips_module  # noqa: E402
-from gcsa_ext.data.extra import import_extra  # noqa: E402
-from gcsa_ext.data.synthetic import EXPRESSIONS  # noqa: E402
-from gcsa_ext.data.synthetic_face import random_face, render_face  # noqa: E402
+from gcsa_ext.data import clips as clips_module
+from gcsa_ext.data.extra import import_extra
+from gcsa_ext.data.synthetic import EXPRESSIONS
+from gcsa_ext.data.synthetic_face import random_face, render_face
 
 
 @pytest.fixture(scope="module")

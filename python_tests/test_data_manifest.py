@@ -5,8 +5,6 @@ from pathlib import Path
 
 import pytest
 
-pytest.importorskip("av")
-
 from gcsa_ext.data import EMOTIONS, Clip, ManifestError, read_manifest, write_manifest
 
 

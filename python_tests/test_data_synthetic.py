@@ -10,9 +10,6 @@ import numpy.typing as npt
 import pytest
 import torch
 
-pytest.importorskip("av")
-pytest.importorskip("cv2")
-
 from gcsa_ext.data import (
     EMOTIONS,
     FACE_OF,

@@ -7,13 +7,12 @@ from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-av = pytest.importorskip("av")
-
-from gcsa_ext.data import (  # noqa: E402
+from gcsa_ext.data import (
     MediaError,
     equal_interval_times,
     frames_at,

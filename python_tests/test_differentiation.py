@@ -58,6 +58,11 @@ OPERATORS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], Callabl
         lambda *a: reference.norm_gate(*a, None, None, 1e-5),
         lambda layout: [double(*SHAPE, layout=layout), double(*SHAPE, layout=layout), double(4), double(4)],
     ),
+    "conv2d_same": (
+        functional.conv2d_same,
+        reference.conv2d_same,
+        lambda layout: [double(*SHAPE, layout=layout), double(4, 4, 5, 5) / 5, double(4)],
+    ),
     "frequency_mask": (
         lambda x: functional.frequency_mask(x, START[:, None], WIDTH[:, None], 0.5),
         lambda x: reference.frequency_mask(x, START[:, None], WIDTH[:, None], 0.5),
@@ -76,8 +81,9 @@ def test_first_and_second_derivatives(name: str, layout: str) -> None:
 
 
 @pytest.mark.parametrize("training", [True, False])
-def test_first_and_second_derivatives_of_gcsa(training: bool) -> None:
-    module = gcsa_ext.GCSA(4, reduction=2, groups=2, kernel_size=3).double().train(training)
+@pytest.mark.parametrize("kernel_size", [3, 5])
+def test_first_and_second_derivatives_of_gcsa(kernel_size: int, training: bool) -> None:
+    module = gcsa_ext.GCSA(4, reduction=2, groups=2, kernel_size=kernel_size).double().train(training)
     names = [name for name, _ in module.named_parameters()]
 
     def call(x: Tensor, *parameters: Tensor) -> Tensor:
@@ -116,9 +122,10 @@ def test_an_input_computed_from_another_is_not_counted_twice(training: bool) -> 
         torch.testing.assert_close(found, expected)
 
 
-def test_gradient_penalty_through_gcsa() -> None:
+@pytest.mark.parametrize("kernel_size", [3, 5])
+def test_gradient_penalty_through_gcsa(kernel_size: int) -> None:
     """The usual use of second derivatives: the norm of the input's gradient as a loss."""
-    module = gcsa_ext.GCSA(8, groups=4, kernel_size=3).double()
+    module = gcsa_ext.GCSA(8, groups=4, kernel_size=kernel_size).double()
     grads = []
     x = double(2, 8, 5, 4)
     for backend in ("cpu", "reference"):
@@ -224,10 +231,15 @@ def test_opcheck(layout: str, dtype: torch.dtype) -> None:
     opcheck(
         "norm_gate_backward", grad_out, x, z, None, None, mean, var, 1e-5, False, False, True, False, False
     )
+    weight4, bias4 = torch.randn(3, 4, 5, 5, dtype=dtype), torch.randn(3, dtype=dtype)
+    opcheck("conv2d_same_backward", grad_out[:, :3], x, weight4, True, True)
+    opcheck("conv2d_same_backward", grad_out[:, :3], x, weight4, False, True)
     opcheck("frequency_mask", x, START[:, None], WIDTH[:, None], 0.5)
     opcheck("frequency_mask_", x.clone(), START[:, None], WIDTH[:, None], 0.5)
-    for tensor in (x, z, w1, b1, w2, b2, weight, bias):
+    for tensor in (x, z, w1, b1, w2, b2, weight, bias, weight4, bias4):
         tensor.requires_grad_()
+    opcheck("conv2d_same", x, weight4, bias4)
+    opcheck("conv2d_same", x, weight4, None)
     opcheck("channel_gate", x, w1, b1, w2, b2, 4, False)
     opcheck("norm_gate", x, z, weight, bias, None, None, 1e-5)
     opcheck("norm_gate", x, z, None, bias, mean, var, 1e-5)

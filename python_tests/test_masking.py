@@ -8,13 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+import torchaudio
 from torch import Tensor
 
 from gcsa_ext import FrequencyMasking, backends, functional
-
-torchaudio = pytest.importorskip(
-    "torchaudio", reason="torchaudio, of the extra [train], is what this is like"
-)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -16,8 +16,6 @@ import numpy as np
 import pytest
 import torch
 
-pytest.importorskip("av")
-
 from gcsa_ext import prediction
 from gcsa_ext.data import EMOTIONS, ClipSettings, MediaError, prepare_clip, synthesize_clip
 from gcsa_ext.data.clips import Clip, collate_clips

@@ -11,9 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 
-pytest.importorskip("lightning")
-pytest.importorskip("av")
-
 from gcsa_ext.data import EMOTIONS, ClipSettings, collate_clips, read_manifest, synthesize_corpus
 from gcsa_ext.nn import BimodalNet
 from gcsa_ext.training.augmentation import augment_frames, draw_frames

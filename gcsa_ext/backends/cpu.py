@@ -236,14 +236,13 @@ def explain_convolution(x: Tensor, weight: Tensor) -> tuple[str, str]:
     The limits were measured against torch's convolution (oneDNN) on 2 cores with AVX-512, with kernels of 3
     to 11, 4 to 256 channels and maps of 7x7 to 56x56: ``python benchmarks/crossover.py``.
     """
-    N, C, H, W = x.shape
-    O, _, k, _ = weight.shape
+    (N, C, H, W), (out_channels, k) = x.shape, weight.shape[::3]
     if k < 5 or k > 11:
         return "direct", f"a {k}x{k} kernel has too few taps" if k < 5 else f"no tile for a {k}x{k} kernel"
-    if k < 9 and max(C, O) < 8 and N * H * W > 3000:
-        return "direct", f"{C} and {O} channels leave most of a vector empty"
-    if k == 5 and N * H * W < 100 and C * O > 10000:
-        return "direct", f"{C}x{O} weights are transformed for {N * H * W} positions only"
+    if k < 9 and max(C, out_channels) < 8 and N * H * W > 3000:
+        return "direct", f"{C} and {out_channels} channels leave most of a vector empty"
+    if k == 5 and N * H * W < 100 and C * out_channels > 10000:
+        return "direct", f"{C}x{out_channels} weights are transformed for {N * H * W} positions only"
     return "fft", f"{k}x{k} taps cost more than the transforms of {N * H * W} positions"
 
 
@@ -252,13 +251,13 @@ def conv2d_same(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     if explain_convolution(x, weight)[0] == "direct":
         return reference.conv2d_same(x, weight, bias)
     layout, dtype = memory_format(x), accumulator_dtype(x.dtype)
-    O, _, k, _ = weight.shape
-    out = _empty(x, O, layout)
+    out_channels, k = weight.shape[::3]
+    out = _empty(x, out_channels, layout)
     x, weight = x.contiguous(memory_format=layout), weight.to(dtype).contiguous()
     bias = None if bias is None else bias.to(dtype).contiguous()
     assert native.extension is not None
     native.extension.convolution_forward(
-        *_spatial_sizes(x, layout), O, k, _address(x), _address(weight), _address(bias), _address(out)
+        *_spatial_sizes(x, layout), out_channels, k, *map(_address, (x, weight, bias, out))
     )
     return out
 
@@ -301,13 +300,14 @@ def _gcsa_vectors(
 def saved_shape(channels: int, x: Tensor) -> tuple[int, int, int, int]:
     """Of what is kept of a convolution's output: channels padded to the lanes of the widest vector."""
     N, _, H, W = x.shape
-    return N, (channels + 15) // 16 * 16, H, W
+    lanes = 64 // accumulator_dtype(x.dtype).itemsize
+    return N, (channels + lanes - 1) // lanes * lanes, H, W
 
 
 def gcsa(
     x: Tensor,
     gate: Sequence[Tensor],
-    convolutions: Sequence[Tensor | None],
+    convolutions: tuple[Tensor, Tensor | None, Tensor, Tensor | None],
     norms: Sequence[Tensor | None],
     statistics: Sequence[Tensor | None],
     eps: tuple[float, float],
@@ -324,7 +324,7 @@ def gcsa(
     """
     layout, dtype = memory_format(x), accumulator_dtype(x.dtype)
     out = torch.empty(x.shape, dtype=x.dtype, memory_format=layout)
-    h, C, k, _ = convolutions[0].shape  # type: ignore[union-attr]
+    h, C, k, _ = convolutions[0].shape
     u1, u2 = (torch.empty(saved_shape(channels, x) if save else 0, dtype=x.dtype) for channels in (h, C))
     batch_statistics = (statistics[0] is None, statistics[2] is None)
     used = [
@@ -353,9 +353,9 @@ def gcsa_backward(
     grad_out: Tensor,
     x: Tensor,
     gate: Sequence[Tensor],
-    convolutions: Sequence[Tensor | None],
+    convolutions: tuple[Tensor, Tensor | None, Tensor, Tensor | None],
     norms: Sequence[Tensor | None],
-    used: Sequence[Tensor],
+    used: Sequence[Tensor | None],
     saved: tuple[Tensor, Tensor],
     batch_statistics: tuple[bool, bool],
     eps: tuple[float, float],
@@ -366,7 +366,7 @@ def gcsa_backward(
     """The gradients of x, gate, convolutions and norms, None where not needed; `used` and `saved` are
     results of the forward pass."""
     layout = memory_format(x)
-    h, _, k, _ = convolutions[0].shape  # type: ignore[union-attr]
+    h, _, k, _ = convolutions[0].shape
     inputs = [x, *gate, *convolutions, *norms]
     # The four of the gate come together.
     need = [need[0], *4 * (any(need[1:5]),), *need[5:]]

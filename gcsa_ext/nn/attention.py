@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 import warnings
-from typing import cast
+from typing import TypeAlias, TypeGuard, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
 
 from gcsa_ext import functional, reference
 from gcsa_ext.backends import runs_on
+
+_BatchNorm: TypeAlias = nn.BatchNorm2d | nn.SyncBatchNorm
+_Layer = TypeVar("_Layer", bound=nn.Module)
 
 
 class GCSA(nn.Module):
@@ -110,61 +113,50 @@ class GCSA(nn.Module):
 
     def _fuses(self, x: Tensor) -> bool:
         """Whether one operator computes what all layers do, on a backend that has it."""
-        spatial = self.spatial_attention
         if (
             x.dim() != 4
             or x.numel() == 0
             or functional.transformed()
             or not runs_on("cpu", "gcsa", x.device, x.dtype)
             or not _fuses_channel_gate(self.channel_attention)
-            or not _fuses_spatial_gate(spatial)
-            or _perceptron(self)[0].out_features != spatial[0].out_channels
+            or not _fuses_spatial_gate(self.spatial_attention)
         ):
             return False
+        first, _, _ = _perceptron(self)
+        conv1, norm1, _, conv2, norm2 = _spatial_layers(self)
+        if first.out_features != conv1.out_channels:
+            return False
         # One value per channel has no variance: batch normalisation refuses it with a good message.
-        if x.numel() == x.shape[1] and any(_uses_batch(spatial[i]) for i in (1, 4)):
+        if x.numel() == x.shape[1] and (_uses_batch(norm1) or _uses_batch(norm2)):
             return False
         # Outside of autocast other dtypes are a mistake, and the layers say so.
-        weights = (*self.channel_attention.parameters(), *spatial[0].parameters(), *spatial[3].parameters())
+        weights = (*self.channel_attention.parameters(), *conv1.parameters(), *conv2.parameters())
         return torch.is_autocast_enabled("cpu") or all(w.dtype == x.dtype for w in weights)
 
     def _fused(self, x: Tensor) -> Tensor:
         first, _, second = _perceptron(self)
-        conv1, norm1, _, conv2, norm2 = self.spatial_attention
-        gate = (first.weight, first.bias, second.weight, second.bias)
-        convolutions = (conv1.weight, conv1.bias, conv2.weight, conv2.bias)
-        norms = (norm1.weight, norm1.bias, norm2.weight, norm2.bias)
-        given = [
+        conv1, norm1, _, conv2, norm2 = _spatial_layers(self)
+        tensors = (
+            *(x, first.weight, first.bias, second.weight, second.bias),
+            *(conv1.weight, conv1.bias, conv2.weight, conv2.bias),
+            *(norm1.weight, norm1.bias, norm2.weight, norm2.bias),
+        )
+        statistics = (
             None if _uses_batch(norm) else value
             for norm in (norm1, norm2)
             for value in (norm.running_mean, norm.running_var)
-        ]
-        save = torch.is_grad_enabled() and any(
-            t is not None and t.requires_grad for t in (x, *gate, *convolutions, *norms)
         )
-        out, _, _, *used = torch.ops.gcsa_ext.gcsa(
-            x,
-            *gate,
-            *convolutions,
-            *norms,
-            *given,
-            norm1.eps,
-            norm2.eps,
-            self.groups,
-            self.channel_sigmoid,
-            save,
-        )
-        for norm, (mean, var) in ((norm1, used[:2]), (norm2, used[2:])):
+        settings = (norm1.eps, norm2.eps, self.groups, self.channel_sigmoid)
+        save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+        out: Tensor
+        out, _, _, *used = torch.ops.gcsa_ext.gcsa(*tensors, *statistics, *settings, save)
+        values = x.numel() // x.shape[1]
+        for norm, mean, var in ((norm1, *used[:2]), (norm2, *used[2:])):
             if norm.training and norm.track_running_stats:
                 functional.update_statistics(
-                    norm.running_mean,
-                    norm.running_var,
-                    mean,
-                    var,
-                    x.numel() // x.shape[1],
-                    _next_momentum(norm),
+                    norm.running_mean, norm.running_var, mean, var, values, _next_momentum(norm)
                 )
-        return cast("Tensor", out)
+        return out
 
     def _channel_gate(self, x: Tensor) -> Tensor:
         if not _fuses_channel_gate(self.channel_attention):
@@ -192,7 +184,7 @@ class GCSA(nn.Module):
         return f"groups={self.groups}" + ("" if self.channel_sigmoid else ", channel_sigmoid=False")
 
 
-def _norm_gate(norm: nn.BatchNorm2d | nn.SyncBatchNorm, u: Tensor, z: Tensor) -> Tensor:
+def _norm_gate(norm: _BatchNorm, u: Tensor, z: Tensor) -> Tensor:
     """norm_gate with the statistics that `norm` would use, and its running ones updated as it would."""
     use_batch = _uses_batch(norm)
     update = norm.training and norm.track_running_stats
@@ -210,12 +202,12 @@ def _norm_gate(norm: nn.BatchNorm2d | nn.SyncBatchNorm, u: Tensor, z: Tensor) ->
     )
 
 
-def _uses_batch(norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> bool:
+def _uses_batch(norm: _BatchNorm) -> bool:
     """Whether the layer normalises with the statistics of the batch."""
     return norm.training or norm.running_mean is None
 
 
-def _next_momentum(norm: nn.BatchNorm2d | nn.SyncBatchNorm) -> float | Tensor:
+def _next_momentum(norm: _BatchNorm) -> float | Tensor:
     """Count one more batch; the share of its statistics in the running ones."""
     if norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
@@ -246,7 +238,7 @@ _HOOKS = (  # with the flag that says which kind the backward hooks are
 )
 
 
-def _is_plain(layer: nn.Module, *kinds: type[nn.Module]) -> bool:
+def _is_plain(layer: nn.Module, *kinds: type[_Layer]) -> TypeGuard[_Layer]:
     """Whether the layer is of exactly one of these kinds, with nobody listening in or standing in for it."""
     return (
         type(layer) in kinds
@@ -285,7 +277,7 @@ def _fuses_norm_gate(branch: nn.Module) -> bool:
     )
 
 
-def _is_conv2d_same(layer: nn.Module) -> bool:
+def _is_conv2d_same(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
     """Whether functional.conv2d_same computes what the layer does."""
     return (
         _is_plain(layer, nn.Conv2d)
@@ -300,17 +292,19 @@ def _is_conv2d_same(layer: nn.Module) -> bool:
 
 def _fuses_spatial_gate(branch: nn.Module) -> bool:
     """Whether the operator gcsa computes what these layers and the gate do."""
+    if not (_fuses_norm_gate(branch) and isinstance(branch, nn.Sequential) and len(branch) == 5):
+        return False
+    conv1, norm1, relu, conv2, _ = branch
     return (
-        _fuses_norm_gate(branch)
-        and isinstance(branch, nn.Sequential)
-        and len(branch) == 5
-        and all(_is_conv2d_same(branch[i]) and 5 <= branch[i].kernel_size[0] <= 11 for i in (0, 3))
-        and branch[0].kernel_size == branch[3].kernel_size
-        and branch[0].out_channels == branch[3].in_channels
-        and branch[0].in_channels == branch[3].out_channels
-        and _is_plain(branch[1], *_BATCH_NORM)
-        and not _synchronises(branch[1])
-        and _is_plain(branch[2], nn.ReLU)
+        _is_conv2d_same(conv1)
+        and _is_conv2d_same(conv2)
+        and conv1.kernel_size == conv2.kernel_size
+        and 5 <= conv1.kernel_size[0] <= 11
+        and conv1.out_channels == conv2.in_channels
+        and conv1.in_channels == conv2.out_channels
+        and _is_plain(norm1, *_BATCH_NORM)
+        and not _synchronises(norm1)
+        and _is_plain(relu, nn.ReLU)
     )
 
 
@@ -328,6 +322,11 @@ def _branch(module: nn.Module, name: str) -> nn.Sequential:
 
 def _perceptron(module: nn.Module) -> tuple[nn.Linear, nn.ReLU, nn.Linear]:
     return cast("tuple[nn.Linear, nn.ReLU, nn.Linear]", tuple(_branch(module, "channel_attention")))
+
+
+def _spatial_layers(module: nn.Module) -> tuple[nn.Conv2d, _BatchNorm, nn.ReLU, nn.Conv2d, _BatchNorm]:
+    layers = tuple(_branch(module, "spatial_attention"))
+    return cast("tuple[nn.Conv2d, _BatchNorm, nn.ReLU, nn.Conv2d, _BatchNorm]", layers)
 
 
 def _structural_difference(module: nn.Module) -> str | None:

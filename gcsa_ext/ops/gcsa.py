@@ -1,11 +1,12 @@
 """Contract of gcsa, the whole attention as one operator: schema, checks, shape rule, autograd formula.
 
-It is for maps with at least one position, kernels of 3 to 11 and the backends that have it; everything else is
-computed by the operators it is made of (see nn/attention.py).
+It is for maps with at least one position, kernels of 3 to 11 and the backends that have it; everything
+else is computed by the operators it is made of (see nn/attention.py).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -26,7 +27,7 @@ _DIFFERENTIABLE = 13
 
 
 class Arguments(NamedTuple):
-    """Of the operator, in the order of its schema; shapes as in reference.gcsa."""
+    """Of reference.gcsa, in its order, which is that of the schema; shapes as there."""
 
     x: Tensor
     w1: Tensor
@@ -49,24 +50,30 @@ class Arguments(NamedTuple):
     eps2: float
     groups: int
     sigmoid: bool
-    save: bool
-    """Keep what the backward pass needs."""
 
     @property
-    def gate(self) -> tuple[Tensor, ...]:
+    def differentiable(self) -> tuple[Tensor | None, ...]:
+        return self.x, *self.gate, *self.convolutions, *self.norms
+
+    @property
+    def gate(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         return self.w1, self.b1, self.w2, self.b2
 
     @property
-    def convolutions(self) -> tuple[Tensor | None, ...]:
+    def convolutions(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
         return self.conv1_weight, self.conv1_bias, self.conv2_weight, self.conv2_bias
 
     @property
-    def norms(self) -> tuple[Tensor | None, ...]:
+    def norms(self) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
         return self.norm1_weight, self.norm1_bias, self.norm2_weight, self.norm2_bias
 
     @property
-    def statistics(self) -> tuple[Tensor | None, ...]:
+    def statistics(self) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
         return self.mean1, self.var1, self.mean2, self.var2
+
+    @property
+    def eps(self) -> tuple[float, float]:
+        return self.eps1, self.eps2
 
 
 def _check(a: Arguments) -> None:
@@ -98,129 +105,103 @@ def _check(a: Arguments) -> None:
             )
         if not tensor.is_floating_point() or tensor.device != x.device:
             raise TypeError(
-                f"gcsa: expected {name} of a floating dtype on {x.device}, got {tensor.dtype}, {tensor.device}"
+                f"gcsa: expected {name} of a floating dtype on {x.device}, "
+                f"got {tensor.dtype}, {tensor.device}"
             )
     for number in "12":
         if (getattr(a, f"mean{number}") is None) != (getattr(a, f"var{number}") is None):
             raise ValueError(f"gcsa: expected both mean{number} and var{number}, or neither")
 
 
-def _definition(*args: Any) -> Tensor:
-    """reference.gcsa with the operator's order of arguments."""
-    a = Arguments(*args, save=False)
-    first, second = a.convolutions[:2] + a.norms[:2], a.convolutions[2:] + a.norms[2:]
-    return reference.gcsa(
-        a.x,
-        *a.gate,
-        *first,
-        *second,
-        *a.statistics,
-        a.eps1,
-        a.eps2,
-        a.groups,
-        a.sigmoid,  # type: ignore[arg-type]
-    )
-
-
 def _forward(*args: Any) -> tuple[Tensor, ...]:
-    a = Arguments(*args)
+    *inputs, save = args
+    a = Arguments(*inputs)
     _check(a)
     if select("gcsa", a.x.device, a.x.dtype) == "cpu":
-        return cpu.gcsa(
-            a.x, a.gate, a.convolutions, a.norms, a.statistics, (a.eps1, a.eps2), a.groups, a.sigmoid, a.save
-        )
-    # The statistics of a batch are those of intermediate values: the definition, in two steps.
-    dtype = reference.accumulator_dtype(a.x.dtype)
-    z = reference.channel_gate(a.x, *(w.to(a.x.dtype) for w in a.gate), a.groups, a.sigmoid)
-    used: list[Tensor] = []
-    u = z
-    for i, (mean, var) in enumerate((a.statistics[:2], a.statistics[2:])):
-        weight, bias = (None if v is None else v.to(u.dtype) for v in a.convolutions[2 * i : 2 * i + 2])
-        u = reference.conv2d_same(u, weight, bias)  # type: ignore[arg-type]
-        if mean is None or var is None:
-            var, mean = torch.var_mean(u.to(dtype), (0, 2, 3), correction=0)
-        used += [mean.to(dtype, copy=True), var.to(dtype, copy=True)]
-        scale, shift = a.norms[2 * i : 2 * i + 2]
-        if i == 0:
-            vectors = (None if v is None else v.to(dtype) for v in (*used, scale, shift))
-            u = torch.relu(torch.nn.functional.batch_norm(u, *vectors, eps=a.eps1))  # type: ignore[arg-type]
-        else:
-            out = reference.norm_gate(u, z, scale, shift, *used[2:], a.eps2)
-    u1, u2 = _saved(a)
-    return out.contiguous(memory_format=memory_format(a.x)), u1, u2, *used
+        return cpu.gcsa(a.x, a.gate, a.convolutions, a.norms, a.statistics, a.eps, a.groups, a.sigmoid, save)
+    out, *used = reference.gcsa(*a)
+    copies = (value.clone() for value in used)  # an operator's result may not be its argument
+    return out.contiguous(memory_format=memory_format(a.x)), *_saved(a, save), *copies
 
 
-def _saved(a: Arguments) -> tuple[Tensor, Tensor]:
-    channels = (a.w1.shape[0], a.x.shape[1])
-    u1, u2 = (a.x.new_empty(cpu.saved_shape(c, a.x) if a.save else 0) for c in channels)
+def _saved(a: Arguments, save: bool) -> tuple[Tensor, Tensor]:
+    """Room for the convolutions' outputs, in the layout that the kernels choose."""
+    u1, u2 = (a.x.new_empty(cpu.saved_shape(c, a.x) if save else 0) for c in (a.w1.shape[0], a.x.shape[1]))
     return u1, u2
 
 
 def _forward_fake(*args: Any) -> tuple[Tensor, ...]:
-    a = Arguments(*args)
+    *inputs, save = args
+    a = Arguments(*inputs)
     _check(a)
     h, C = a.w1.shape[0], a.x.shape[1]
     dtype = reference.accumulator_dtype(a.x.dtype)
     used = (a.x.new_empty(channels, dtype=dtype) for channels in (h, h, C, C))
-    return torch.empty_like(a.x, memory_format=memory_format(a.x)), *_saved(a), *used
+    return torch.empty_like(a.x, memory_format=memory_format(a.x)), *_saved(a, save), *used
 
 
-class _Saved(NamedTuple):
-    """Further arguments of the backward pass."""
-
-    grad_out: Tensor
-    u1: Tensor
-    u2: Tensor
-    batch_statistics1: bool
-    batch_statistics2: bool
-    need: list[bool]
-
-
-def _backward(*args: Any) -> tuple[Tensor, ...]:
-    s = _Saved(*args[:6])
-    a = Arguments(*args[6:], save=True)
-    batch = (s.batch_statistics1, s.batch_statistics2)
-    grads: list[Tensor | None]
+def _backward(
+    grad_out: Tensor,
+    u1: Tensor,
+    u2: Tensor,
+    batch_statistics1: bool,
+    batch_statistics2: bool,
+    need: list[bool],
+    *args: Any,
+) -> tuple[Tensor, ...]:
+    a = Arguments(*args)
+    batch = (batch_statistics1, batch_statistics2)
+    grads: Sequence[Tensor | None]
     if select("gcsa", a.x.device, a.x.dtype) == "cpu":
         grads = cpu.gcsa_backward(
-            s.grad_out,
+            grad_out,
             a.x,
             a.gate,
             a.convolutions,
             a.norms,
-            a.statistics,  # type: ignore[arg-type]
-            (s.u1, s.u2),
+            a.statistics,
+            (u1, u2),
             batch,
-            (a.eps1, a.eps2),
+            a.eps,
             a.groups,
             a.sigmoid,
-            s.need,
+            need,
         )
     else:
-        grads = list(_differentiate(a, batch, s.need, s.grad_out))
+        grads = _differentiate(grad_out, a, batch, need)
     return tuple(
-        a.x.new_empty(0) if grad is None or not need else grad
-        for grad, need in zip(grads, s.need, strict=True)
+        a.x.new_empty(0) if grad is None or not needed else grad
+        for grad, needed in zip(grads, need, strict=True)
     )
 
 
 def _differentiate(
-    a: Arguments, batch: tuple[bool, bool], need: list[bool], grad_out: Tensor
+    grad_out: Tensor, a: Arguments, batch: tuple[bool, bool], need: Sequence[bool]
 ) -> tuple[Tensor | None, ...]:
-    statistics = [None if batch[i // 2] else value for i, value in enumerate(a.statistics)]
-    inputs = (*a[:_DIFFERENTIABLE], *statistics, a.eps1, a.eps2, a.groups, a.sigmoid)
-    needs = (*need, *(len(inputs) - _DIFFERENTIABLE) * (False,))
-    return registration.differentiate(_definition, inputs, needs, grad_out)[:_DIFFERENTIABLE]
+    """The gradients by autograd through the definition, which computes the statistics of a batch anew."""
+    if batch[0]:
+        a = a._replace(mean1=None, var1=None)
+    if batch[1]:
+        a = a._replace(mean2=None, var2=None)
+    needs = (*need, *(len(a) - len(need)) * (False,))
+    grads = registration.differentiate(lambda *inputs: reference.gcsa(*inputs)[0], a, needs, grad_out)
+    return grads[: len(need)]
 
 
-def _backward_fake(*args: Any) -> tuple[Tensor, ...]:
-    s = _Saved(*args[:6])
-    a = Arguments(*args[6:], save=True)
+def _backward_fake(
+    grad_out: Tensor,
+    u1: Tensor,
+    u2: Tensor,
+    batch_statistics1: bool,
+    batch_statistics2: bool,
+    need: list[bool],
+    *args: Any,
+) -> tuple[Tensor, ...]:
+    a = Arguments(*args)
+    layouts = (memory_format(a.x), *(_DIFFERENTIABLE - 1) * (torch.contiguous_format,))
     return tuple(
-        torch.empty_like(t, memory_format=memory_format(a.x) if i == 0 else torch.contiguous_format)
-        if need and t is not None
-        else a.x.new_empty(0)
-        for i, (t, need) in enumerate(zip(a[:_DIFFERENTIABLE], s.need, strict=True))
+        a.x.new_empty(0) if tensor is None or not needed else torch.empty_like(tensor, memory_format=layout)
+        for tensor, needed, layout in zip(a.differentiable, need, layouts, strict=True)
     )
 
 
@@ -241,31 +222,30 @@ registration.define(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    a = Arguments(*inputs)
-    _, u1, u2, *used = output
+    *arguments, ctx.save = inputs
+    a = Arguments(*arguments)
+    _, *others = output
     ctx.batch = a.mean1 is None, a.mean2 is None
-    ctx.settings = inputs[_DIFFERENTIABLE + 4 : -1]
-    ctx.saved = a.save
-    ctx.mark_non_differentiable(u1, u2, *used)
-    ctx.save_for_backward(*inputs[:_DIFFERENTIABLE], u1, u2, *used)
+    ctx.settings = *a.eps, a.groups, a.sigmoid
+    ctx.mark_non_differentiable(*others)
+    ctx.save_for_backward(*a.differentiable, *others)
 
 
 def _autograd(ctx: Any, grad_out: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    *inputs, u1, u2, mean1, var1, mean2, var2 = ctx.saved_tensors
-    if any(ctx.needs_input_grad[_DIFFERENTIABLE : _DIFFERENTIABLE + 4]):
+    saved = ctx.saved_tensors  # asked for once: checkpoints give it only once
+    inputs, (u1, u2, *used) = saved[:_DIFFERENTIABLE], saved[_DIFFERENTIABLE:]
+    need, others = ctx.needs_input_grad[:_DIFFERENTIABLE], ctx.needs_input_grad[_DIFFERENTIABLE:]
+    if any(others):
         raise RuntimeError("gcsa: mean and var are constants and have no gradient; detach them")
-    need = list(ctx.needs_input_grad[:_DIFFERENTIABLE])
-    used = (mean1, var1, mean2, var2)
-    grads: tuple[Tensor | None, ...]
+    arguments = (*inputs, *used, *ctx.settings)
+    grads: Sequence[Tensor | None]
     # With create_graph=True the gradient must itself be differentiable: the definition's is, to any order.
-    if torch.is_grad_enabled() or not ctx.saved:
-        a = Arguments(*inputs, *used, *ctx.settings, save=True)
-        grads = _differentiate(a, ctx.batch, need, grad_out)
+    if torch.is_grad_enabled() or not ctx.save:
+        grads = _differentiate(grad_out, Arguments(*arguments), ctx.batch, need)
     else:
-        grads = torch.ops.gcsa_ext.gcsa_backward(
-            grad_out, u1, u2, *ctx.batch, need, *inputs, *used, *ctx.settings
-        )
-    return *(grad if wanted else None for grad, wanted in zip(grads, need, strict=True)), *9 * (None,)
+        found = torch.ops.gcsa_ext.gcsa_backward(grad_out, u1, u2, *ctx.batch, list(need), *arguments)
+        grads = [grad if needed else None for grad, needed in zip(found, need, strict=True)]
+    return *grads, *len(others) * (None,)
 
 
 torch.library.register_autograd(

@@ -1,0 +1,558 @@
+"""The whole attention as one operator: when it is used, values, gradients, saved bytes, fresh weights."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+import pickle
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pairs import assert_same_step, pair, step
+from subprocesses import python
+from torch import Tensor, nn
+
+import gcsa_ext
+from gcsa_ext import GCSA, functional
+from gcsa_ext.backends import cpu
+
+pytestmark = pytest.mark.usefixtures("keep_threads")
+
+
+@pytest.fixture(autouse=True)
+def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The calls of the kernels, forward and backward."""
+    seen: list[str] = []
+    torch.set_num_threads(1)
+
+    def recording(name: str) -> Callable[..., Any]:
+        kernel = getattr(cpu, name)
+
+        def record(*args: Any) -> Any:
+            seen.append(name)
+            return kernel(*args)
+
+        return record
+
+    for name in ("gcsa", "gcsa_backward"):
+        monkeypatch.setattr(cpu, name, recording(name))
+    yield seen
+
+
+def norms(module: nn.Module) -> tuple[nn.BatchNorm2d, nn.BatchNorm2d]:
+    return module.spatial_attention[1], module.spatial_attention[4]
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("kernel_size", [5, 7, 9, 11])
+def test_every_kernel_size(
+    kernel_size: int, dtype: torch.dtype, layout: torch.memory_format, calls: list[str]
+) -> None:
+    for training in (True, False):
+        fused, plain = (
+            m.train(training) for m in pair(dtype, channels=20, groups=2, kernel_size=kernel_size)
+        )
+        x = torch.randn(3, 20, 9, 14, dtype=dtype).contiguous(memory_format=layout)
+        assert_same_step(fused, plain, x)
+    assert calls == 2 * ["gcsa", "gcsa_backward"]
+
+
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [
+        ((2, 3, 6, 5), {"channels": 3, "reduction": 3, "groups": 3}),
+        ((2, 17, 3, 40), {"channels": 17, "groups": 1}),
+        ((2, 33, 40, 3), {"channels": 33, "reduction": 2, "groups": 11}),
+        ((1, 12, 50, 47), {"channels": 12}),
+        ((40, 8, 5, 6), {"channels": 8}),
+        ((2, 80, 7, 7), {"channels": 80, "kernel_size": 5}),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("training", [True, False])
+def test_sizes(shape: tuple[int, ...], options: dict[str, int], training: bool, calls: list[str]) -> None:
+    fused, plain = (m.train(training) for m in pair(**options))
+    assert_same_step(fused, plain, torch.randn(shape))
+    assert calls == ["gcsa", "gcsa_backward"]
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3, 13])
+def test_other_kernels_go_the_way_of_separate_layers(kernel_size: int, calls: list[str]) -> None:
+    fused, plain = pair(channels=12, kernel_size=kernel_size)
+    assert_same_step(fused, plain, torch.randn(2, 12, 9, 8))
+    assert calls == []
+
+
+def test_a_hook_on_any_layer_takes_the_operator_apart(calls: list[str]) -> None:
+    fused, _ = pair(channels=12)
+    x = torch.randn(2, 12, 5, 4)
+    expected = fused.eval()(x)
+    for name, layer in fused.named_modules():
+        if not name:
+            continue
+        seen: list[str] = []
+        handle = layer.register_forward_hook(lambda *_, seen=seen, name=name: seen.append(name))
+        calls.clear()
+        torch.testing.assert_close(fused(x), expected, rtol=1e-4, atol=1e-5)
+        assert seen == [name] and calls == []
+        handle.remove()
+        fused(x)
+        assert seen == [name] and calls == ["gcsa"]
+
+
+def operator_arguments(dtype: torch.dtype = torch.float32) -> list[Any]:
+    """A map (2, 8, 6, 5), h = 3, kernels of 5."""
+    gate, convolutions = ((3, 8), (3,), (8, 3), (8,)), ((3, 8, 5, 5), (3,), (8, 3, 5, 5), (8,))
+    shapes = ((2, 8, 6, 5), *gate, *convolutions, (3,), (3,), (8,), (8,))
+    return [torch.randn(shape, dtype=dtype) / math.sqrt(math.prod(shape[1:])) for shape in shapes]
+
+
+STATISTICS = torch.randn(3), torch.rand(3) + 0.3, torch.randn(8), torch.rand(8) + 0.3
+SETTINGS = (1e-5, 1e-3, 4, True)
+
+
+def opcheck(name: str, *arguments: object) -> None:
+    result = torch.library.opcheck(getattr(torch.ops.gcsa_ext, name).default, arguments)
+    assert set(result.values()) == {"SUCCESS"} and len(result) == 4
+
+
+@pytest.mark.parametrize("batch", [(True, True), (True, False), (False, False)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_opcheck(dtype: torch.dtype, batch: tuple[bool, bool]) -> None:
+    tensors = operator_arguments(dtype)
+    given = [None if batch[i // 2] else value.to(dtype, copy=True) for i, value in enumerate(STATISTICS)]
+    _, u1, u2, *used = torch.ops.gcsa_ext.gcsa(*tensors, *given, *SETTINGS, True)
+    grad_out = torch.randn_like(tensors[0])
+    for need in (13 * [True], [i % 3 == 0 for i in range(13)]):
+        opcheck("gcsa_backward", grad_out, u1, u2, *batch, need, *tensors, *used, *SETTINGS)
+    opcheck("gcsa", *tensors, *given, *SETTINGS, False)
+    without = [*tensors[:6], None, tensors[7], None, None, None, *tensors[11:]]
+    for arguments in (tensors, without):
+        for tensor in arguments:
+            if tensor is not None:
+                tensor.requires_grad_()
+        opcheck("gcsa", *arguments, *given, *SETTINGS, True)
+
+
+@pytest.mark.parametrize(
+    ("number", "value", "error", "message"),
+    [
+        (0, torch.ones(8, 6, 5), ValueError, r"x of shape \(N, C, H, W\), not empty, got \(8, 6, 5\)"),
+        (0, torch.ones(0, 8, 6, 5), ValueError, r"got \(0, 8, 6, 5\)"),
+        (0, torch.ones(2, 8, 6, 5, dtype=torch.int32), TypeError, r"floating dtype, got torch\.int32"),
+        (5, torch.ones(3, 8, 13, 13), ValueError, r"kernel size from 3 to 11, got 13"),
+        (5, torch.ones(3, 8, 5, 7), ValueError, r"conv1_weight of shape \(3, 8, 7, 7\).* got \(3, 8, 5, 7\)"),
+        (7, torch.ones(8, 3, 7, 7), ValueError, r"conv2_weight of shape \(8, 3, 5, 5\)"),
+        (8, torch.ones(3), ValueError, r"conv2_bias of shape \(8,\).* got \(3,\)"),
+        (11, torch.ones(8, dtype=torch.int64), TypeError, r"norm2_weight .* got torch\.int64"),
+        (4, torch.ones(8, device="meta"), TypeError, r"b2 of a floating dtype on cpu, got .*meta"),
+        (13, torch.ones(3), ValueError, r"both mean1 and var1, or neither"),
+        (19, 3, ValueError, r"groups that divide C = 8, .* groups = 3"),
+    ],
+)
+def test_bad_input(number: int, value: Any, error: type[Exception], message: str) -> None:
+    arguments = [*operator_arguments(), *4 * (None,), *SETTINGS, False]
+    arguments[number] = value
+    with pytest.raises(error, match="gcsa: expected .*" + message):
+        torch.ops.gcsa_ext.gcsa(*arguments)
+
+
+def test_statistics_are_constants() -> None:
+    given = [value.clone().requires_grad_() for value in STATISTICS]
+    out = torch.ops.gcsa_ext.gcsa(*operator_arguments(), *given, *SETTINGS, True)[0]
+    with pytest.raises(RuntimeError, match="mean and var are constants"):
+        out.sum().backward()
+
+
+def test_saves_little() -> None:
+    """The input, the outputs of both convolutions and nothing more; eager PyTorch saves 6.75 inputs."""
+    fused, _ = pair(channels=64)
+    x = torch.randn(2, 64, 14, 14, requires_grad=True)
+    parameters = {p.data_ptr() for p in fused.parameters()}
+    saved: dict[int, int] = {}
+
+    def pack(t: Tensor) -> Tensor:
+        if t.data_ptr() not in parameters:
+            saved[t.data_ptr()] = t.numel() * t.element_size()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        out = fused(x)
+    assert 0 < sum(saved.values()) <= 2.5 * x.numel() * x.element_size()
+    saved.clear()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), torch.no_grad():
+        fused(x)
+    assert not saved
+    out.sum().backward()
+
+
+BRANCHES = ["channel_attention", "channel_attention.2", "spatial_attention", "spatial_attention.1"]
+PARAMETERS = [name for name, _ in GCSA(4).named_parameters()]
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("wanted", ["x", *PARAMETERS, *BRANCHES])
+def test_only_some_gradients(wanted: str, training: bool, calls: list[str]) -> None:
+    fused, plain = (m.train(training) for m in pair(torch.float64, channels=12))
+    x, grad = torch.randn(2, 12, 6, 5).double(), torch.randn(2, 12, 6, 5).double()
+    results = []
+    for module in (fused, plain):
+        for name, parameter in module.named_parameters():
+            parameter.requires_grad_(name.startswith(wanted))
+        leaf = x.clone().requires_grad_(wanted == "x")
+        module(leaf).backward(grad)
+        found = {name: p.grad for name, p in module.named_parameters()}
+        assert all((g is not None) == name.startswith(wanted) for name, g in found.items())
+        results.append([g for g in (leaf.grad, *found.values()) if g is not None])
+    torch.testing.assert_close(*results, rtol=1e-9, atol=1e-10)
+    assert calls == ["gcsa", "gcsa_backward"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("first", [True, False])
+def test_batch_statistics_of_one_norm_and_running_ones_of_the_other(first: bool, dtype: torch.dtype) -> None:
+    fused, plain = pair(dtype, channels=12)
+    for module in (fused, plain):
+        for norm, training in zip(norms(module), (first, not first), strict=True):
+            norm.train(training)
+    before = [norm.running_mean.clone() for norm in norms(fused)]
+    assert_same_step(fused, plain, torch.randn(3, 12, 6, 5, dtype=dtype))
+    changed = [not torch.equal(n.running_mean, b) for n, b in zip(norms(fused), before, strict=True)]
+    assert changed == [first, not first]
+    for norm in norms(fused):
+        assert norm.num_batches_tracked == (1 if norm.training else 0)
+
+
+def with_norms(module: nn.Module, indices: Sequence[int] = (1, 4), **options: Any) -> None:
+    branch = module.spatial_attention
+    for i in indices:
+        branch[i] = nn.BatchNorm2d(branch[i].num_features, **options)
+
+
+OPTIONS: dict[str, Callable[[nn.Module], None]] = {
+    "cumulative average": lambda m: with_norms(m, momentum=None),
+    "no running statistics": lambda m: with_norms(m, track_running_stats=False),
+    "one without": lambda m: with_norms(m, [1], track_running_stats=False),
+    "not affine": lambda m: with_norms(m, affine=False),
+    "one not affine": lambda m: with_norms(m, [4], affine=False),
+    "no bias of convolutions": lambda m: [setattr(m.spatial_attention[i], "bias", None) for i in (0, 3)],
+    "one bias of convolutions": lambda m: setattr(m.spatial_attention[3], "bias", None),
+    "large eps": lambda m: setattr(norms(m)[0], "eps", 0.4),
+    "other eps": lambda m: setattr(norms(m)[1], "eps", 0.4),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_options_of_the_layers(name: str, training: bool, calls: list[str]) -> None:
+    fused, plain = pair(torch.float64, channels=12)
+    for module in (fused, plain):
+        OPTIONS[name](module)
+        module.double().train(training)
+    for _ in range(3):
+        assert_same_step(fused, plain, torch.randn(3, 12, 6, 5).double() + 0.5)
+    assert calls == 3 * ["gcsa", "gcsa_backward"]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_reference_backend_computes_the_same(training: bool, calls: list[str]) -> None:
+    fused, _ = pair(torch.float64, channels=12)
+    x, grad = torch.randn(3, 12, 6, 5).double(), torch.randn(3, 12, 6, 5)
+    other = copy.deepcopy(fused.train(training))
+    found = step(fused, x, grad)
+    calls.clear()
+    with gcsa_ext.use_backend("reference"):
+        expected = step(other, x, grad)
+        tensors = [t.requires_grad_() for t in operator_arguments(torch.float64)]
+        given = 4 * [None] if training else [value.double() for value in STATISTICS]
+        plain = torch.ops.gcsa_ext.gcsa(*tensors, *given, *SETTINGS, True)
+        plain_grads = torch.autograd.grad(plain[0].sin().sum(), tensors)
+    assert calls == []
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(fused.state_dict(), other.state_dict())
+    kernel = torch.ops.gcsa_ext.gcsa(*tensors, *given, *SETTINGS, True)
+    torch.testing.assert_close((kernel[0], *kernel[3:]), (plain[0], *plain[3:]))
+    assert [t.shape for t in kernel] == [t.shape for t in plain]
+    torch.testing.assert_close(torch.autograd.grad(kernel[0].sin().sum(), tensors), plain_grads)
+
+
+def test_weights_that_are_views_of_each_other() -> None:
+    """Tied weights: the gradient of one must not be counted for the other too."""
+    fused, plain = pair(torch.float64, channels=12)
+    for module in (fused, plain):
+        module.channel_attention[2].weight = nn.Parameter(module.channel_attention[0].weight.detach().t())
+        weight = nn.Parameter(module.spatial_attention[0].weight.detach().clone())
+        module.spatial_attention[0].weight = weight
+    assert_same_step(fused, plain, torch.randn(2, 12, 6, 5).double())
+
+
+def _load_state_dict(module: GCSA) -> None:
+    module.load_state_dict(
+        {k: 1.5 * v if v.is_floating_point() else v for k, v in module.state_dict().items()}
+    )
+
+
+def _optimiser_step(module: GCSA) -> None:
+    module(torch.randn(2, 16, 6, 5)).sum().backward()
+    torch.optim.SGD(module.parameters(), 5.0).step()
+
+
+def _data(module: GCSA) -> None:
+    module.spatial_attention[0].weight.data[:] *= -1.5
+
+
+def _in_place(module: GCSA) -> None:
+    with torch.no_grad():
+        module.spatial_attention[3].weight.mul_(-1.5)
+
+
+def _numpy_view(module: GCSA) -> None:
+    module.spatial_attention[0].weight.detach().numpy()[1:] *= -2.0
+
+
+def _numpy_view_of_statistics(module: GCSA) -> None:
+    norms(module)[1].running_mean.numpy()[:] += 1.0
+
+
+def _to_and_back(module: GCSA) -> None:
+    module.to(torch.bfloat16).to(torch.float32)
+
+
+def _new_parameter(module: GCSA) -> None:
+    module.spatial_attention[0].weight = nn.Parameter(-module.spatial_attention[0].weight.detach())
+
+
+def _training(module: GCSA) -> None:
+    with torch.no_grad():
+        module.train()(torch.randn(2, 16, 6, 5) + 1)
+    module.eval()
+
+
+CHANGES = (_load_state_dict, _optimiser_step, _data, _in_place, _numpy_view, _numpy_view_of_statistics,
+           _to_and_back, _new_parameter, _training)  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda f: f.__name__)
+def test_every_change_of_the_weights_counts_at_once(change: Callable[[GCSA], None], calls: list[str]) -> None:
+    fused, plain = (m.eval() for m in pair(channels=16))
+    x = torch.randn(2, 16, 6, 5)
+    with torch.no_grad():
+        before = fused(x)
+    change(fused)
+    plain.load_state_dict(fused.state_dict())
+    with torch.no_grad():
+        after = fused(x)
+        torch.testing.assert_close(after, plain(x), rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(before, after, rtol=1e-4, atol=1e-5)
+    assert calls.count("gcsa") >= 2
+
+
+def test_copies_after_use_compute_the_same() -> None:
+    fused, _ = pair(channels=16)
+    x = torch.randn(2, 16, 6, 5)
+    fused(x).sum().backward()
+    expected = fused.eval()(x)
+    file = io.BytesIO()
+    torch.save(fused.state_dict(), file)
+    loaded = GCSA(16).eval()
+    loaded.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
+    for other in (copy.deepcopy(fused), pickle.loads(pickle.dumps(fused)), loaded):
+        assert torch.equal(other(x), expected)
+    assert set(fused.state_dict()) == set(GCSA(16).state_dict())
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("N", [1, 2, 5])
+def test_threads(N: int, training: bool) -> None:
+    """One image for all threads, one for each, and more; the same bits every time."""
+    fused, plain = (m.train(training) for m in pair(channels=24))
+    x, grad = torch.randn(N, 24, 13, 11), torch.randn(N, 24, 13, 11)
+    results = []
+    for count in (1, 2, 3, 4):
+        torch.set_num_threads(count)
+        first, second = (step(copy.deepcopy(fused), x, grad) for _ in range(2))
+        assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True)), f"{count} threads"
+        assert_same_step(copy.deepcopy(fused), copy.deepcopy(plain), x)
+        results.append(first)
+    for other in results[1:]:
+        torch.testing.assert_close(other, results[0], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("N", [2, 40])
+def test_samples_do_not_touch_each_other(N: int, threads: int) -> None:
+    torch.set_num_threads(threads)
+    fused = pair(channels=12)[0].eval()
+    x, grad = torch.randn(N, 12, 9, 7), torch.randn(N, 12, 9, 7)
+    out, grad_x, *_ = step(fused, x, grad)
+    spoilt = x.clone()
+    spoilt[1] = math.nan
+    found, found_grad, *_ = step(fused, spoilt, grad)
+    others = torch.arange(N) != 1
+    assert found[1].isnan().all() and found_grad[1].isnan().all()
+    assert torch.equal(found[others], out[others])
+    assert torch.equal(found_grad[others], grad_x[others])
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_more_hidden_channels_than_channels(threads: int) -> None:
+    torch.set_num_threads(threads)
+    tensors = [
+        torch.randn(4, 3, 9, 8),
+        torch.randn(33, 3),
+        torch.randn(33),
+        torch.randn(3, 33),
+        torch.randn(3),
+    ]
+    tensors += [torch.randn(33, 3, 5, 5), torch.randn(33), torch.randn(3, 33, 5, 5), torch.randn(3)]
+    inputs = [t.double().requires_grad_() for t in tensors]
+    results = []
+    for backend in ("cpu", "reference"):
+        with gcsa_ext.use_backend(backend):
+            out = torch.ops.gcsa_ext.gcsa(*inputs, *8 * (None,), 1e-5, 1e-5, 1, True, True)[0]
+            weights = [inputs[i] for i in (0, 1, 3, 5, 7)]
+            results.append((out, *torch.autograd.grad(out.sin().sum(), weights)))
+    torch.testing.assert_close(*results, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+def test_bfloat16_and_autocast() -> None:
+    fused, plain = (m.eval() for m in pair(channels=16))
+    x = torch.randn(2, 16, 9, 7)
+    exact = plain(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(fused(x), exact, rtol=0.05, atol=0.05)
+        assert fused(x).dtype == torch.float32
+    found = fused.bfloat16()(x.bfloat16())
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), exact, rtol=0.05, atol=0.05)
+
+
+def test_workspace_is_given_back() -> None:
+    module = GCSA(32)
+    x = torch.randn(4, 32, 20, 20, requires_grad=True)
+    functional.release_workspace()
+    assert functional.release_workspace() == 0
+    expected = step(module.eval(), x, torch.ones_like(x))
+    assert functional.release_workspace() > 0
+    assert functional.release_workspace() == 0
+    for a, b in zip(step(module, x, torch.ones_like(x)), expected, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_workspace_is_bounded() -> None:
+    for channels, size in ((8, 30), (32, 7), (64, 14), (16, 40), (128, 9), (32, 21)):
+        for kernel_size in (5, 9):
+            x = torch.randn(2, channels, size, size + 1)
+            GCSA(channels, kernel_size=kernel_size)(x).sum().backward()
+            functional.conv2d_same(x, torch.randn(7, channels, kernel_size, kernel_size))
+    kept = functional.release_workspace()
+    assert 0 < kept <= 1 << 30
+
+
+def test_from_several_python_threads() -> None:
+    modules = [pair(channels=c)[0].eval() for c in (8, 24)]
+    inputs = [(modules[i % 2], torch.randn(1 + i % 3, (8, 24)[i % 2], 9 + i, 11)) for i in range(6)]
+
+    def call(arguments: tuple[GCSA, Tensor]) -> list[Tensor]:
+        torch.set_num_threads(2)
+        module, x = arguments
+        return step(module, x, torch.ones_like(x))
+
+    alone = [call(a) for a in inputs]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(call, inputs * 4))
+    for found, expected in zip(together, alone * 4, strict=True):
+        torch.testing.assert_close(found, expected)
+    functional.release_workspace()
+
+
+def test_workspace_is_given_back_while_others_compute() -> None:
+    module = pair(channels=24)[0].eval()
+    x = torch.randn(2, 24, 13, 11)
+    expected = step(module, x, torch.ones_like(x))
+    with ThreadPoolExecutor(3) as pool:
+        running = [pool.submit(step, module, x, torch.ones_like(x)) for _ in range(20)]
+        while not all(f.done() for f in running):
+            functional.release_workspace()
+    for future in running:
+        torch.testing.assert_close(future.result(), expected)
+
+
+def test_a_fork_after_use() -> None:
+    printed = python(
+        """
+        import os, torch, gcsa_ext
+        from gcsa_ext import functional
+        torch.set_num_threads(2)
+        torch.manual_seed(0)
+        module = gcsa_ext.GCSA(24).eval().requires_grad_(False)
+        x, weight = torch.randn(3, 24, 13, 11), torch.randn(9, 24, 7, 7) / 34
+        def results():
+            grads = torch.ops.gcsa_ext.conv2d_same_backward(expected_out, x, weight, True, True)
+            return [module(x), functional.conv2d_same(x, weight), *grads]
+        expected_out = functional.conv2d_same(x, weight)
+        expected = results()
+        def right():
+            found = results()
+            return all(torch.allclose(a, b, rtol=1e-4, atol=1e-3) for a, b in zip(found, expected))
+        for _ in range(2):
+            child = os.fork()
+            if child == 0:
+                ok = False
+                try:
+                    ok = right() and functional.release_workspace() > 0 and right()
+                finally:
+                    os._exit(0 if ok else 1)
+            assert os.waitpid(child, 0)[1] == 0
+            assert right()
+        print("done")
+        """
+    )
+    assert printed == "done"
+
+
+ISAS = {"baseline": "", "avx2": "avx2", "avx512": "avx512dq"}
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_every_instruction_set(isa: str) -> None:
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    if isa not in gcsa_ext.info()["build"]["isas"] or ISAS[isa] not in flags:
+        pytest.skip(f"this processor has no {isa}")
+    printed = python(
+        f"""
+        import sys
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        import torch, gcsa_ext
+        from gcsa_ext.backends import cpu
+        from pairs import assert_same_step, pair
+        from test_conv2d_same import arguments, check
+        for dtype in (torch.float32, torch.float64):
+            for kernel in (5, 7, 9, 11):
+                for shape in ((3, 20, 9, 14), (1, 20, 33, 6)):
+                    torch.manual_seed(0)
+                    x = torch.randn(shape, dtype=dtype)
+                    assert_same_step(*pair(dtype, channels=20, kernel_size=kernel), x)
+        cpu.explain_convolution = lambda x, weight: ("fft", "it is forced")
+        for dtype in (torch.float32, torch.float64, torch.bfloat16):
+            for kernel in (3, 5, 7, 9, 11):
+                for layout, shape in (
+                    ("contiguous", (1, 3, 17, 1, 1)),
+                    ("contiguous", (1, 3, 5, 70, 66)),
+                    ("channels_last", (3, 33, 17, 13, 6)),
+                    ("channels_last", (20, 4, 3, 12, 9)),
+                ):
+                    check(arguments(shape, kernel, dtype, layout))
+        print(gcsa_ext.info()["isa"])
+        """,
+        GCSA_EXT_CPU_ISA=isa,
+        OMP_NUM_THREADS="1",
+    )
+    assert printed == isa
