@@ -5,6 +5,9 @@
 #include <new>
 #include <vector>
 
+#ifdef __unix__
+#include <pthread.h>
+#endif
 #ifdef __linux__
 #include <sys/mman.h>
 #endif
@@ -20,15 +23,29 @@ struct Piece {
 constexpr int64_t page = 2 << 20;         // of the large kind, which spares most TLB misses
 constexpr int64_t most_kept = 1ll << 30;  // bytes
 
-std::mutex mutex;
-std::vector<Piece>& kept() {
-    static auto* const pieces = new std::vector<Piece>;  // never destroyed: other threads may outlive static objects
-    return *pieces;
+constexpr size_t most_pieces = 64;
+
+// Never destroyed, since other threads may outlive static objects.
+struct Kept {
+    std::mutex mutex;
+    std::vector<Piece> pieces;
+};
+Kept& kept() {
+    static Kept* const instance = [] {
+        auto* const made = new Kept;
+        made->pieces.reserve(most_pieces);  // adding one in a destructor must not fail
+#ifdef __unix__
+        // A child must not inherit the lock of a thread that it does not have.
+        pthread_atfork([] { kept().mutex.lock(); }, [] { kept().mutex.unlock(); }, [] { kept().mutex.unlock(); });
+#endif
+        return made;
+    }();
+    return *instance;
 }
 
 int64_t kept_bytes() {
     int64_t sum = 0;
-    for (const Piece& piece : kept()) sum += piece.bytes;
+    for (const Piece& piece : kept().pieces) sum += piece.bytes;
     return sum;
 }
 
@@ -37,8 +54,8 @@ int64_t kept_bytes() {
 Scratch::Scratch(int64_t bytes) : data_(nullptr), bytes_((bytes + page - 1) / page * page) {
     if (bytes_ == 0) bytes_ = page;
     {
-        const std::lock_guard<std::mutex> lock(mutex);
-        auto& pieces = kept();
+        const std::lock_guard<std::mutex> lock(kept().mutex);
+        auto& pieces = kept().pieces;
         size_t best = pieces.size();
         for (size_t i = 0; i < pieces.size(); ++i)
             if (pieces[i].bytes >= bytes_ && (best == pieces.size() || pieces[i].bytes < pieces[best].bytes)) best = i;
@@ -65,23 +82,24 @@ Scratch::Scratch(int64_t bytes) : data_(nullptr), bytes_((bytes + page - 1) / pa
 }
 
 Scratch::~Scratch() {
-    const std::lock_guard<std::mutex> lock(mutex);
-    if (kept_bytes() + bytes_ <= most_kept)
-        kept().push_back({data_, bytes_});
+    const std::lock_guard<std::mutex> lock(kept().mutex);
+    auto& pieces = kept().pieces;
+    if (kept_bytes() + bytes_ <= most_kept && pieces.size() < most_pieces)
+        pieces.push_back({data_, bytes_});
     else
         std::free(data_);
 }
 
 int64_t release_scratch() {
-    const std::lock_guard<std::mutex> lock(mutex);
+    const std::lock_guard<std::mutex> lock(kept().mutex);
     const int64_t bytes = kept_bytes();
-    for (const Piece& piece : kept()) std::free(piece.data);
-    kept().clear();
+    for (const Piece& piece : kept().pieces) std::free(piece.data);
+    kept().pieces.clear();
     return bytes;
 }
 
 int64_t kept_scratch() {
-    const std::lock_guard<std::mutex> lock(mutex);
+    const std::lock_guard<std::mutex> lock(kept().mutex);
     return kept_bytes();
 }
 

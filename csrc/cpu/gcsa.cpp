@@ -275,6 +275,7 @@ void forward(const GcsaForward& p) {
     Convolution<A>&c1 = g.conv1, &c2 = g.conv2;
     const bool apart = c1.apart;
     const int64_t N = g.N, C = g.C, h = g.h, C_blocks = g.blocks(C), h_blocks = g.blocks(h);
+    const int64_t most_blocks = std::max(C_blocks, h_blocks);  // h may be more than C
     const PerceptronWeights<T> weights(p.gate);
 
     using S = Pieces<A>;
@@ -283,7 +284,7 @@ void forward(const GcsaForward& p) {
     const int64_t out_size = S::size(std::max(c1.output_size(), c2.output_size()));
     const int64_t saved = p.u1 ? 0 : S::size(g.map_size(C, N)) + S::size(g.map_size(h, N));
     const int64_t per_thread = S::size(std::max({c1.scratch_size(), c2.scratch_size(), gate_tile_scratch<A>(C, h)}));
-    const int64_t statistics = S::size(Statistics<A>::size(C_blocks));
+    const int64_t statistics = S::size(Statistics<A>::size(most_blocks));
     const int64_t total = Affine<A>::vectors * (S::size(C_blocks * L) + S::size(h_blocks * L)) + S::size(g.map_size(C, N)) +
                           S::size(g.map_size(h, N)) + saved + teams * (in_size + out_size) +
                           g.threads * (per_thread + statistics);
@@ -296,7 +297,7 @@ void forward(const GcsaForward& p) {
     A* const team_memory = pieces.take(teams * (in_size + out_size));
     A* const thread_memory = pieces.take(g.threads * per_thread);
     A* const statistics_memory = pieces.take(g.threads * statistics);
-    for (int i = 0; i < g.threads; ++i) Statistics<A>(statistics_memory + i * statistics, C_blocks).clear(C_blocks);
+    for (int i = 0; i < g.threads; ++i) Statistics<A>(statistics_memory + i * statistics, most_blocks).clear(most_blocks);
     fold_bias(p.conv1, h, affine1);
     fold_bias(p.conv2, C, affine2);
 
@@ -423,6 +424,7 @@ void backward(const GcsaBackward& q) {
     const GcsaForward& p = q.forward;
     Geometry<T> g(p);
     const int64_t N = g.N, C = g.C, h = g.h, k = g.k, C_blocks = g.blocks(C), h_blocks = g.blocks(h);
+    const int64_t most_blocks = std::max(C_blocks, h_blocks);  // h may be more than C
     const bool want_gate = q.grad_w1 != nullptr, want_z = want_gate || q.grad_x;
     // From the second convolution's output to its input, from the first's output to its input. All threads work together.
     const Convolution<A> c2 = plan_convolution<A>(N, C, h, g.H, g.W, k, g.threads, false, true);
@@ -441,7 +443,7 @@ void backward(const GcsaBackward& q) {
     const int64_t unit = S::size(std::max(unit_size<A>(c1.tiling), unit_size<A>(c2.tiling)));
     const int64_t gate_size = std::max(GateGradient<A>::size(C, h, want_gate), gate_tile_scratch<A>(C, h));
     const int64_t per_thread = S::size(std::max(c1.scratch_size(), c2.scratch_size())) + S::size(gate_size) + unit +
-                               S::size(ChannelSums<A>::size(C_blocks));
+                               S::size(ChannelSums<A>::size(most_blocks));
     const int64_t total = NormGradient<A>::size(C) + NormGradient<A>::size(h) + 3 * S::size(g.map_size(C, N)) +
                           2 * S::size(g.map_size(h, N)) + in_size + 2 * out_size + unit_sums + g.threads * per_thread;
     const Scratch memory(total * static_cast<int64_t>(sizeof(A)));
@@ -459,12 +461,12 @@ void backward(const GcsaBackward& q) {
     A* const unit_memory = unit_sums ? pieces.take(unit_sums) : nullptr;
     A* const thread_memory = pieces.take(g.threads * per_thread);
     // Of each thread: sums over channels, the gate's gradient, then scratch.
-    const int64_t after_sums = S::size(ChannelSums<A>::size(C_blocks)), after_gate = after_sums + S::size(gate_size);
+    const int64_t after_sums = S::size(ChannelSums<A>::size(most_blocks)), after_gate = after_sums + S::size(gate_size);
     const auto sums_of = [&](int thread) {
         return ChannelSums<A>{reinterpret_cast<double*>(thread_memory + thread * per_thread)};
     };
     const T *u1 = static_cast<const T*>(p.u1), *u2 = static_cast<const T*>(p.u2);
-    for (int i = 0; i < g.threads; ++i) sums_of(i).clear(C_blocks);
+    for (int i = 0; i < g.threads; ++i) sums_of(i).clear(most_blocks);
 
     parallel_team(g.threads, [&](const Team& team) {
         A* const own = thread_memory + team.rank * per_thread;
@@ -521,7 +523,7 @@ void backward(const GcsaBackward& q) {
         });
         team.barrier();
         through_norm(p.norm2, norm2, C_blocks, u2, grad_u2);
-        sums.clear(C_blocks);
+        sums.clear(most_blocks);
         team.barrier();
 
         convolve_backward(
