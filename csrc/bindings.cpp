@@ -312,6 +312,13 @@ PYBIND11_MODULE(_C, module) {
             return kernels().product_rate({batch, inputs, outputs, height, width, kernel, threads, seconds});
         }
     );
+    py::class_<gcsa_ext::Scratch>(module, "Memory", py::buffer_protocol())
+        .def(py::init<int64_t>())
+        .def_buffer([](gcsa_ext::Scratch& memory) {
+            return py::buffer_info(
+                memory.data(), 1, py::format_descriptor<uint8_t>::format(), 1, {memory.bytes()}, {int64_t(1)}
+            );
+        });
     module.def("release_scratch", &gcsa_ext::release_scratch);
     module.def("kept_scratch", &gcsa_ext::kept_scratch);
 }

@@ -22,7 +22,8 @@ struct Piece {
 
 constexpr int64_t page = 2 << 20;         // of the large kind, which spares most TLB misses
 constexpr int64_t most_kept = 1ll << 30;  // bytes
-
+// A piece may be this much larger than what it is taken for, since the rest is lost meanwhile.
+constexpr int64_t largest_for(int64_t bytes) { return bytes + bytes / 4 + page; }
 constexpr size_t most_pieces = 64;
 
 // Never destroyed, since other threads may outlive static objects.
@@ -56,22 +57,16 @@ Scratch::Scratch(int64_t bytes) : data_(nullptr), bytes_((bytes + page - 1) / pa
     {
         const std::lock_guard<std::mutex> lock(kept().mutex);
         auto& pieces = kept().pieces;
-        size_t best = pieces.size();
-        for (size_t i = 0; i < pieces.size(); ++i)
-            if (pieces[i].bytes >= bytes_ && (best == pieces.size() || pieces[i].bytes < pieces[best].bytes)) best = i;
-        if (best < pieces.size()) {
-            data_ = pieces[best].data;
-            bytes_ = pieces[best].bytes;
-            pieces.erase(pieces.begin() + static_cast<std::ptrdiff_t>(best));
+        auto best = pieces.end();
+        for (auto piece = pieces.begin(); piece != pieces.end(); ++piece)
+            if (piece->bytes >= bytes_ && piece->bytes <= largest_for(bytes_) &&
+                (best == pieces.end() || piece->bytes < best->bytes))
+                best = piece;
+        if (best != pieces.end()) {
+            data_ = best->data;
+            bytes_ = best->bytes;
+            pieces.erase(best);
             return;
-        }
-        // A larger piece will take the place of the largest one, which is too small.
-        size_t largest = pieces.size();
-        for (size_t i = 0; i < pieces.size(); ++i)
-            if (largest == pieces.size() || pieces[i].bytes > pieces[largest].bytes) largest = i;
-        if (largest < pieces.size()) {
-            std::free(pieces[largest].data);
-            pieces.erase(pieces.begin() + static_cast<std::ptrdiff_t>(largest));
         }
     }
     data_ = std::aligned_alloc(page, bytes_);
@@ -84,7 +79,12 @@ Scratch::Scratch(int64_t bytes) : data_(nullptr), bytes_((bytes + page - 1) / pa
 Scratch::~Scratch() {
     const std::lock_guard<std::mutex> lock(kept().mutex);
     auto& pieces = kept().pieces;
-    if (kept_bytes() + bytes_ <= most_kept && pieces.size() < most_pieces)
+    // What was used last is the likeliest to be asked for again; what has waited longest goes.
+    while (!pieces.empty() && (kept_bytes() + bytes_ > most_kept || pieces.size() == most_pieces)) {
+        std::free(pieces.front().data);
+        pieces.erase(pieces.begin());
+    }
+    if (bytes_ <= most_kept)
         pieces.push_back({data_, bytes_});
     else
         std::free(data_);

@@ -1,12 +1,12 @@
-// Memory that kernels work in, kept from call to call: fresh memory costs a page fault per 4 KiB, which for a transform of a
-// whole batch is more than the arithmetic.
+// Memory that is kept from call to call: fresh memory costs a page fault per 4 KiB, which for a batch of maps takes as long
+// as the arithmetic.
 #pragma once
 
 #include <cstdint>
 
 namespace gcsa_ext {
 
-// A piece of memory for the duration of one call. Calls at the same time, from several threads, get pieces of their own.
+// A piece of memory, of which nobody else has any part, for as long as the object lives.
 class Scratch {
    public:
     explicit Scratch(int64_t bytes);  // std::bad_alloc
@@ -15,15 +15,16 @@ class Scratch {
     Scratch& operator=(const Scratch&) = delete;
 
     void* data() const { return data_; }
+    int64_t bytes() const { return bytes_; }
 
    private:
     void* data_;
     int64_t bytes_;
 };
 
-// Gives back what no call is using; returns how many bytes that was.
+// Gives back what nobody is using; returns how many bytes that was.
 int64_t release_scratch();
-// What is kept at the moment, in bytes, without what calls are using.
+// What is kept at the moment, in bytes, without what is in use.
 int64_t kept_scratch();
 
 }  // namespace gcsa_ext

@@ -192,14 +192,14 @@ inline vec<T> exp(vec<T> x) {
     return sum * bit_cast<vec<T>>(exponent);
 }
 
-// 1 / x within two units in the last place, for 1 <= x < 2^126.
+// 1 / x within a unit in the last place, for x >= 1; 0 where that would be a subnormal number.
 template <class T>
 inline vec<T> reciprocal(vec<T> x) {
 #ifdef __AVX512F__
     if constexpr (std::is_same_v<T, float>) {
         // A division takes as long as the whole exponential; 14 bits and one step of Newton's method a fifth of that.
         const vec<T> y = bit_cast<vec<T>>(_mm512_maskz_rcp14_ps(0xffff, bit_cast<__m512>(x)));
-        return y * (T(2) - x * y);
+        return x > 0x1p126f ? vec<T>{} : y + y * (T(1) - x * y);
     }
 #endif
     return T(1) / x;
@@ -207,9 +207,7 @@ inline vec<T> reciprocal(vec<T> x) {
 
 template <class T>
 inline vec<T> sigmoid(vec<T> x) {
-    constexpr T largest = sizeof(T) == 4 ? T(87) : T(708);  // its exponential is finite, and so is the reciprocal
-    const vec<T> minus_x = -x;
-    return reciprocal<T>(T(1) + exp<T>(minus_x > largest ? broadcast(largest) : minus_x));
+    return reciprocal<T>(T(1) + exp<T>(-x));
 }
 
 // ---- transposition of a square of lanes x lanes, in registers ----

@@ -82,6 +82,24 @@ def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
+def _empty(
+    shape: Sequence[int], dtype: torch.dtype, layout: torch.memory_format = torch.contiguous_format
+) -> Tensor:
+    """An uninitialised tensor. A large one lies in memory that is kept from call to call (csrc/scratch.h) and
+    goes back there when the last tensor that uses it is gone."""
+    bytes_ = math.prod(shape) * dtype.itemsize
+    if bytes_ < 1 << 20:
+        return torch.empty(shape, dtype=dtype, memory_format=layout)
+    assert native.extension is not None
+    flat = torch.frombuffer(native.extension.Memory(bytes_), dtype=dtype, count=math.prod(shape))
+    stride = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
+    if layout == torch.channels_last:
+        _, C, H, W = shape
+        stride = [C * H * W, 1, W * C, C]
+    # Not a view of `flat`, for autograd and compilers.
+    return torch.empty(0, dtype=dtype).set_(flat.untyped_storage(), 0, tuple(shape), stride)
+
+
 def _map_sizes(x: Tensor, layout: torch.memory_format) -> tuple[int, bool, int, int, int, int]:
     N, C, H, W = x.shape
     return DTYPES[x.dtype], layout == torch.channels_last, N, C, H * W, _threads()
@@ -92,7 +110,7 @@ def channel_gate(
 ) -> Tensor:
     """See reference.channel_gate."""
     layout = memory_format(x)
-    out = torch.empty(x.shape, dtype=x.dtype, memory_format=layout)
+    out = _empty(x.shape, x.dtype, layout)
     if out.numel() == 0:
         return out
     x = x.contiguous(memory_format=layout)
@@ -125,7 +143,7 @@ def channel_gate_backward(
     """The gradients of x, w1, b1, w2, b2, None where not needed."""
     layout = memory_format(x)
     weights = [w.contiguous() for w in (w1, b1, w2, b2)]
-    grad_x = torch.empty(x.shape, dtype=x.dtype, memory_format=layout) if need_x else None
+    grad_x = _empty(x.shape, x.dtype, layout) if need_x else None
     grads = [torch.empty_like(w) if need_weights else None for w in weights]
     if x.numel() == 0:
         return grad_x, *(None if grad is None else grad.zero_() for grad in grads)  # type: ignore[return-value]
@@ -157,7 +175,7 @@ def norm_gate(
     """See reference.norm_gate; also copies of the statistics it used (biased variance)."""
     layout = memory_format(z)
     dtype = accumulator_dtype(u.dtype)
-    out = torch.empty(z.shape, dtype=z.dtype, memory_format=layout)
+    out = _empty(z.shape, z.dtype, layout)
     batch_statistics = mean is None or var is None
     used_mean, used_var = (
         torch.zeros(u.shape[1], dtype=dtype) if v is None else v.to(dtype, copy=True) for v in (mean, var)
@@ -196,8 +214,8 @@ def norm_gate_backward(
     layout = memory_format(z)
     dtype = accumulator_dtype(u.dtype)
     need_u, need_z, need_weight, need_bias = need
-    grad_u = torch.empty(u.shape, dtype=u.dtype, memory_format=layout) if need_u else None
-    grad_z = torch.empty(z.shape, dtype=z.dtype, memory_format=layout) if need_z else None
+    grad_u = _empty(u.shape, u.dtype, layout) if need_u else None
+    grad_z = _empty(z.shape, z.dtype, layout) if need_z else None
     grad_weight = torch.zeros(u.shape[1], dtype=dtype) if need_weight else None
     grad_bias = torch.zeros(u.shape[1], dtype=dtype) if need_bias else None
     if u.numel() > 0:
@@ -218,11 +236,6 @@ def norm_gate_backward(
     if grad_bias is not None and bias is not None:
         grad_bias = grad_bias.to(bias.dtype)
     return grad_u, grad_z, grad_weight, grad_bias
-
-
-def _empty(like: Tensor, channels: int, layout: torch.memory_format) -> Tensor:
-    N, _, H, W = like.shape
-    return torch.empty((N, channels, H, W), dtype=like.dtype, memory_format=layout)
 
 
 def _spatial_sizes(x: Tensor, layout: torch.memory_format) -> tuple[int, bool, int, int, int, int, int]:
@@ -252,7 +265,7 @@ def conv2d_same(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return reference.conv2d_same(x, weight, bias)
     layout, dtype = memory_format(x), accumulator_dtype(x.dtype)
     out_channels, k = weight.shape[::3]
-    out = _empty(x, out_channels, layout)
+    out = _empty((x.shape[0], out_channels, *x.shape[2:]), x.dtype, layout)
     x, weight = x.contiguous(memory_format=layout), weight.to(dtype).contiguous()
     bias = None if bias is None else bias.to(dtype).contiguous()
     assert native.extension is not None
@@ -273,8 +286,8 @@ def conv2d_same_backward(
             grad_out, x, weight, None, [1, 1], [p, p], [1, 1], False, [0, 0], 1, [need_x, need_weight, False]
         )
         return None if grads[0] is None else grads[0].contiguous(memory_format=layout), grads[1]
-    grad_x = _empty(x, x.shape[1], layout) if need_x else None
-    grad_weight = torch.empty(weight.shape, dtype=dtype) if need_weight else None
+    grad_x = _empty(x.shape, x.dtype, layout) if need_x else None
+    grad_weight = _empty(weight.shape, dtype) if need_weight else None
     x, grad_out = x.contiguous(memory_format=layout), grad_out.contiguous(memory_format=layout)
     weight32 = weight.to(dtype).contiguous()
     assert native.extension is not None
@@ -323,9 +336,9 @@ def gcsa(
         copies of the statistics it used (biased variance).
     """
     layout, dtype = memory_format(x), accumulator_dtype(x.dtype)
-    out = torch.empty(x.shape, dtype=x.dtype, memory_format=layout)
+    out = _empty(x.shape, x.dtype, layout)
     h, C, k, _ = convolutions[0].shape
-    u1, u2 = (torch.empty(saved_shape(channels, x) if save else 0, dtype=x.dtype) for channels in (h, C))
+    u1, u2 = (_empty(saved_shape(channels, x) if save else (0,), x.dtype) for channels in (h, C))
     batch_statistics = (statistics[0] is None, statistics[2] is None)
     used = [
         torch.empty(channels, dtype=dtype) if value is None else value.to(dtype, copy=True)
@@ -373,7 +386,7 @@ def gcsa_backward(
     x, grad_out = x.contiguous(memory_format=layout), grad_out.contiguous(memory_format=layout)
     gate, layers = _gcsa_vectors(x, gate, (*convolutions, *norms))
     grads = [
-        torch.empty_like(t, memory_format=layout if i == 0 else torch.contiguous_format)
+        _empty(t.shape, t.dtype, layout if i == 0 else torch.contiguous_format)
         if wanted and t is not None
         else None
         for i, (t, wanted) in enumerate(zip((x, *gate, *layers), need, strict=True))
@@ -452,7 +465,7 @@ def _mask(spectrogram: Tensor, start: Tensor, width: Tensor, value: float, out: 
 def frequency_mask(spectrogram: Tensor, start: Tensor, width: Tensor, value: float) -> Tensor:
     """See reference.frequency_mask; contiguous."""
     spectrogram = spectrogram.contiguous()
-    out = torch.empty_like(spectrogram)
+    out = _empty(spectrogram.shape, spectrogram.dtype)
     _mask(spectrogram, start, width, value, out)
     return out
 
@@ -467,7 +480,7 @@ def random_frequency_mask(
 ) -> Tensor:
     """See functional.random_frequency_mask; draws in float32; in place contiguous spectrograms only."""
     spectrogram = spectrogram.contiguous()
-    out = spectrogram if inplace else torch.empty_like(spectrogram)
+    out = spectrogram if inplace else _empty(spectrogram.shape, spectrogram.dtype)
     if out.numel() == 0:
         return out
     draws = draws.contiguous()
