@@ -5,6 +5,7 @@
 #include <pybind11/stl.h>
 
 #include <array>
+#include <memory>
 #include <stdexcept>
 #include <string>
 #include <vector>
@@ -313,7 +314,9 @@ PYBIND11_MODULE(_C, module) {
         }
     );
     py::class_<gcsa_ext::Scratch>(module, "Memory", py::buffer_protocol())
-        .def(py::init<int64_t>())
+        .def(py::init([](int64_t bytes) {
+            return std::make_unique<gcsa_ext::Scratch>(bytes, gcsa_ext::Scratch::Use::result);
+        }))
         .def_buffer([](gcsa_ext::Scratch& memory) {
             return py::buffer_info(
                 memory.data(), 1, py::format_descriptor<uint8_t>::format(), 1, {memory.bytes()}, {int64_t(1)}

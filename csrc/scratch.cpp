@@ -22,8 +22,8 @@ struct Piece {
 
 constexpr int64_t page = 2 << 20;         // of the large kind, which spares most TLB misses
 constexpr int64_t most_kept = 1ll << 30;  // bytes
-// A piece may be this much larger than what it is taken for, since the rest is lost meanwhile.
-constexpr int64_t largest_for(int64_t bytes) { return bytes + bytes / 4 + page; }
+constexpr int64_t largest_result(int64_t bytes) { return bytes + bytes / 4 + page; }
+
 constexpr size_t most_pieces = 64;
 
 // Never destroyed, since other threads may outlive static objects.
@@ -52,21 +52,29 @@ int64_t kept_bytes() {
 
 }  // namespace
 
-Scratch::Scratch(int64_t bytes) : data_(nullptr), bytes_((bytes + page - 1) / page * page) {
+Scratch::Scratch(int64_t bytes, Use use) : data_(nullptr), bytes_((bytes + page - 1) / page * page) {
     if (bytes_ == 0) bytes_ = page;
     {
         const std::lock_guard<std::mutex> lock(kept().mutex);
         auto& pieces = kept().pieces;
-        auto best = pieces.end();
-        for (auto piece = pieces.begin(); piece != pieces.end(); ++piece)
-            if (piece->bytes >= bytes_ && piece->bytes <= largest_for(bytes_) &&
-                (best == pieces.end() || piece->bytes < best->bytes))
-                best = piece;
+        auto best = pieces.end(), smaller = pieces.end();
+        for (auto piece = pieces.begin(); piece != pieces.end(); ++piece) {
+            if (piece->bytes < bytes_) {
+                if (smaller == pieces.end() || piece->bytes > smaller->bytes) smaller = piece;
+            } else if (use == Use::workspace || piece->bytes <= largest_result(bytes_)) {
+                if (best == pieces.end() || piece->bytes < best->bytes) best = piece;
+            }
+        }
         if (best != pieces.end()) {
             data_ = best->data;
             bytes_ = best->bytes;
             pieces.erase(best);
             return;
+        }
+        // A larger workspace takes the place of the one that is too small now.
+        if (use == Use::workspace && smaller != pieces.end()) {
+            std::free(smaller->data);
+            pieces.erase(smaller);
         }
     }
     data_ = std::aligned_alloc(page, bytes_);

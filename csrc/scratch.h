@@ -9,7 +9,10 @@ namespace gcsa_ext {
 // A piece of memory, of which nobody else has any part, for as long as the object lives.
 class Scratch {
    public:
-    explicit Scratch(int64_t bytes);  // std::bad_alloc
+    // A workspace, which is given back at the end of a call, may be much larger than needed; a result, which others keep,
+    // not.
+    enum class Use { workspace, result };
+    explicit Scratch(int64_t bytes, Use use = Use::workspace);  // std::bad_alloc
     ~Scratch();
     Scratch(const Scratch&) = delete;
     Scratch& operator=(const Scratch&) = delete;

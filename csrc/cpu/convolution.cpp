@@ -98,7 +98,7 @@ void backward(const ConvolutionBackward& q) {
         several && q.grad_weight ? S::size(weight_gradient_units<A>(inputs, outputs) * unit_size<A>(c.tiling)) : 0;
     const Scratch memory(
         (x_size + grad_x_size + S::size(N * grad.image_size()) + sums_size + S::size(c.input_size()) +
-         2 * S::size(c.output_size()) + threads * per_thread) *
+         S::size(c.output_size()) + threads * per_thread) *
         static_cast<int64_t>(sizeof(A))
     );
     S pieces(static_cast<A*>(memory.data()));
@@ -108,7 +108,6 @@ void backward(const ConvolutionBackward& q) {
     A* const sums = sums_size ? pieces.take(sums_size) : nullptr;
     A* const in_buffer = pieces.take(c.input_size());
     A* const out_buffer = pieces.take(c.output_size());
-    A* const x_buffer = pieces.take(c.output_size());
     A* const thread_memory = pieces.take(threads * per_thread);
 
     parallel_team(threads, [&](const Team& team) {
@@ -119,7 +118,7 @@ void backward(const ConvolutionBackward& q) {
         team.barrier();
         convolve_backward(
             team, c, grad, mirrored, in_buffer, out_buffer, unit_buffer, scratch,
-            {q.grad_weight ? &x : nullptr, static_cast<A*>(q.grad_weight), x_buffer, sums}, q.grad_x != nullptr,
+            {q.grad_weight ? &x : nullptr, static_cast<A*>(q.grad_weight), sums}, q.grad_x != nullptr,
             [&](int64_t image, int64_t block, int64_t at, int64_t count, const A* run, int64_t step) {
                 A* const to = grad_x.block(image, block) + at * L;
                 for (int64_t i = 0; i < count; ++i) store(to + i * L, load(run + i * step, Full<A>{}), Full<A>{});

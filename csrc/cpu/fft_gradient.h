@@ -21,7 +21,6 @@ template <class A>
 struct WeightGradient {
     const BlockedMap<A>* input;  // of the convolution whose backward pass this is
     A* grad;                     // (channels of g, channels of input, kernel, kernel)
-    A* spectra;                  // memory for the input's spectra
     A* sums;                     // memory for all units if there is more than one group, else null
 };
 
@@ -46,14 +45,13 @@ inline void convolve_backward(
     const int64_t F = c.tiling.frequencies(), tiles = c.tiles();
     // From here on with the names of the forward convolution: c takes its outputs and gives its inputs.
     const int64_t inputs = c.outputs, outputs = c.inputs, kk = c.kernel * c.kernel;
-    const TileSpectra<A> g_spectra(in_buffer, outputs, c.group, F), out_spectra(out_buffer, inputs, c.group, F);
-    const TileSpectra<A> x_spectra(weights.spectra, inputs, c.group, F);
+    const TileSpectra<A> g_spectra(in_buffer, outputs, c.group, F);
+    const TileSpectra<A> x_spectra(out_buffer, inputs, c.group, F), out_spectra = x_spectra;  // one after the other
     for (int64_t done = 0; done < tiles; done += c.group) {
         const TileRangeOfBatch group{done, tiles - done < c.group ? tiles - done : c.group};
         transform_tiles(team, g, c.tiling, group, true, g_spectra, scratch);
         if (weights.input) transform_tiles(team, *weights.input, c.tiling, group, false, x_spectra, scratch);
         team.barrier();
-        if (want_input) multiply_spectra(team, c.tiling, group.count, g_spectra, taps, out_spectra, scratch);
         if (weights.input) {
             const bool first = done == 0, last = done + group.count == tiles;
             const int64_t strips = (inputs + rows - 1) / rows;
@@ -75,10 +73,14 @@ inline void convolve_backward(
                     );
                 }
             });
+            team.barrier();
         }
-        team.barrier();
-        if (want_input) transform_back(team, out_spectra, c.tiling, group, epilogue, scratch);
-        team.barrier();
+        if (want_input) {
+            multiply_spectra(team, c.tiling, group.count, g_spectra, taps, out_spectra, scratch);
+            team.barrier();
+            transform_back(team, out_spectra, c.tiling, group, epilogue, scratch);
+            team.barrier();
+        }
     }
 }
 

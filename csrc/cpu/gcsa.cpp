@@ -445,7 +445,7 @@ void backward(const GcsaBackward& q) {
     const int64_t per_thread = S::size(std::max(c1.scratch_size(), c2.scratch_size())) + S::size(gate_size) + unit +
                                S::size(ChannelSums<A>::size(most_blocks));
     const int64_t total = NormGradient<A>::size(C) + NormGradient<A>::size(h) + 3 * S::size(g.map_size(C, N)) +
-                          2 * S::size(g.map_size(h, N)) + in_size + 2 * out_size + unit_sums + g.threads * per_thread;
+                          2 * S::size(g.map_size(h, N)) + in_size + out_size + unit_sums + g.threads * per_thread;
     const Scratch memory(total * static_cast<int64_t>(sizeof(A)));
     S pieces(static_cast<A*>(memory.data()));
     NormGradient<A> norm2(p.norm2, C, pieces.take(NormGradient<A>::size(C)));
@@ -457,7 +457,6 @@ void backward(const GcsaBackward& q) {
     const BlockedMap<A> grad_u1 = g.map(pieces.take(g.map_size(h, N)), h);
     A* const in_buffer = pieces.take(in_size);
     A* const out_buffer = pieces.take(out_size);
-    A* const x_buffer = pieces.take(out_size);
     A* const unit_memory = unit_sums ? pieces.take(unit_sums) : nullptr;
     A* const thread_memory = pieces.take(g.threads * per_thread);
     // Of each thread: sums over channels, the gate's gradient, then scratch.
@@ -528,7 +527,7 @@ void backward(const GcsaBackward& q) {
 
         convolve_backward(
             team, c2, grad_u2, mirrored2, in_buffer, out_buffer, unit_buffer, scratch,
-            {q.grad_conv2 ? &a1 : nullptr, static_cast<A*>(q.grad_conv2), x_buffer, unit_memory}, true,
+            {q.grad_conv2 ? &a1 : nullptr, static_cast<A*>(q.grad_conv2), unit_memory}, true,
             [&](int64_t image, int64_t block, int64_t at, int64_t count, const A* run, int64_t step) {
                 const auto n = norm1.block(block);
                 const int64_t offset = ((image * h_blocks + block) * g.P + at) * L;
@@ -555,7 +554,7 @@ void backward(const GcsaBackward& q) {
         if (want_z || q.grad_conv1)
             convolve_backward(
                 team, c1, grad_u1, mirrored1, in_buffer, out_buffer, unit_buffer, scratch,
-                {q.grad_conv1 ? &z : nullptr, static_cast<A*>(q.grad_conv1), x_buffer, unit_memory}, want_z,
+                {q.grad_conv1 ? &z : nullptr, static_cast<A*>(q.grad_conv1), unit_memory}, want_z,
                 [&](int64_t image, int64_t block, int64_t at, int64_t count, const A* run, int64_t step) {
                     A* const to = grad_z.block(image, block) + at * L;
                     for (int64_t i = 0; i < count; ++i)

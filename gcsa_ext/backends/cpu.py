@@ -82,13 +82,20 @@ def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
+_ALWAYS_FRESH = 32 << 20
+"""From this size on glibc gets every block from the system, and gives it back."""
+
+
 def _empty(
-    shape: Sequence[int], dtype: torch.dtype, layout: torch.memory_format = torch.contiguous_format
+    shape: Sequence[int],
+    dtype: torch.dtype,
+    layout: torch.memory_format = torch.contiguous_format,
+    kept_from: int = 1 << 20,
 ) -> Tensor:
-    """An uninitialised tensor. A large one lies in memory that is kept from call to call (csrc/scratch.h) and
-    goes back there when the last tensor that uses it is gone."""
+    """An uninitialised tensor. One of `kept_from` bytes lies in memory that is kept from call to call
+    (csrc/scratch.h) and goes back there when the last tensor that uses it is gone."""
     bytes_ = math.prod(shape) * dtype.itemsize
-    if bytes_ < 1 << 20:
+    if bytes_ < kept_from:
         return torch.empty(shape, dtype=dtype, memory_format=layout)
     assert native.extension is not None
     flat = torch.frombuffer(native.extension.Memory(bytes_), dtype=dtype, count=math.prod(shape))
@@ -465,7 +472,7 @@ def _mask(spectrogram: Tensor, start: Tensor, width: Tensor, value: float, out: 
 def frequency_mask(spectrogram: Tensor, start: Tensor, width: Tensor, value: float) -> Tensor:
     """See reference.frequency_mask; contiguous."""
     spectrogram = spectrogram.contiguous()
-    out = _empty(spectrogram.shape, spectrogram.dtype)
+    out = _empty(spectrogram.shape, spectrogram.dtype, kept_from=_ALWAYS_FRESH)
     _mask(spectrogram, start, width, value, out)
     return out
 
@@ -480,7 +487,7 @@ def random_frequency_mask(
 ) -> Tensor:
     """See functional.random_frequency_mask; draws in float32; in place contiguous spectrograms only."""
     spectrogram = spectrogram.contiguous()
-    out = spectrogram if inplace else _empty(spectrogram.shape, spectrogram.dtype)
+    out = spectrogram if inplace else _empty(spectrogram.shape, spectrogram.dtype, kept_from=_ALWAYS_FRESH)
     if out.numel() == 0:
         return out
     draws = draws.contiguous()
