@@ -258,3 +258,16 @@ def test_dtypes_and_devices_that_do_not_fit() -> None:
             TypeError, match=r"expected start of an integer dtype on cpu, got torch\.int64, meta"
         ):
             function(torch.randn(5, 4), one.to("meta"), one)
+
+
+def test_a_result_of_many_megabytes_keeps_its_memory() -> None:
+    """From 32 MiB on the memory of results is used again, when they are gone."""
+    spectrogram = torch.randn(4, 1024, 2050)
+    start, width = torch.tensor([3]), torch.tensor([100])
+    first = functional.frequency_mask(spectrogram, start, width)
+    kept = first.clone()
+    for value in (1.0, 2.0):
+        other = functional.frequency_mask(spectrogram, start, width, value)
+        assert other.data_ptr() != first.data_ptr()
+    assert torch.equal(first, kept)
+    assert torch.equal(first, reference.frequency_mask(spectrogram, start, width, 0.0))

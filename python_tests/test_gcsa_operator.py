@@ -556,3 +556,31 @@ def test_every_instruction_set(isa: str) -> None:
         OMP_NUM_THREADS="1",
     )
     assert printed == isa
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_a_large_result_keeps_its_memory(layout: torch.memory_format) -> None:
+    """Results of 1 MiB and more lie in memory that is used again: not before the last view of it is gone."""
+    module = GCSA(16, kernel_size=5).eval()
+    x = torch.randn(2, 16, 100, 90).contiguous(memory_format=layout)
+    with torch.no_grad():
+        result = module(x)
+        assert result.nbytes >= 1 << 20
+        assert result.is_contiguous(memory_format=layout)
+        assert not result._is_view()
+        kept, view = result.clone(), result[1, 3:7]
+        del result
+        for _ in range(4):
+            functional.release_workspace()
+            module(torch.randn_like(x))
+        assert torch.equal(view, kept[1, 3:7])
+
+
+def test_gradients_of_large_maps_keep_their_memory() -> None:
+    module = GCSA(16, kernel_size=5)
+    x = torch.randn(2, 16, 100, 90, requires_grad=True)
+    (first,) = torch.autograd.grad(module(x).square().sum(), x)
+    kept = first.clone()
+    for _ in range(3):
+        torch.autograd.grad(module(torch.randn_like(x)).square().sum(), list(module.parameters()))
+    assert torch.equal(first, kept)
