@@ -523,9 +523,11 @@ ISAS = {"baseline": "", "avx2": "avx2", "avx512": "avx512dq"}
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_every_instruction_set(isa: str) -> None:
+    if isa not in gcsa_ext.info()["build"]["isas"]:
+        pytest.skip(f"built for an architecture without {isa}: there are no such kernels to test")
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    if isa not in gcsa_ext.info()["build"]["isas"] or ISAS[isa] not in flags:
-        pytest.skip(f"this processor has no {isa}")
+    if ISAS[isa] not in flags:
+        pytest.skip(f"this processor lacks {isa}: such kernels would end the process")
     printed = python(
         f"""
         import sys
