@@ -16,9 +16,6 @@
 
 namespace gcsa_ext::cpu::GCSA_EXT_ISA {
 
-// A call would pass all of its values through memory.
-#define GCSA_EXT_INLINE __attribute__((always_inline)) inline
-
 template <class T>
 struct Complex {
     vec<T> re, im;

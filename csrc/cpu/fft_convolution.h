@@ -71,45 +71,52 @@ struct Taps {
     const A* data;
     int64_t outputs, inputs, output_stride, input_stride, kernel;
     bool mirrored;  // false: out[p] = sum_d w[d] in[p + d]; true: w[d] in[p - d], the gradient of the former's input
+
+    const A* at(int64_t output, int64_t input) const { return data + output * output_stride + input * input_stride; }
 };
 
-// How many inputs' weights go through their rows' transform before the first column is transformed: all of that stays in the
-// second-level cache.
+// How many inputs' weights are transformed and multiplied at a time: the spectra of their rows, and of them one column of
+// all, stay in the second-level cache.
 template <class A>
 inline int64_t inputs_at_once(const Tiling& tiling, int64_t kernel) {
-    const int64_t bytes = TapTransform<A>::rows_size(tiling.x.length, kernel) * static_cast<int64_t>(sizeof(A));
-    return std::max<int64_t>((384 << 10) / bytes / lanes<A>, 1) * lanes<A>;
+    constexpr int64_t most = 32, cache = 640 << 10;
+    const int64_t bytes = (TapTransform<A>::rows_size(tiling.x.length, kernel) + tiling.y.length * 2 * lanes<A>) *
+                          static_cast<int64_t>(sizeof(A));
+    return std::min(std::max<int64_t>(cache / bytes / lanes<A>, 1) * lanes<A>, most);
 }
-// How many frequencies of a column, with their mirror images, are transformed for one vector of inputs and multiplied: they
-// and the tiles' stay in the first-level cache.
+// Between the frequencies of a column of spectra, in elements: no power of two.
 template <class A>
-inline int frequencies_at_once(const Tiling& tiling) {
-    constexpr int64_t bytes = 2 * (lanes<A> + 2 * product_rows) * 2 * lanes<A> * static_cast<int64_t>(sizeof(A));
-    return static_cast<int>(std::min<int64_t>(tiling.y.length / 2 + 1, std::max<int64_t>((32 << 10) / bytes, 1)));
+inline int64_t column_stride(int64_t inputs) {
+    return (inputs | 1) * 2 * lanes<A>;
 }
 
-// Between a block of outputs' taps of one input, `kernel^2` scalars per output, and vectors of all outputs for each tap.
+// Between a block of outputs' taps, `count` scalars in a row per output, and vectors of all outputs for each.
 template <class A>
-inline void gather_taps(const A* from, int64_t output_stride, int64_t outputs, int64_t count, A factor, A* to) {
+inline void gather_taps(const A* from, int64_t output_stride, int64_t outputs, int64_t count, A* to) {
     constexpr int L = lanes<A>;
-    for (int64_t done = 0; done < count;) {
-        // Full squares; the last one goes back over what is done already where it would be short.
-        const int64_t tap = count - done >= L || count < L ? done : count - L;
-        const int height = static_cast<int>(count - tap < L ? count - tap : L);
-        vec<A> square[L] = {};
-        for (int64_t i = 0; i < outputs; ++i) {
-            const A* at = from + i * output_stride + tap;
-            square[i] = height == L ? load(at, Full<A>{}) : load(at, height);
+    constexpr int64_t few = L / 4;
+    for (int64_t tap = 0; tap < count; tap += L) {
+        const int64_t left = count - tap;
+        if (outputs == L && left <= few) {
+            for (int64_t j = tap; j < count; ++j)
+                for (int i = 0; i < L; ++i) to[j * L + i] = from[i * output_stride + j];
+            return;
         }
-        transpose<A>(square);
-        for (int i = 0; i < height; ++i) store(to + (tap + i) * L, square[i] * factor, Full<A>{});
-        done = tap + height;
+        const auto put = [&](int i, vec<A> value) { store(to + (tap + i) * L, value, Full<A>{}); };
+        if (left >= L) {
+            const auto row = [&](int i) { return load(from + i * output_stride + tap, Full<A>{}); };
+            transpose_square<A>(outputs, L, row, put);
+        } else {
+            const auto row = [&](int i) { return load(from + i * output_stride + tap, static_cast<int>(left)); };
+            transpose_square<A>(outputs, left, row, put);
+        }
     }
 }
 template <class A>
 inline void scatter_taps(const A* from, int64_t output_stride, int64_t outputs, int64_t count, A factor, A* to) {
     constexpr int L = lanes<A>;
     for (int64_t done = 0; done < count;) {
+        // Full squares; the last one goes back over what is done already where it would be short.
         const int64_t tap = count - done >= L || count < L ? done : count - L;
         const int height = static_cast<int>(count - tap < L ? count - tap : L);
         vec<A> square[L] = {};
@@ -123,23 +130,29 @@ inline void scatter_taps(const A* from, int64_t output_stride, int64_t outputs, 
     }
 }
 
-// Scratch memory for the transforms of taps.
-constexpr int64_t prefetch_inputs = 4;  // ahead
-
-// The spectra of the rows of one input's weights for one block of outputs. `gathered` is scratch for kernel^2 vectors.
+// The spectra of the rows of the weights of some inputs and one block of outputs, `rows_size` apart. `gathered` is scratch
+// for kernel^2 vectors of as many inputs as a vector has lanes. `next` is where the first weights of the next call are.
 template <class A>
 inline void transform_tap_rows(
-    const Taps<A>& taps, int64_t block, int64_t input, const TapTransform<A>& transform, A* rows, A* gathered
+    const Taps<A>& taps, int64_t block, int64_t first, int64_t count, const A* next, const TapTransform<A>& transform,
+    A* rows, int64_t rows_size, A* gathered
 ) {
     constexpr int L = lanes<A>;
-    const int64_t left = taps.outputs - block * L, outputs = left < L ? left : L, count = taps.kernel * taps.kernel;
-    const A* const from = taps.data + block * L * taps.output_stride + input * taps.input_stride;
-    // As many streams as lanes are more than the processor's own prefetching follows.
-    for (int64_t i = 0; i < outputs; ++i)
-        for (int64_t j = 0; j < count; j += 64 / static_cast<int64_t>(sizeof(A)))
-            __builtin_prefetch(from + i * taps.output_stride + prefetch_inputs * taps.input_stride + j);
-    gather_taps(from, taps.output_stride, outputs, count, transform.scale(), gathered);
-    transform.forward_rows(gathered, rows);
+    const int64_t outputs = std::min<int64_t>(taps.outputs - block * L, L), size = taps.kernel * taps.kernel;
+    const A* const from = taps.at(block * L, first);
+    // Inputs that follow each other in memory are gathered together, in full squares.
+    const int64_t together = taps.input_stride == size ? L : 1;
+    for (int64_t i = 0; i < count; i += together) {
+        const int64_t inputs = std::min(together, count - i);
+        gather_taps(from + i * taps.input_stride, taps.output_stride, outputs, inputs * size, gathered);
+        for (int64_t j = 0; j < inputs; ++j) {
+            // As many streams as lanes are more than the processor's own prefetching follows.
+            for (int64_t k = 0; k < outputs; ++k)
+                for (int64_t tap = 0; tap < size; tap += 64 / static_cast<int64_t>(sizeof(A)))
+                    __builtin_prefetch(next + k * taps.output_stride + (i + j) * taps.input_stride + tap, 0, 2);
+            transform.forward_rows(gathered + j * size * L, rows + (i + j) * rows_size);
+        }
+    }
 }
 
 struct TileRangeOfBatch {
@@ -216,45 +229,38 @@ inline void multiply_spectra(
 ) {
     constexpr int L = lanes<A>;
     const TapTransform<A> transform(tiling.y.length, tiling.x.length, taps.kernel);
-    const int64_t at_once = inputs_at_once<A>(tiling, taps.kernel);
+    const int64_t at_once = inputs_at_once<A>(tiling, taps.kernel), stride = column_stride<A>(at_once);
     const int64_t rows_size = TapTransform<A>::rows_size(tiling.x.length, taps.kernel);
-    const int pairs = frequencies_at_once<A>(tiling);
-    constexpr int64_t stride = (L | 1) * 2 * L;
     A* const gathered = scratch;
-    A* const column = gathered + taps.kernel * taps.kernel * L;
-    A* const rows = column + 2 * pairs * stride;
+    A* const column = gathered + taps.kernel * taps.kernel * L * L;
+    A* const rows = column + tiling.y.length * stride;
     // Where there are fewer blocks of outputs than threads, some share one and divide its columns.
     const int64_t shares = (team.size + out.blocks - 1) / out.blocks;
     // The tiles' spectra of these inputs stay in the cache for all blocks of outputs.
     for (int64_t first = 0; first < taps.inputs; first += at_once) {
-        const int64_t end = std::min(first + at_once, taps.inputs);
-        team.for_each(out.blocks * shares, [&](int64_t unit) {
+        const int64_t count = std::min(at_once, taps.inputs - first);
+        const auto [begin, end] = team.share(out.blocks * shares);
+        for (int64_t unit = begin; unit < end; ++unit) {
             const int64_t block = unit / shares, share = unit % shares;
-            for (int64_t input = first; transforms && input < end; ++input)
-                transform_tap_rows(taps, block, input, transform, rows + (input - first) * rows_size, gathered);
+            if constexpr (transforms) {
+                const bool last = unit + 1 == end;
+                const A* const next = taps.at((last ? begin : unit + 1) / shares * L, last ? first + at_once : first);
+                transform_tap_rows(taps, block, first, count, next, transform, rows, rows_size, gathered);
+            }
             const int columns = transform.columns(), last = static_cast<int>(columns * (share + 1) / shares);
-            for (int k = static_cast<int>(columns * share / shares); k < last; ++k)
-                for (int begin = 0; begin < transform.half_column(); begin += pairs) {
-                    const int these = std::min(pairs, transform.half_column() - begin);
-                    for (int64_t input = first; input < end; input += L) {
-                        const int64_t count = std::min<int64_t>(L, end - input);
-                        for (int64_t i = 0; transforms && i < count; ++i)
-                            transform.forward_column(
-                                rows + (input - first + i) * rows_size, k, begin, these, !taps.mirrored, column + i * 2 * L,
-                                stride
-                            );
-                        for (int slot = 0; slot < 2 * these; ++slot) {
-                            const int j = slot < these ? begin + slot : transform.mirror(k, begin + slot - these);
-                            if (j < 0) continue;
-                            const int64_t f = transform.first_frequency(k) + j;
-                            product<A, false>(
-                                tiles, count, {in.at(input / L, f), in.tile_stride, 1}, column + slot * stride, 2 * L,
-                                out.at(block, f), out.tile_stride, input > 0
-                            );
-                        }
-                    }
+            for (int k = static_cast<int>(columns * share / shares); k < last; ++k) {
+                if constexpr (transforms) transform.forward_column(rows, count, k, column, stride);
+                for (int j = 0; j < transform.frequencies(k); ++j) {
+                    const int64_t f = transform.first_frequency(k) + j;
+                    const TilesByChannels<A> tile{in.at(first / L, f), in.block_stride};
+                    const auto multiply =
+                        taps.mirrored ? product<A, false, TilesByChannels<A>> : product<A, true, TilesByChannels<A>>;
+                    multiply(
+                        tiles, count, tile, column + j * stride, 2 * L, out.at(block, f), out.tile_stride, first > 0
+                    );
                 }
-        });
+            }
+        }
     }
 }
 
@@ -274,8 +280,9 @@ struct Convolution {
     int64_t output_size() const { return TileSpectra<A>(nullptr, outputs, group, tiling.frequencies()).size(); }
     // Of each thread.
     int64_t scratch_size() const {
-        const int64_t taps = kernel * kernel * L + 2 * frequencies_at_once<A>(tiling) * (L | 1) * 2 * L +
-                             inputs_at_once<A>(tiling, kernel) * TapTransform<A>::rows_size(tiling.x.length, kernel);
+        const int64_t inputs = inputs_at_once<A>(tiling, kernel);
+        const int64_t taps = kernel * kernel * L * L + tiling.y.length * column_stride<A>(inputs) +
+                             inputs * TapTransform<A>::rows_size(tiling.x.length, kernel);
         const int64_t tile = tile_scratch<A>(tiling);
         return taps > tile ? taps : tile;
     }

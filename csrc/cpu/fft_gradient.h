@@ -59,8 +59,8 @@ inline void convolve_backward(
                 const int64_t block = unit / strips, input = unit % strips * rows;
                 A* const sums = weights.sums ? weights.sums + unit * unit_size<A>(c.tiling) : unit_buffer;
                 for (int64_t f = 0; f < F; ++f)
-                    product<A, true>(
-                        rows, group.count, {x_spectra.at(input / L, f) + input % L, 1, x_spectra.tile_stride},
+                    product<A, true, ChannelsByTiles<A>>(
+                        rows, group.count, {x_spectra.at(input / L, f) + input % L},
                         g_spectra.at(block, f), g_spectra.tile_stride, sums + f * unit_stride<A>, 2 * L, !first
                     );
                 if (!last) return;

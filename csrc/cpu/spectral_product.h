@@ -4,70 +4,127 @@
 
 #include <cstdint>
 
+#include "fft.h"
 #include "vector.h"
 
 namespace gcsa_ext::cpu::GCSA_EXT_ISA {
 
-// Rows of C that stay in registers, two vectors each.
-#if defined(__AVX512F__) || defined(__aarch64__)
-constexpr int product_rows = 8;
+// Rows of C that stay in registers, and how many products of real numbers make one of complex numbers.
+#if defined(__AVX512F__)
+constexpr int product_rows = 8, real_products = 3;
+#elif defined(__aarch64__)
+constexpr int product_rows = 8, real_products = 4;
 #else
-constexpr int product_rows = 4;
+constexpr int product_rows = 4, real_products = 4;
 #endif
 
-// Element (m, k) of A: the real part at data + m * row_stride + k * k_stride, the imaginary part L elements behind it.
+// The spectra of tiles at one frequency as A, (tiles, channels) or (channels, tiles): element (m, k) at m * row_stride + k *
+// k_stride, but after every `segment` values of k `segment_stride` elements further on; imaginary parts L behind real ones.
 template <class T>
-struct ComplexMatrix {
+struct TilesByChannels {
     const T* data;
-    int64_t row_stride, k_stride;
+    int64_t segment_stride;  // between blocks of channels
+    static constexpr int64_t row_stride = 2 * lanes<T>, k_stride = 1, segment = lanes<T>;
+};
+template <class T>
+struct ChannelsByTiles {
+    const T* data;
+    static constexpr int64_t row_stride = 1, k_stride = 2 * lanes<T>, segment = INT64_MAX / 2, segment_stride = 0;
 };
 
-template <class T, int rows, bool conjugate>
-inline void product_block(
-    int64_t K, ComplexMatrix<T> A, const T* B, int64_t b_stride, T* C, int64_t c_stride, bool accumulate
+// The running sum of products of a1 + i a2, the same in all lanes, and b1 + i b2 or, with `conjugate`, b1 - i b2.
+template <class T, int products, bool conjugate>
+struct ComplexSum;
+
+template <class T, bool conjugate>
+struct ComplexSum<T, 4, conjugate> {
+    vec<T> re{}, im{};
+
+    using Factor = Complex<T>;
+    static Factor factor(vec<T> b1, vec<T> b2) { return {b1, b2}; }
+    void add(T a1, T a2, Factor b) {
+        re += a1 * b.re;
+        im += a2 * b.re;
+        if constexpr (conjugate) {
+            re += a2 * b.im;
+            im -= a1 * b.im;
+        } else {
+            re -= a2 * b.im;
+            im += a1 * b.im;
+        }
+    }
+    void add(const ComplexSum& other) {
+        re += other.re;
+        im += other.im;
+    }
+    Complex<T> value() const { return {re, im}; }
+};
+
+// With p = (a1 + a2) b1, q = a1 (b2 - b1) and r = a2 (b1 + b2) the product is p - r + i (p + q); the sums in brackets are
+// done while the multipliers are busy.
+template <class T, bool conjugate>
+struct ComplexSum<T, 3, conjugate> {
+    vec<T> p{}, q{}, r{};
+
+    struct Factor {
+        vec<T> b1, difference, sum;
+    };
+    static Factor factor(vec<T> b1, vec<T> b2) { return {b1, b2 - b1, b1 + b2}; }
+    void add(T a1, T a2, Factor b) {
+        vec<T> re = broadcast(a1), im = broadcast(a2);
+#ifdef __AVX512F__
+        asm("" : "+v"(re), "+v"(im));  // or GCC adds scalars and spreads the sum, which takes one more instruction
+#endif
+        p += (re + im) * b.b1;
+        if constexpr (conjugate) {
+            q -= re * b.sum;
+            r -= im * b.difference;
+        } else {
+            q += re * b.difference;
+            r += im * b.sum;
+        }
+    }
+    void add(const ComplexSum& other) {
+        p += other.p;
+        q += other.q;
+        r += other.r;
+    }
+    Complex<T> value() const { return {p - r, p + q}; }
+};
+
+template <class T, int rows, bool conjugate, class Matrix>
+GCSA_EXT_INLINE void product_block(
+    int64_t K, Matrix A, const T* B, int64_t b_stride, T* C, int64_t c_stride, bool accumulate
 ) {
     constexpr int L = lanes<T>;
+    using Sum = ComplexSum<T, real_products, conjugate>;
     // Sums must not wait for each other: with few rows each is kept in several parts.
     constexpr int parts = rows >= 4 ? 1 : rows >= 2 ? 2 : 4;
-    vec<T> re[parts][rows] = {}, im[parts][rows] = {};
-    if (accumulate)
-        for (int i = 0; i < rows; ++i) {
-            re[0][i] = load(C + i * c_stride, Full<T>{});
-            im[0][i] = load(C + i * c_stride + L, Full<T>{});
-        }
-    const auto step = [&](int64_t k, int part) {
-        const T* const a = A.data + k * A.k_stride;
-        const vec<T> b_re = load(B + k * b_stride, Full<T>{}), b_im = load(B + k * b_stride + L, Full<T>{});
-        for (int i = 0; i < rows; ++i) {
-            const T a_re = a[i * A.row_stride], a_im = a[i * A.row_stride + L];
-            re[part][i] += a_re * b_re;
-            im[part][i] += a_im * b_re;
-            if constexpr (conjugate) {
-                re[part][i] += a_im * b_im;
-                im[part][i] -= a_re * b_im;
-            } else {
-                re[part][i] -= a_im * b_im;
-                im[part][i] += a_re * b_im;
-            }
-        }
+    Sum sum[parts][rows];
+    const auto step = [&](const T* a, const T* b, int part) {
+        const auto factor = Sum::factor(load(b, Full<T>{}), load(b + L, Full<T>{}));
+        for (int i = 0; i < rows; ++i) sum[part][i].add(a[i * A.row_stride], a[i * A.row_stride + L], factor);
     };
-    int64_t k = 0;
-    for (; k + parts <= K; k += parts)
-        for (int part = 0; part < parts; ++part) step(k + part, part);
-    for (; k < K; ++k) step(k, 0);
+    for (; K > 0; K -= A.segment, A.data += A.segment_stride) {
+        const T* a = A.data;
+        int64_t left = K < A.segment ? K : A.segment;
+        for (; left >= parts; left -= parts)
+            for (int part = 0; part < parts; ++part, a += A.k_stride, B += b_stride) step(a, B, part);
+        for (; left > 0; --left, a += A.k_stride, B += b_stride) step(a, B, 0);
+    }
     for (int i = 0; i < rows; ++i) {
-        for (int part = 1; part < parts; ++part) {
-            re[0][i] += re[part][i];
-            im[0][i] += im[part][i];
-        }
-        store(C + i * c_stride, re[0][i], Full<T>{});
-        store(C + i * c_stride + L, im[0][i], Full<T>{});
+        for (int part = 1; part < parts; ++part) sum[0][i].add(sum[part][i]);
+        Complex<T> value = sum[0][i].value();
+        T* const to = C + i * c_stride;
+        if (accumulate) value = value + Complex<T>{load(to, Full<T>{}), load(to + L, Full<T>{})};
+        store(to, value.re, Full<T>{});
+        store(to + L, value.im, Full<T>{});
     }
 }
 
-template <class T, bool conjugate, int rows = product_rows>
+template <class T, bool conjugate, class Matrix, int rows = product_rows>
 inline void product(
-    int64_t M, int64_t K, ComplexMatrix<T> A, const T* B, int64_t b_stride, T* C, int64_t c_stride, bool accumulate
+    int64_t M, int64_t K, Matrix A, const T* B, int64_t b_stride, T* C, int64_t c_stride, bool accumulate
 ) {
     for (; M >= rows; M -= rows) {
         product_block<T, rows, conjugate>(K, A, B, b_stride, C, c_stride, accumulate);
@@ -75,7 +132,7 @@ inline void product(
         C += rows * c_stride;
     }
     if constexpr (rows > 1) {
-        if (M > 0) product<T, conjugate, rows - 1>(M, K, A, B, b_stride, C, c_stride, accumulate);
+        if (M > 0) product<T, conjugate, Matrix, rows - 1>(M, K, A, B, b_stride, C, c_stride, accumulate);
     }
 }
 

@@ -22,13 +22,13 @@ class TapTransform {
 
    public:
     TapTransform(int64_t height, int64_t width, int64_t kernel)
-        : height_(static_cast<int>(height)), width_(static_cast<int>(width)), radius_(static_cast<int>(kernel / 2)) {
-        fill_(y_, height_);
-        fill_(x_, width_);
+        : height_(static_cast<int>(height)), width_(static_cast<int>(width)), radius_(static_cast<int>(kernel / 2)), scale_(T(1) / T(2 * height * width)) {
+        fill_(y_, height_, 1);
+        fill_(x_, width_, 1);
+        fill_(scaled_x_, width_, scale_);
     }
 
-    // What a product with a spectrum of TileTransform must be multiplied by; of two of these, for `backward`.
-    T scale() const { return T(1) / T(2 * height_ * width_); }
+    // What the product of two spectra of TileTransform must be multiplied by, for `backward`.
     T backward_scale() const { return T(1) / T(4 * height_ * width_); }
     // The memory of the rows' spectra of one input, in elements.
     static constexpr int64_t rows_size(int64_t width, int64_t kernel) { return kernel * (width / 2 + 1) * 2 * L; }
@@ -41,22 +41,24 @@ class TapTransform {
                                 : (column - 1) * height_;
     }
 
-    // From taps, (kernel, kernel) vectors, to the spectra of their rows.
+    // From taps, (kernel, kernel) vectors, to the spectra of their rows, scaled so that a product with a spectrum of
+    // TileTransform needs no other factor.
     void forward_rows(const T* taps, T* rows) const {
         with_radius_([&](auto R) { forward_rows_<R.value>(taps, rows); });
     }
-    // From those to a part of one column of the spectrum: frequency `begin + i` of the column goes to out + i * stride for
-    // i = 0 ... count - 1, and its mirror image in the column, if `mirror(column, begin + i)` is one, to out + (count + i) *
-    // stride. All that have begin + i <= height / 2 make up the column. `conjugate` takes the taps from the other end of
-    // both axes.
-    void forward_column(const T* rows, int column, int begin, int count, bool conjugate, T* out, int64_t stride) const {
-        with_radius_([&](auto R) { forward_column_<R.value>(rows, column, begin, count, conjugate, out, stride); });
+    // From those of `count` inputs, `rows_size` apart, to one column of their spectra: frequency j of input i goes to
+    // out + j * stride + i * 2 L.
+    void forward_column(const T* rows, int64_t count, int column, T* out, int64_t stride) const {
+        with_radius_([&](auto R) {
+            const int64_t size = rows_size(width_, 2 * R.value + 1);
+            for (int64_t i = 0; i < count; ++i)
+                if (is_edge_(column))
+                    forward_edge_<R.value>(rows + i * size, column, out + i * 2 * L, stride);
+                else
+                    forward_column_<R.value>(rows + i * size, column, out + i * 2 * L, stride);
+        });
     }
-    int half_column() const { return height_ / 2 + 1; }
-    // The frequency that goes with this one in the column, or -1: there is none.
-    int mirror(int column, int frequency) const {
-        return is_edge_(column) || frequency == 0 || 2 * frequency == height_ ? -1 : height_ - frequency;
-    }
+    int frequencies(int column) const { return is_edge_(column) ? height_ / 2 + 1 : height_; }
     // The values at the taps' places of what has this spectrum, times height * width.
     // `rows` is scratch.
     void backward(const T* in, int64_t stride, T* taps, T* rows) const {
@@ -67,12 +69,12 @@ class TapTransform {
     struct Waves {  // of 2 pi k d / length, for k = 0 ... length / 2 and d = 1 ... largest_radius
         T cos[longest_fft / 2 + 1][largest_radius], sin[longest_fft / 2 + 1][largest_radius];
     };
-    static void fill_(Waves& waves, int length) {
+    static void fill_(Waves& waves, int length, T factor) {
         const Length<T> table = find_length<T>(length);
         for (int k = 0; k <= length / 2; ++k)
             for (int d = 1; d <= largest_radius; ++d) {
-                waves.cos[k][d - 1] = table.cos[k * d % length];
-                waves.sin[k][d - 1] = table.sin[k * d % length];
+                waves.cos[k][d - 1] = factor * table.cos[k * d % length];
+                waves.sin[k][d - 1] = factor * table.sin[k * d % length];
             }
     }
     template <class Body>
@@ -93,54 +95,88 @@ class TapTransform {
         store(to + L, im, Full<T>{});
     }
 
+    // The sums over the taps at an even and at an odd distance from the middle, for a frequency k of up to a quarter of the
+    // length T. Those of T / 2 - k differ in signs only: cos(2 pi (T / 2 - k) d / T) = +- cos(2 pi k d / T).
+    struct Halves {
+        vec<T> even, odd;
+    };
+    template <int R>
+    static GCSA_EXT_INLINE Halves cosine_sums_(const T* cos, vec<T> middle, const vec<T> (&w)[R]) {
+        Halves sum{middle, cos[0] * w[0]};
+        for (int d = 2; d <= R; ++d) (d % 2 ? sum.odd : sum.even) += cos[d - 1] * w[d - 1];
+        return sum;
+    }
+    template <int R>
+    static GCSA_EXT_INLINE Halves sine_sums_(const T* sin, const vec<T> (&w)[R]) {
+        Halves sum{R > 1 ? sin[1] * w[R > 1] : vec<T>{}, sin[0] * w[0]};
+        for (int d = 3; d <= R; ++d) (d % 2 ? sum.odd : sum.even) += sin[d - 1] * w[d - 1];
+        return sum;
+    }
+
     // rows: [column][row of taps][re, im]
     template <int R>
     void forward_rows_(const T* taps, T* rows) const {
         constexpr int K = 2 * R + 1;
+        const int half = width_ / 2;
         for (int y = 0; y < K; ++y) {
             const T* const w = taps + y * K * L + R * L;
-            vec<T> even[R], odd[R];
+            vec<T> plus[R], minus[R];
             for (int d = 1; d <= R; ++d) {
-                even[d - 1] = get_(w + d * L) + get_(w - d * L);
-                odd[d - 1] = get_(w - d * L) - get_(w + d * L);
+                plus[d - 1] = get_(w + d * L) + get_(w - d * L);
+                minus[d - 1] = get_(w - d * L) - get_(w + d * L);
             }
-            const vec<T> middle = get_(w);
-            for (int k = 0; k < columns(); ++k) {
-                vec<T> re = middle, im{};
-                for (int d = 0; d < R; ++d) {
-                    re += x_.cos[k][d] * even[d];
-                    im += x_.sin[k][d] * odd[d];
-                }
-                put_(rows + (k * K + y) * 2 * L, re, im);
+            const vec<T> middle = scale_ * get_(w);
+            T* const to = rows + y * 2 * L;
+            for (int k = 0; k <= half / 2; ++k) {
+                const Halves re = cosine_sums_(scaled_x_.cos[k], middle, plus), im = sine_sums_(scaled_x_.sin[k], minus);
+                put_(to + k * K * 2 * L, re.even + re.odd, im.odd + im.even);
+                put_(to + (half - k) * K * 2 * L, re.even - re.odd, im.odd - im.even);
             }
         }
     }
 
     template <int R>
-    void forward_column_(const T* rows, int column, int begin, int count, bool conjugate, T* out, int64_t stride) const {
+    void forward_column_(const T* rows, int column, T* out, int64_t stride) const {
         constexpr int K = 2 * R + 1, row = 2 * L;
-        const T sign = conjugate ? T(-1) : T(1);
+        const int half = height_ / 2;
         const T* const w = rows + (column * K + R) * row;
-        vec<T> even_re[R], even_im[R], odd_re[R], odd_im[R];
+        vec<T> plus_re[R], plus_im[R], minus_re[R], minus_im[R];
         for (int d = 1; d <= R; ++d) {
             const T *const after = w + d * row, *const before = w - d * row;
-            even_re[d - 1] = get_(after) + get_(before);
-            even_im[d - 1] = sign * (get_(after + L) + get_(before + L));
-            odd_re[d - 1] = sign * (get_(after) - get_(before));
-            odd_im[d - 1] = get_(after + L) - get_(before + L);
+            plus_re[d - 1] = get_(after) + get_(before);
+            plus_im[d - 1] = get_(after + L) + get_(before + L);
+            minus_re[d - 1] = get_(after) - get_(before);
+            minus_im[d - 1] = get_(after + L) - get_(before + L);
         }
-        const vec<T> middle_re = get_(w), middle_im = sign * get_(w + L);
-        for (int i = 0; i < count; ++i) {
-            const int j = begin + i;
-            vec<T> re = middle_re, im = middle_im, a{}, b{};
-            for (int d = 0; d < R; ++d) {
-                re += y_.cos[j][d] * even_re[d];
-                im += y_.cos[j][d] * even_im[d];
-                a += y_.sin[j][d] * odd_im[d];
-                b += y_.sin[j][d] * odd_re[d];
-            }
-            put_(out + i * stride, re + a, im - b);
-            if (mirror(column, j) >= 0) put_(out + (count + i) * stride, re - a, im + b);
+        const vec<T> middle_re = get_(w), middle_im = get_(w + L);
+        // j and half - j, and behind half their mirror images
+        for (int j = 0; j <= half / 2; ++j) {
+            const Halves re = cosine_sums_(y_.cos[j], middle_re, plus_re), im = cosine_sums_(y_.cos[j], middle_im, plus_im);
+            const Halves a = sine_sums_(y_.sin[j], minus_im), b = sine_sums_(y_.sin[j], minus_re);
+            const auto put = [&](int to, vec<T> re, vec<T> im, vec<T> a, vec<T> b) {
+                put_(out + to * stride, re + a, im - b);
+                if (to && to < half) put_(out + (height_ - to) * stride, re - a, im + b);
+            };
+            put(j, re.even + re.odd, im.even + im.odd, a.odd + a.even, b.odd + b.even);
+            put(half - j, re.even - re.odd, im.even - im.odd, a.odd - a.even, b.odd - b.even);
+        }
+    }
+    // The rows are real here, and half of the column is the conjugate of the other half.
+    template <int R>
+    void forward_edge_(const T* rows, int column, T* out, int64_t stride) const {
+        constexpr int K = 2 * R + 1, row = 2 * L;
+        const int half = height_ / 2;
+        const T* const w = rows + (column * K + R) * row;
+        vec<T> plus[R], minus[R];
+        for (int d = 1; d <= R; ++d) {
+            plus[d - 1] = get_(w + d * row) + get_(w - d * row);
+            minus[d - 1] = get_(w - d * row) - get_(w + d * row);
+        }
+        const vec<T> middle = get_(w);
+        for (int j = 0; j <= half / 2; ++j) {
+            const Halves re = cosine_sums_(y_.cos[j], middle, plus), im = sine_sums_(y_.sin[j], minus);
+            put_(out + j * stride, re.even + re.odd, im.odd + im.even);
+            put_(out + (half - j) * stride, re.even - re.odd, im.odd - im.even);
         }
     }
 
@@ -203,7 +239,8 @@ class TapTransform {
     }
 
     int height_, width_, radius_;
-    Waves y_, x_;
+    T scale_;
+    Waves y_, x_, scaled_x_;
 };
 
 }  // namespace gcsa_ext::cpu::GCSA_EXT_ISA

@@ -9,10 +9,14 @@ namespace gcsa_ext::cpu::GCSA_EXT_ISA {
 struct Team {
     int rank, size;
 
+    struct Share {
+        int64_t begin, end;
+    };
     // This member's share of [0, count).
+    Share share(int64_t count) const { return {count * rank / size, count * (rank + 1) / size}; }
     template <class Body>
     void for_each(int64_t count, const Body& body) const {
-        for (int64_t i = count * rank / size, end = count * (rank + 1) / size; i < end; ++i) body(i);
+        for (auto [i, end] = share(count); i < end; ++i) body(i);
     }
     // What the team wrote before is seen by all of it afterwards.
     void barrier() const {

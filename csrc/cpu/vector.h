@@ -15,6 +15,9 @@
 #error "kernels are compiled once per instruction set: define GCSA_EXT_ISA and GCSA_EXT_VECTOR_BYTES"
 #endif
 
+// A call would pass all of its vectors through memory.
+#define GCSA_EXT_INLINE __attribute__((always_inline)) inline
+
 // Everything lives in the instruction set's own namespace: were two object files to share the name of an inline function,
 // the linker would keep either one, and a plain machine could meet AVX-512 code.
 namespace gcsa_ext::cpu::GCSA_EXT_ISA {
@@ -67,7 +70,7 @@ inline To bit_cast(From from) {
 
 template <class T>
 inline vec<T> broadcast(T value) {
-    return vec<T>{} + value;
+    return value - vec<T>{};  // not a sum: 0 + -0 is 0, so compilers would carry it out
 }
 
 // ---- loads and stores: unaligned, any element type to and from its accumulator ----
@@ -214,7 +217,7 @@ inline vec<T> sigmoid(vec<T> x) {
 
 // Swap the off-diagonal quarters of every 2 step x 2 step square, for step = 1, 2, 4, ... (Eklundh).
 template <class T, int step = 1>
-inline void transpose(vec<T>* rows) {
+GCSA_EXT_INLINE void transpose(vec<T>* rows) {
     constexpr int n = lanes<T>;
     if constexpr (step < n) {
         vec<integer<T>> upper{}, lower{};
@@ -237,6 +240,24 @@ inline void transpose(vec<T>* rows) {
         }
         transpose<T, step * 2>(rows);
     }
+}
+
+// row(i) gives the rows of a square for i = 0 ... rows - 1, the others are zero; column(i, vector) takes its columns for i =
+// 0 ... columns - 1. All stays in registers.
+template <class T, class Row, class Column>
+GCSA_EXT_INLINE void transpose_square(int64_t rows, int64_t columns, const Row& row, const Column& column) {
+    constexpr int n = lanes<T>;
+    vec<T> square[n];
+    if (rows >= n)
+        for (int i = 0; i < n; ++i) square[i] = row(i);
+    else
+        for (int i = 0; i < n; ++i) square[i] = i < rows ? row(i) : vec<T>{};
+    transpose<T>(square);
+    if (columns >= n)
+        for (int i = 0; i < n; ++i) column(i, square[i]);
+    else
+        for (int i = 0; i < n; ++i)
+            if (i < columns) column(i, square[i]);
 }
 
 }  // namespace gcsa_ext::cpu::GCSA_EXT_ISA
