@@ -98,7 +98,7 @@ void backward(const ConvolutionBackward& q) {
         several && q.grad_weight ? S::size(weight_gradient_units<A>(inputs, outputs) * unit_size<A>(c.tiling)) : 0;
     const Scratch memory(
         (x_size + grad_x_size + S::size(N * grad.image_size()) + sums_size + S::size(c.input_size()) +
-         S::size(c.output_size()) + threads * per_thread) *
+         S::size(c.other_input_size()) + threads * per_thread) *
         static_cast<int64_t>(sizeof(A))
     );
     S pieces(static_cast<A*>(memory.data()));
@@ -107,7 +107,7 @@ void backward(const ConvolutionBackward& q) {
     grad.data = pieces.take(N * grad.image_size());
     A* const sums = sums_size ? pieces.take(sums_size) : nullptr;
     A* const in_buffer = pieces.take(c.input_size());
-    A* const out_buffer = pieces.take(c.output_size());
+    A* const out_buffer = pieces.take(c.other_input_size());
     A* const thread_memory = pieces.take(threads * per_thread);
 
     parallel_team(threads, [&](const Team& team) {

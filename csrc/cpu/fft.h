@@ -6,7 +6,7 @@
 //
 //   X[k1 + N1 k2] = sum_n2 W_N2^(n2 k2) W_N^(n2 k1) sum_n1 W_N1^(n1 k1) x[N2 n1 + n2],    W_N = exp(-2 pi i / N)
 //
-// the inner sums being transforms of 2 to 8 points, written out below. The inverse without its factor 1 / N is the same
+// the inner sums being transforms of 2 to 10 points, written out below. The inverse without its factor 1 / N is the same
 // transform with real and imaginary parts exchanged, of the argument and of the result.
 #pragma once
 
@@ -135,19 +135,29 @@ GCSA_EXT_INLINE void dft(Complex<T>* x) {
         dft_of_product<T, 2, 3>(x);
     } else if constexpr (N == 8) {
         dft_of_product<T, 2, 4>(x);
+    } else if constexpr (N == 10) {
+        dft_of_product<T, 2, 5>(x);
     }
 }
 
 // ---- the two-step transform ----
 
-// A sequence of complex vectors: element i at re + i * stride and im + i * stride, strides in scalars.
+// A sequence of complex vectors: element i at re + i * stride and im + i * stride, strides in scalars. In a sequence of
+// three parts the sum of both stands as far behind the imaginary part as that one stands behind the real part.
 template <class T>
 struct Sequence {
     T *re, *im;
     int64_t stride;
 };
 
-template <class T, int N1, int N2>
+template <int parts, class T>
+GCSA_EXT_INLINE void put(Sequence<T> to, int64_t at, Complex<T> value) {
+    store(to.re + at, value.re, Full<T>{});
+    store(to.im + at, value.im, Full<T>{});
+    if constexpr (parts == 3) store(to.im + (to.im - to.re) + at, value.re + value.im, Full<T>{});
+}
+
+template <class T, int N1, int N2, int parts>
 void fft(Sequence<T> x, Sequence<T> X) {
     constexpr const auto& w = twiddles<T, N1, N2>;
     Complex<T> t[N2][N1];
@@ -163,11 +173,7 @@ void fft(Sequence<T> x, Sequence<T> X) {
         Complex<T> row[N2];
         for (int n2 = 0; n2 < N2; ++n2) row[n2] = t[n2][k1];
         dft<T, N2>(row);
-        for (int k2 = 0; k2 < N2; ++k2) {
-            const int64_t at = (k1 + N1 * k2) * X.stride;
-            store(X.re + at, row[k2].re, Full<T>{});
-            store(X.im + at, row[k2].im, Full<T>{});
-        }
+        for (int k2 = 0; k2 < N2; ++k2) put<parts>(X, (k1 + N1 * k2) * X.stride, row[k2]);
     }
 }
 
@@ -175,8 +181,8 @@ template <class T>
 using Fft = void (*)(Sequence<T>, Sequence<T>);
 
 // The lengths there are, all even.
-constexpr int fft_lengths[] = {6, 8, 10, 12, 16, 18, 20, 24, 30, 32, 36, 40};
-constexpr int longest_fft = 40;
+constexpr int fft_lengths[] = {6, 8, 10, 12, 16, 18, 20, 24, 30, 32, 36, 40, 60};
+constexpr int longest_fft = 60;
 
 // exp(2 pi i k / N)
 template <class T, int N>
@@ -194,11 +200,11 @@ constexpr Roots<T, N> roots;
 
 template <class T>
 struct Length {
-    Fft<T> fft;
+    Fft<T> fft, fft_and_sums;  // to two parts and to three
     const T *cos, *sin;  // of 2 pi k / length
 };
 template <class T, int N1, int N2>
-constexpr Length<T> length_of{fft<T, N1, N2>, roots<T, N1 * N2>.cos, roots<T, N1 * N2>.sin};
+constexpr Length<T> length_of{fft<T, N1, N2, 2>, fft<T, N1, N2, 3>, roots<T, N1 * N2>.cos, roots<T, N1 * N2>.sin};
 
 template <class T>
 inline Length<T> find_length(int64_t length) {
@@ -214,7 +220,8 @@ inline Length<T> find_length(int64_t length) {
         case 30: return length_of<T, 5, 6>;
         case 32: return length_of<T, 4, 8>;
         case 36: return length_of<T, 6, 6>;
-        default: return length_of<T, 5, 8>;  // 40
+        case 40: return length_of<T, 5, 8>;
+        default: return length_of<T, 6, 10>;  // 60
     }
 }
 

@@ -5,7 +5,7 @@
 // points are kept to which no other side of the tile has wrapped around. A tile that covers the whole axis needs only the
 // size plus k / 2 points: the zeros that pad it behind serve in front as well, since it wraps around.
 //
-// All maps are blocked (blocked.h). Spectra lie as [channel block][frequency][tile][re, im][lane].
+// All maps are blocked (blocked.h). Spectra lie as [channel block][frequency][tile][part][lane].
 #pragma once
 
 #include <algorithm>
@@ -48,13 +48,13 @@ inline int64_t tile_scratch(const Tiling& tiling) {
 }
 
 // The spectra of some tiles. What is read together lies together: the tiles of one channel block, frequency after frequency.
-// The distance between frequencies is an odd number of vector pairs: a power of two would map all of them to the same few
+// The distance between frequencies is an odd number of tiles: a power of two would map all of them to the same few
 // cache sets.
-template <class A>
+template <class A, int parts>
 struct TileSpectra {
     A* data;
     int64_t blocks, stride, block_stride;
-    static constexpr int64_t tile_stride = 2 * lanes<A>;
+    static constexpr int64_t tile_stride = parts * lanes<A>;
 
     TileSpectra(A* data, int64_t channels, int64_t tiles, int64_t frequencies)
         : data(data),
@@ -64,6 +64,10 @@ struct TileSpectra {
     int64_t size() const { return blocks * block_stride; }
     A* at(int64_t block, int64_t frequency) const { return data + block * block_stride + frequency * stride; }
 };
+template <class A>
+using InputSpectra = TileSpectra<A, input_parts>;
+template <class A>
+using OutputSpectra = TileSpectra<A, 2>;
 
 // The weights of a convolution: element (output, input, tap) at output * output_stride + input * input_stride + tap.
 template <class A>
@@ -163,7 +167,7 @@ struct TileRangeOfBatch {
 template <class A>
 inline void transform_tiles(
     const Team& team, const BlockedMap<A>& map, const Tiling& tiling, TileRangeOfBatch range, bool halo,
-    const TileSpectra<A>& to, A* scratch
+    const InputSpectra<A>& to, A* scratch
 ) {
     constexpr int L = lanes<A>;
     const TileTransform<A> transform(tiling.y.length, tiling.x.length);
@@ -182,7 +186,7 @@ inline void transform_tiles(
         bounds(tiling.y, ty, top, bottom);
         bounds(tiling.x, tx, left, right);
         const A* from = map.block(image, block) + (tiling.y.origin(ty) * map.width + tiling.x.origin(tx)) * L;
-        transform.forward(
+        transform.template forward<input_parts>(
             [&](int64_t y, A* buffer) -> const A* {
                 if (y < top || y >= bottom) return nullptr;
                 const A* row = from + y * map.width * L;
@@ -200,7 +204,7 @@ inline void transform_tiles(
 // epilogue(image, block, first position, count, vectors, step between vectors) takes runs of the result.
 template <class A, class Epilogue>
 inline void transform_back(
-    const Team& team, const TileSpectra<A>& from, const Tiling& tiling, TileRangeOfBatch range, const Epilogue& epilogue,
+    const Team& team, const OutputSpectra<A>& from, const Tiling& tiling, TileRangeOfBatch range, const Epilogue& epilogue,
     A* scratch
 ) {
     const TileTransform<A> transform(tiling.y.length, tiling.x.length);
@@ -224,8 +228,8 @@ inline void transform_back(
 // as reading spectra that were computed before back from memory.
 template <class A, bool transforms = true>
 inline void multiply_spectra(
-    const Team& team, const Tiling& tiling, int64_t tiles, const TileSpectra<A>& in, const Taps<A>& taps,
-    const TileSpectra<A>& out, A* scratch
+    const Team& team, const Tiling& tiling, int64_t tiles, const InputSpectra<A>& in, const Taps<A>& taps,
+    const OutputSpectra<A>& out, A* scratch
 ) {
     constexpr int L = lanes<A>;
     const TapTransform<A> transform(tiling.y.length, tiling.x.length, taps.kernel);
@@ -276,8 +280,10 @@ struct Convolution {
 
     static constexpr int L = lanes<A>;
     int64_t tiles() const { return batch * tiling.per_image(); }
-    int64_t input_size() const { return TileSpectra<A>(nullptr, inputs, group, tiling.frequencies()).size(); }
-    int64_t output_size() const { return TileSpectra<A>(nullptr, outputs, group, tiling.frequencies()).size(); }
+    int64_t input_size() const { return InputSpectra<A>(nullptr, inputs, group, tiling.frequencies()).size(); }
+    int64_t output_size() const { return OutputSpectra<A>(nullptr, outputs, group, tiling.frequencies()).size(); }
+    // Of the map that a gradient of the weights also needs the spectra of, and which has the channels of the output.
+    int64_t other_input_size() const { return InputSpectra<A>(nullptr, outputs, group, tiling.frequencies()).size(); }
     // Of each thread.
     int64_t scratch_size() const {
         const int64_t inputs = inputs_at_once<A>(tiling, kernel);
@@ -295,7 +301,8 @@ inline void convolve(
     A* in_buffer, A* out_buffer, A* scratch, const Epilogue& epilogue
 ) {
     const int64_t F = c.tiling.frequencies();
-    const TileSpectra<A> in_spectra(in_buffer, c.inputs, c.group, F), out_spectra(out_buffer, c.outputs, c.group, F);
+    const InputSpectra<A> in_spectra(in_buffer, c.inputs, c.group, F);
+    const OutputSpectra<A> out_spectra(out_buffer, c.outputs, c.group, F);
     for (int64_t done = 0; done < range.count; done += c.group) {
         const int64_t left = range.count - done;
         const TileRangeOfBatch group{range.first + done, left < c.group ? left : c.group};

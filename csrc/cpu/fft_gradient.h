@@ -45,8 +45,8 @@ inline void convolve_backward(
     const int64_t F = c.tiling.frequencies(), tiles = c.tiles();
     // From here on with the names of the forward convolution: c takes its outputs and gives its inputs.
     const int64_t inputs = c.outputs, outputs = c.inputs, kk = c.kernel * c.kernel;
-    const TileSpectra<A> g_spectra(in_buffer, outputs, c.group, F);
-    const TileSpectra<A> x_spectra(out_buffer, inputs, c.group, F), out_spectra = x_spectra;  // one after the other
+    const InputSpectra<A> g_spectra(in_buffer, outputs, c.group, F), x_spectra(out_buffer, inputs, c.group, F);
+    const OutputSpectra<A> out_spectra(out_buffer, inputs, c.group, F);  // after x_spectra
     for (int64_t done = 0; done < tiles; done += c.group) {
         const TileRangeOfBatch group{done, tiles - done < c.group ? tiles - done : c.group};
         transform_tiles(team, g, c.tiling, group, true, g_spectra, scratch);

@@ -42,10 +42,12 @@ class PerceptronWeights {
     Perceptron<A> weights_;
 };
 
-// hidden (h, columns) = relu(w1 x + b1)
+// hidden (h, columns) = relu(w1 x + b1), x being (C, columns) with its rows `stride` apart
 template <class A>
-inline void first_layer(const Perceptron<A>& mlp, int64_t C, int64_t h, int64_t columns, const A* x, A* hidden) {
-    matmul<A>(h, columns, C, {mlp.w1, C, 1}, x, columns, hidden, columns, false);
+inline void first_layer(
+    const Perceptron<A>& mlp, int64_t C, int64_t h, int64_t columns, const A* x, int64_t stride, A* hidden
+) {
+    matmul<A>(h, columns, C, {mlp.w1, C, 1}, x, stride, hidden, columns, false);
     for (int64_t i = 0; i < h; ++i)
         for (int64_t j = 0; j < columns; j += lanes<A>) {
             A* at = hidden + i * columns + j;
@@ -76,7 +78,7 @@ inline void gate_tile(const Perceptron<A>& mlp, int64_t C, int64_t h, bool with_
     Pieces<A> pieces(scratch);
     A* const hidden = pieces.take(h * P);
     A* const block = pieces.take(block_rows * P);
-    first_layer(mlp, C, h, P, x, hidden);
+    first_layer(mlp, C, h, P, x, P, hidden);
     second_layer(mlp, C, h, P, hidden, block, [&](int64_t c, const A* gate) {
         for (int64_t j = 0; j < P; j += lanes<A>) {
             vec<A> a = load(gate + j, Full<A>{}) + mlp.b2[c];
@@ -153,7 +155,7 @@ class GateGradient {
 
     // `count` columns hold a position.
     void run(const Perceptron<A>& mlp, bool with_sigmoid, int64_t count, bool want_x) {
-        first_layer(mlp, C_, h_, P, x, hidden_);
+        first_layer(mlp, C_, h_, P, x, P, hidden_);
         second_layer(mlp, C_, h_, P, hidden_, block_, [&](int64_t c, const A* gate) {
             for (int64_t j = 0; j < P; j += lanes<A>) {
                 const int64_t at = c * P + j;

@@ -4,9 +4,9 @@
 #include "../gcsa.h"
 
 #include "../scratch.h"
+#include "blocked_gate.h"
 #include "fft_gradient.h"
 #include "fft_plan.h"
-#include "gate_tile.h"
 #include "kernels.h"
 
 namespace gcsa_ext::cpu::GCSA_EXT_ISA {
@@ -146,30 +146,6 @@ struct Geometry {
     int64_t map_size(int64_t channels, int64_t images) const { return images * blocks(channels) * P * lanes<A>; }
 };
 
-// The channel gate of images first ... first + count, into z.
-template <class T>
-void gate(
-    const Team& team, const ChannelGateForward& p, const Perceptron<accumulator<T>>& mlp, int64_t first, int64_t count,
-    const BlockedMap<accumulator<T>>& z, accumulator<T>* scratch
-) {
-    using A = accumulator<T>;
-    constexpr int64_t columns = tile_columns<A>;
-    const int64_t C = p.map.channels, total = count * p.map.positions;
-    const ChannelShuffle plain{1, C}, shuffle{p.groups, C / p.groups};
-    A* const x = scratch;
-    team.for_each((total + columns - 1) / columns, [&](int64_t tile) {
-        const int64_t left = total - tile * columns;
-        const TileRange range{tile * columns, left < columns ? left : columns};
-        load_tile(p.map, static_cast<const T*>(p.x) + first * C * p.map.positions, range, columns, x, plain);
-        gate_tile(mlp, C, p.hidden, p.sigmoid, x, scratch + Pieces<A>::size(C * columns));
-        store_tile(z, range, columns, x, shuffle);
-    });
-}
-template <class A>
-int64_t gate_tile_scratch(int64_t C, int64_t h) {
-    return Pieces<A>::size(C * tile_columns<A>) + gate_scratch<A>(h);
-}
-
 template <class A>
 void relu_run(const Affine<A>& affine, int64_t block, int64_t count, const A* from, int64_t step, A* to) {
     for (int64_t i = 0; i < count; ++i)
@@ -200,10 +176,12 @@ void infer(const GcsaForward& p) {
     const int64_t out_size = std::max(c1.output_size(), c2.output_size());
     const int64_t per_team =
         S::size(g.map_size(C, chunk)) + S::size(g.map_size(h, chunk)) + S::size(in_size) + S::size(out_size);
-    const int64_t per_thread = S::size(std::max({c1.scratch_size(), c2.scratch_size(), gate_tile_scratch<A>(C, h)}));
-    const Scratch memory((vectors + teams * per_team + g.threads * per_thread) * static_cast<int64_t>(sizeof(A)));
+    const int64_t per_thread = S::size(std::max({c1.scratch_size(), c2.scratch_size(), BlockedGate<T>::scratch_size(C, h)}));
+    const int64_t packed = S::size(BlockedGate<T>::packed_size(C, h));
+    const Scratch memory((vectors + packed + teams * per_team + g.threads * per_thread) * static_cast<int64_t>(sizeof(A)));
     S pieces(static_cast<A*>(memory.data()));
     const Affine<A> affine1 = Affine<A>::take(pieces, h), affine2 = Affine<A>::take(pieces, C);
+    const BlockedGate<T> gate(p.gate, weights.get(), pieces.take(packed));
     A* const team_memory = pieces.take(teams * per_team);
     A* const thread_memory = pieces.take(g.threads * per_thread);
     fold_bias(p.conv1, h, affine1);
@@ -220,9 +198,11 @@ void infer(const GcsaForward& p) {
         A* const out_buffer = own.take(out_size);
 
         const int64_t begin = apart ? N * all.rank / all.size : 0, end = apart ? N * (all.rank + 1) / all.size : N;
+        gate.pack(all);
+        all.barrier();
         for (int64_t first = begin; first < end; first += chunk) {
             const int64_t count = std::min(chunk, end - first);
-            gate<T>(team, p.gate, weights.get(), first, count, z, scratch);
+            gate.run(team, first, count, z, scratch);
             team.barrier();
             convolve(
                 team, c1, z, {0, count * c1.tiling.per_image()}, g.taps1(p), in_buffer, out_buffer, scratch,
@@ -283,10 +263,11 @@ void forward(const GcsaForward& p) {
     const int64_t in_size = S::size(std::max(c1.input_size(), c2.input_size()));
     const int64_t out_size = S::size(std::max(c1.output_size(), c2.output_size()));
     const int64_t saved = p.u1 ? 0 : S::size(g.map_size(C, N)) + S::size(g.map_size(h, N));
-    const int64_t per_thread = S::size(std::max({c1.scratch_size(), c2.scratch_size(), gate_tile_scratch<A>(C, h)}));
+    const int64_t per_thread = S::size(std::max({c1.scratch_size(), c2.scratch_size(), BlockedGate<T>::scratch_size(C, h)}));
+    const int64_t packed = S::size(BlockedGate<T>::packed_size(C, h));
     const int64_t statistics = S::size(Statistics<A>::size(most_blocks));
     const int64_t total = Affine<A>::vectors * (S::size(C_blocks * L) + S::size(h_blocks * L)) + S::size(g.map_size(C, N)) +
-                          S::size(g.map_size(h, N)) + saved + teams * (in_size + out_size) +
+                          S::size(g.map_size(h, N)) + packed + saved + teams * (in_size + out_size) +
                           g.threads * (per_thread + statistics);
     const Scratch memory(total * static_cast<int64_t>(sizeof(A)));
     S pieces(static_cast<A*>(memory.data()));
@@ -294,6 +275,7 @@ void forward(const GcsaForward& p) {
     const BlockedMap<A> z = g.map(pieces.take(g.map_size(C, N)), C), a1 = g.map(pieces.take(g.map_size(h, N)), h);
     T* const u1 = p.u1 ? static_cast<T*>(p.u1) : reinterpret_cast<T*>(pieces.take(g.map_size(h, N)));
     T* const u2 = p.u2 ? static_cast<T*>(p.u2) : reinterpret_cast<T*>(pieces.take(g.map_size(C, N)));
+    const BlockedGate<T> gate(p.gate, weights.get(), pieces.take(packed));
     A* const team_memory = pieces.take(teams * (in_size + out_size));
     A* const thread_memory = pieces.take(g.threads * per_thread);
     A* const statistics_memory = pieces.take(g.threads * statistics);
@@ -332,7 +314,9 @@ void forward(const GcsaForward& p) {
             all.barrier();
         };
 
-        gate<T>(team, p.gate, weights.get(), begin, end - begin, z.from(begin), scratch);
+        gate.pack(all);
+        all.barrier();
+        gate.run(team, begin, end - begin, z.from(begin), scratch);
         all.barrier();
         const TileRangeOfBatch tiles1{begin * c1.tiling.per_image(), (end - begin) * c1.tiling.per_image()};
         convolve(team, c1, z, tiles1, g.taps1(p), in_buffer, out_buffer, scratch, save(affine1, p.norm1, h, u1));
@@ -435,17 +419,18 @@ void backward(const GcsaBackward& q) {
 
     using S = Pieces<A>;
     const int64_t in_size = S::size(std::max(c1.input_size(), c2.input_size()));
-    const int64_t out_size = S::size(std::max(c1.output_size(), c2.output_size()));
+    const int64_t out_size = S::size(std::max(c1.other_input_size(), c2.other_input_size()));
     const auto sums_size = [&](const Convolution<A>& c, const void* wanted) {
         return wanted && c.group < c.tiles() ? weight_gradient_units<A>(c.outputs, c.inputs) * unit_size<A>(c.tiling) : 0;
     };
     const int64_t unit_sums = S::size(std::max(sums_size(c1, q.grad_conv1), sums_size(c2, q.grad_conv2)));
     const int64_t unit = S::size(std::max(unit_size<A>(c1.tiling), unit_size<A>(c2.tiling)));
-    const int64_t gate_size = std::max(GateGradient<A>::size(C, h, want_gate), gate_tile_scratch<A>(C, h));
+    const int64_t gate_size = std::max(GateGradient<A>::size(C, h, want_gate), BlockedGate<T>::scratch_size(C, h));
+    const int64_t packed = S::size(BlockedGate<T>::packed_size(C, h));
     const int64_t per_thread = S::size(std::max(c1.scratch_size(), c2.scratch_size())) + S::size(gate_size) + unit +
                                S::size(ChannelSums<A>::size(most_blocks));
     const int64_t total = NormGradient<A>::size(C) + NormGradient<A>::size(h) + 3 * S::size(g.map_size(C, N)) +
-                          2 * S::size(g.map_size(h, N)) + in_size + out_size + unit_sums + g.threads * per_thread;
+                          2 * S::size(g.map_size(h, N)) + packed + in_size + out_size + unit_sums + g.threads * per_thread;
     const Scratch memory(total * static_cast<int64_t>(sizeof(A)));
     S pieces(static_cast<A*>(memory.data()));
     NormGradient<A> norm2(p.norm2, C, pieces.take(NormGradient<A>::size(C)));
@@ -455,6 +440,7 @@ void backward(const GcsaBackward& q) {
     const BlockedMap<A> grad_u2 = g.map(pieces.take(g.map_size(C, N)), C);
     const BlockedMap<A> a1 = g.map(pieces.take(g.map_size(h, N)), h);
     const BlockedMap<A> grad_u1 = g.map(pieces.take(g.map_size(h, N)), h);
+    const BlockedGate<T> gate(p.gate, weights.get(), pieces.take(packed));
     A* const in_buffer = pieces.take(in_size);
     A* const out_buffer = pieces.take(out_size);
     A* const unit_memory = unit_sums ? pieces.take(unit_sums) : nullptr;
@@ -472,7 +458,9 @@ void backward(const GcsaBackward& q) {
         const ChannelSums<A> sums = sums_of(team.rank);
         A* const unit_buffer = own + after_gate;
         A* const scratch = unit_buffer + unit;
-        gate<T>(team, p.gate, weights.get(), 0, N, z, own + after_sums);
+        gate.pack(team);
+        team.barrier();
+        gate.run(team, 0, N, z, own + after_sums);
         team.barrier();
 
         // Through the product and the second normalisation, as far as that goes without the sums over the batch.

@@ -54,8 +54,8 @@ double product_rate(const ProductRate& p) {
     for (int64_t i = 0; i < count; ++i) static_cast<A*>(memory.data())[i] = static_cast<A>(i % 7 - 3) / 4;
     const int64_t kk = p.kernel * p.kernel;
     const Taps<A> taps{pieces.take(weights), p.outputs, p.inputs, p.inputs * kk, kk, p.kernel, false};
-    const TileSpectra<A> in(pieces.take(c.input_size()), p.inputs, c.group, c.tiling.frequencies());
-    const TileSpectra<A> out(pieces.take(c.output_size()), p.outputs, c.group, c.tiling.frequencies());
+    const InputSpectra<A> in(pieces.take(c.input_size()), p.inputs, c.group, c.tiling.frequencies());
+    const OutputSpectra<A> out(pieces.take(c.output_size()), p.outputs, c.group, c.tiling.frequencies());
     A* const scratch = pieces.take(p.threads * per_thread);
     const double products =
         static_cast<double>(c.group * c.tiling.frequencies() * p.inputs) * static_cast<double>(p.outputs);

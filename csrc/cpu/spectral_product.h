@@ -18,21 +18,24 @@ constexpr int product_rows = 8, real_products = 4;
 constexpr int product_rows = 4, real_products = 4;
 #endif
 
+// How many vectors a complex vector takes in the spectra of what is convolved: with three products also the sum of both parts.
+constexpr int input_parts = real_products == 3 ? 3 : 2;
+
 // The spectra of tiles at one frequency as A, (tiles, channels) or (channels, tiles): element (m, k) at m * row_stride + k *
-// k_stride, but after every `segment` values of k `segment_stride` elements further on; imaginary parts L behind real ones.
+// k_stride, but after every `segment` values of k `segment_stride` elements further on. Its parts are L elements apart.
 template <class T>
 struct TilesByChannels {
     const T* data;
     int64_t segment_stride;  // between blocks of channels
-    static constexpr int64_t row_stride = 2 * lanes<T>, k_stride = 1, segment = lanes<T>;
+    static constexpr int64_t row_stride = input_parts * lanes<T>, k_stride = 1, segment = lanes<T>;
 };
 template <class T>
 struct ChannelsByTiles {
     const T* data;
-    static constexpr int64_t row_stride = 1, k_stride = 2 * lanes<T>, segment = INT64_MAX / 2, segment_stride = 0;
+    static constexpr int64_t row_stride = 1, k_stride = input_parts * lanes<T>, segment = INT64_MAX / 2, segment_stride = 0;
 };
 
-// The running sum of products of a1 + i a2, the same in all lanes, and b1 + i b2 or, with `conjugate`, b1 - i b2.
+// The running sum of products of a = a1 + i a2, the same in all lanes, and b1 + i b2 or, with `conjugate`, b1 - i b2.
 template <class T, int products, bool conjugate>
 struct ComplexSum;
 
@@ -42,7 +45,8 @@ struct ComplexSum<T, 4, conjugate> {
 
     using Factor = Complex<T>;
     static Factor factor(vec<T> b1, vec<T> b2) { return {b1, b2}; }
-    void add(T a1, T a2, Factor b) {
+    void add(const T* a, Factor b) {
+        const T a1 = a[0], a2 = a[lanes<T>];
         re += a1 * b.re;
         im += a2 * b.re;
         if constexpr (conjugate) {
@@ -60,8 +64,7 @@ struct ComplexSum<T, 4, conjugate> {
     Complex<T> value() const { return {re, im}; }
 };
 
-// With p = (a1 + a2) b1, q = a1 (b2 - b1) and r = a2 (b1 + b2) the product is p - r + i (p + q); the sums in brackets are
-// done while the multipliers are busy.
+// With p = (a1 + a2) b1, q = a1 (b2 - b1) and r = a2 (b1 + b2) the product is p - r + i (p + q).
 template <class T, bool conjugate>
 struct ComplexSum<T, 3, conjugate> {
     vec<T> p{}, q{}, r{};
@@ -70,18 +73,15 @@ struct ComplexSum<T, 3, conjugate> {
         vec<T> b1, difference, sum;
     };
     static Factor factor(vec<T> b1, vec<T> b2) { return {b1, b2 - b1, b1 + b2}; }
-    void add(T a1, T a2, Factor b) {
-        vec<T> re = broadcast(a1), im = broadcast(a2);
-#ifdef __AVX512F__
-        asm("" : "+v"(re), "+v"(im));  // or GCC adds scalars and spreads the sum, which takes one more instruction
-#endif
-        p += (re + im) * b.b1;
+    void add(const T* a, Factor b) {
+        const T a1 = a[0], a2 = a[lanes<T>], sum = a[2 * lanes<T>];
+        p += sum * b.b1;
         if constexpr (conjugate) {
-            q -= re * b.sum;
-            r -= im * b.difference;
+            q -= a1 * b.sum;
+            r -= a2 * b.difference;
         } else {
-            q += re * b.difference;
-            r += im * b.sum;
+            q += a1 * b.difference;
+            r += a2 * b.sum;
         }
     }
     void add(const ComplexSum& other) {
@@ -103,7 +103,7 @@ GCSA_EXT_INLINE void product_block(
     Sum sum[parts][rows];
     const auto step = [&](const T* a, const T* b, int part) {
         const auto factor = Sum::factor(load(b, Full<T>{}), load(b + L, Full<T>{}));
-        for (int i = 0; i < rows; ++i) sum[part][i].add(a[i * A.row_stride], a[i * A.row_stride + L], factor);
+        for (int i = 0; i < rows; ++i) sum[part][i].add(a + i * A.row_stride, factor);
     };
     for (; K > 0; K -= A.segment, A.data += A.segment_stride) {
         const T* a = A.data;

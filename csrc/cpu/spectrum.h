@@ -22,7 +22,7 @@ class TileTransform {
 
    public:
     TileTransform(int64_t height, int64_t width)
-        : height_(height), width_(width), column_fft_(find_length<T>(height).fft), row_fft_(find_length<T>(width).fft) {}
+        : height_(height), width_(width), columns_(find_length<T>(height)), row_fft_(find_length<T>(width).fft) {}
 
     static constexpr int64_t frequencies(int64_t height, int64_t width) { return height * width / 2 + 2; }
     // What a product of two spectra must be multiplied by for `inverse` to return the convolution.
@@ -31,8 +31,9 @@ class TileTransform {
     static constexpr int64_t scratch(int64_t height, int64_t width) { return (width / 2 * height + 3 * width) * 2 * L; }
 
     // row(y, buffer) returns the address of row y, `width` vectors, or null where it is zero; it may write the row to the
-    // buffer, which has room for it. Frequency f goes to out + f * stride, the real parts and then the imaginary ones.
-    template <class Row>
+    // buffer, which has room for it. Frequency f goes to out + f * stride: the real parts, then the imaginary ones, and if it is to have three parts their
+    // sums.
+    template <int parts, class Row>
     void forward(const Row& row, T* out, int64_t stride, T* scratch) const {
         const int64_t half = width_ / 2, H = height_;
         T* const columns = scratch;
@@ -64,18 +65,19 @@ class TileTransform {
             }
         }
 
+        const Fft<T> column_fft = parts == 3 ? columns_.fft_and_sums : columns_.fft;
         for (int64_t k = 1; k < half; ++k) {
             T* const from = columns + k * H * 2 * L;
             T* const to = out + (k - 1) * H * stride;
-            column_fft_({from, from + L, 2 * L}, {to, to + L, stride});
+            column_fft({from, from + L, 2 * L}, {to, to + L, stride});
         }
-        column_fft_({columns, columns + L, 2 * L}, {columns, columns + L, 2 * L});
+        columns_.fft({columns, columns + L, 2 * L}, {columns, columns + L, 2 * L});
         T* const first = out + (half - 1) * H * stride;
         T* const middle = first + (H / 2 + 1) * stride;
         for (int64_t k = 0; k <= H / 2; ++k) {
             const auto a = at_(columns, k), b = at_(columns, k ? H - k : 0);
-            put_(first + k * stride, 0, {a.re + b.re, a.im - b.im});
-            put_(middle + k * stride, 0, {a.im + b.im, b.re - a.re});
+            put<parts>(Sequence<T>{first, first + L, stride}, k * stride, {a.re + b.re, a.im - b.im});
+            put<parts>(Sequence<T>{middle, middle + L, stride}, k * stride, {a.im + b.im, b.re - a.re});
         }
     }
 
@@ -89,7 +91,7 @@ class TileTransform {
         for (int64_t k = 1; k < half; ++k) {
             T* const from = const_cast<T*>(in) + (k - 1) * H * stride;
             T* const to = columns + k * H * 2 * L;
-            cpu::GCSA_EXT_ISA::inverse<T>(column_fft_, {from, from + L, stride}, {to, to + L, 2 * L});
+            cpu::GCSA_EXT_ISA::inverse<T>(columns_.fft, {from, from + L, stride}, {to, to + L, 2 * L});
         }
         const T* const first = in + (half - 1) * H * stride;
         const T* const middle = first + (H / 2 + 1) * stride;
@@ -98,7 +100,7 @@ class TileTransform {
             put_(columns, k, {a.re - b.im, a.im + b.re});
             if (k && k < H / 2) put_(columns, H - k, {a.re + b.im, b.re - a.im});
         }
-        cpu::GCSA_EXT_ISA::inverse<T>(column_fft_, {columns, columns + L, 2 * L}, {columns, columns + L, 2 * L});
+        cpu::GCSA_EXT_ISA::inverse<T>(columns_.fft, {columns, columns + L, 2 * L}, {columns, columns + L, 2 * L});
 
         for (int64_t i = 0; i < count; i += 2) {
             const int64_t upper = (first_row + i) % H, lower = (first_row + i + 1) % H;
@@ -127,7 +129,8 @@ class TileTransform {
     }
 
     int64_t height_, width_;
-    Fft<T> column_fft_, row_fft_;
+    Length<T> columns_;
+    Fft<T> row_fft_;
 };
 
 }  // namespace gcsa_ext::cpu::GCSA_EXT_ISA
