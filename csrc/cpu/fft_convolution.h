@@ -119,18 +119,17 @@ inline void gather_taps(const A* from, int64_t output_stride, int64_t outputs, i
 template <class A>
 inline void scatter_taps(const A* from, int64_t output_stride, int64_t outputs, int64_t count, A factor, A* to) {
     constexpr int L = lanes<A>;
-    for (int64_t done = 0; done < count;) {
-        // Full squares; the last one goes back over what is done already where it would be short.
-        const int64_t tap = count - done >= L || count < L ? done : count - L;
-        const int height = static_cast<int>(count - tap < L ? count - tap : L);
-        vec<A> square[L] = {};
-        for (int i = 0; i < height; ++i) square[i] = load(from + (tap + i) * L, Full<A>{}) * factor;
-        transpose<A>(square);
-        for (int64_t i = 0; i < outputs; ++i) {
-            A* at = to + i * output_stride + tap;
-            height == L ? store(at, square[i], Full<A>{}) : store(at, square[i], height);
-        }
-        done = tap + height;
+    for (int64_t tap = 0; tap < count; tap += L) {
+        const int64_t left = count - tap;
+        const auto row = [&](int i) { return load(from + (tap + i) * L, Full<A>{}) * factor; };
+        if (left >= L)
+            transpose_square<A>(L, outputs, row, [&](int i, vec<A> value) {
+                store(to + i * output_stride + tap, value, Full<A>{});
+            });
+        else
+            transpose_square<A>(left, outputs, row, [&](int i, vec<A> value) {
+                store(to + i * output_stride + tap, value, static_cast<int>(left));
+            });
     }
 }
 

@@ -64,14 +64,14 @@ inline void convolve_backward(
                         g_spectra.at(block, f), g_spectra.tile_stride, sums + f * unit_stride<A>, 2 * L, !first
                     );
                 if (!last) return;
-                const int64_t lanes_used = outputs - block * L < L ? outputs - block * L : L;
-                for (int64_t i = 0; i < rows && input + i < inputs; ++i) {
-                    transform.backward(sums + i * 2 * L, unit_stride<A>, scratch, scratch + kk * L);
-                    scatter_taps(
-                        scratch, inputs * kk, lanes_used, kk, transform.backward_scale(),
-                        weights.grad + (block * L * inputs + input + i) * kk
-                    );
-                }
+                const int64_t lanes_used = std::min<int64_t>(outputs - block * L, L), count = std::min<int64_t>(rows, inputs - input);
+                A* const row_spectra = scratch + rows * kk * L;
+                for (int64_t i = 0; i < count; ++i)
+                    transform.backward(sums + i * 2 * L, unit_stride<A>, scratch + i * kk * L, row_spectra);
+                scatter_taps(
+                    scratch, inputs * kk, lanes_used, count * kk, transform.backward_scale(),
+                    weights.grad + (block * L * inputs + input) * kk
+                );
             });
             team.barrier();
         }

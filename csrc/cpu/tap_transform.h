@@ -180,61 +180,101 @@ class TapTransform {
         }
     }
 
+    // Adds a sum and a difference of what stands at k and at T / 2 - k to the sums over the frequencies for all distances.
+    template <int R>
+    static GCSA_EXT_INLINE void add_cosines_(const T* cos, vec<T> plus, vec<T> minus, vec<T> (&sum)[R + 1]) {
+        sum[0] += plus;
+        for (int d = 1; d <= R; ++d) sum[d] += cos[d - 1] * (d % 2 ? minus : plus);
+    }
+    template <int R>
+    static GCSA_EXT_INLINE void add_sines_(const T* sin, vec<T> plus, vec<T> minus, vec<T> (&sum)[R + 1]) {
+        for (int d = 1; d <= R; ++d) sum[d] += sin[d - 1] * (d % 2 ? plus : minus);
+    }
+
     template <int R>
     void backward_(const T* in, int64_t stride, T* taps, T* rows) const {
+        for (int k = 0; k < columns(); ++k)
+            is_edge_(k) ? backward_edge_<R>(in + first_frequency(k) * stride, stride, k, rows)
+                        : backward_column_<R>(in + first_frequency(k) * stride, stride, k, rows);
+        for (int y = 0; y < 2 * R + 1; ++y) backward_row_<R>(rows, y, taps);
+    }
+
+    // sum_j F[j] exp(2 pi i j d / H) = even[d] + odd[d], of which odd changes its sign with d
+    template <int R>
+    void backward_column_(const T* in, int64_t stride, int column, T* rows) const {
         constexpr int K = 2 * R + 1, row = 2 * L;
-        const int H = height_;
-        for (int k = 0; k < columns(); ++k) {
-            const bool edge = is_edge_(k);
-            const int first = first_frequency(k);
-            // sum_j F[j] exp(2 pi i j d / H) = even[d] + odd[d], of which odd changes its sign with d
-            vec<T> even_re[R + 1] = {}, even_im[R + 1] = {}, odd_re[R] = {}, odd_im[R] = {};
-            for (int j = 0; j <= H / 2; ++j) {
-                const T* const at = in + (first + j) * stride;
-                vec<T> re = get_(at), im = get_(at + L), sum_re = re, sum_im = im, difference_re = re, difference_im = im;
-                if (j > 0 && j < H / 2) {  // and its mirror image, for the edges the conjugate
-                    const T* const mirror = edge ? at : in + (first + H - j) * stride;
-                    const vec<T> mirror_re = get_(mirror), mirror_im = edge ? -get_(mirror + L) : get_(mirror + L);
-                    sum_re += mirror_re;
-                    sum_im += mirror_im;
-                    difference_re -= mirror_re;
-                    difference_im -= mirror_im;
-                }
-                even_re[0] += sum_re;
-                even_im[0] += sum_im;
-                for (int d = 0; d < R; ++d) {
-                    even_re[d + 1] += y_.cos[j][d] * sum_re;
-                    even_im[d + 1] += y_.cos[j][d] * sum_im;
-                    odd_re[d] -= y_.sin[j][d] * difference_im;
-                    odd_im[d] += y_.sin[j][d] * difference_re;
-                }
-            }
-            T* const to = rows + (k * K + R) * row;
-            put_(to, even_re[0], even_im[0]);
-            for (int d = 0; d < R; ++d) {
-                put_(to + (d + 1) * row, even_re[d + 1] + odd_re[d], even_im[d + 1] + odd_im[d]);
-                put_(to - (d + 1) * row, even_re[d + 1] - odd_re[d], even_im[d + 1] - odd_im[d]);
-            }
+        const int H = height_, half = H / 2;
+        struct Pair {
+            vec<T> sum_re, sum_im, difference_re, difference_im;
+        };
+        // A frequency and its mirror image
+        const auto pair = [&](int j) -> Pair {
+            const T* const at = in + j * stride;
+            const vec<T> re = get_(at), im = get_(at + L);
+            if (j == 0 || j == half) return {re, im, vec<T>{}, vec<T>{}};
+            const T* const mirror = in + (H - j) * stride;
+            const vec<T> mirror_re = get_(mirror), mirror_im = get_(mirror + L);
+            return {re + mirror_re, im + mirror_im, re - mirror_re, im - mirror_im};
+        };
+        vec<T> even_re[R + 1] = {}, even_im[R + 1] = {}, odd_re[R + 1] = {}, odd_im[R + 1] = {};
+        for (int j = 0; j <= half / 2; ++j) {
+            const Pair a = pair(j), b = 2 * j == half ? Pair{} : pair(half - j);
+            const T *const cos = y_.cos[j], *const sin = y_.sin[j];
+            add_cosines_<R>(cos, a.sum_re + b.sum_re, a.sum_re - b.sum_re, even_re);
+            add_cosines_<R>(cos, a.sum_im + b.sum_im, a.sum_im - b.sum_im, even_im);
+            add_sines_<R>(sin, a.difference_re + b.difference_re, a.difference_re - b.difference_re, odd_im);
+            add_sines_<R>(sin, a.difference_im + b.difference_im, a.difference_im - b.difference_im, odd_re);
         }
-        for (int y = 0; y < K; ++y) {
-            // Columns between the edges stand for two, one the other's conjugate.
-            vec<T> even[R + 1] = {}, odd[R] = {};
-            for (int k = 0; k < columns(); ++k) {
-                const T* const at = rows + (k * K + y) * row;
-                const T twice = is_edge_(k) ? T(1) : T(2);
-                const vec<T> re = twice * get_(at), im = twice * get_(at + L);
-                even[0] += re;
-                for (int d = 0; d < R; ++d) {
-                    even[d + 1] += x_.cos[k][d] * re;
-                    odd[d] -= x_.sin[k][d] * im;
-                }
-            }
-            T* const to = taps + (y * K + R) * L;
-            store(to, even[0], Full<T>{});
-            for (int d = 0; d < R; ++d) {
-                store(to + (d + 1) * L, even[d + 1] + odd[d], Full<T>{});
-                store(to - (d + 1) * L, even[d + 1] - odd[d], Full<T>{});
-            }
+        T* const to = rows + (column * K + R) * row;
+        put_(to, even_re[0], even_im[0]);
+        for (int d = 1; d <= R; ++d) {
+            put_(to + d * row, even_re[d] - odd_re[d], even_im[d] + odd_im[d]);
+            put_(to - d * row, even_re[d] + odd_re[d], even_im[d] - odd_im[d]);
+        }
+    }
+    // The mirror image is the conjugate, and the sums are real.
+    template <int R>
+    void backward_edge_(const T* in, int64_t stride, int column, T* rows) const {
+        constexpr int K = 2 * R + 1, row = 2 * L;
+        const int half = height_ / 2;
+        vec<T> even[R + 1] = {}, odd[R + 1] = {};
+        for (int j = 0; j <= half / 2; ++j) {
+            const T *const at = in + j * stride, *const other = in + (half - j) * stride;
+            const bool middle = 2 * j == half;
+            const T twice = j ? T(2) : T(1);
+            const vec<T> a_re = twice * get_(at), a_im = twice * get_(at + L);
+            const vec<T> b_re = middle ? vec<T>{} : twice * get_(other), b_im = middle ? vec<T>{} : twice * get_(other + L);
+            add_cosines_<R>(y_.cos[j], a_re + b_re, a_re - b_re, even);
+            add_sines_<R>(y_.sin[j], a_im + b_im, a_im - b_im, odd);
+        }
+        T* const to = rows + (column * K + R) * row;
+        store(to, even[0], Full<T>{});
+        for (int d = 1; d <= R; ++d) {
+            store(to + d * row, even[d] - odd[d], Full<T>{});
+            store(to - d * row, even[d] + odd[d], Full<T>{});
+        }
+    }
+    // Columns between the edges stand for two, one the other's conjugate.
+    template <int R>
+    void backward_row_(const T* rows, int y, T* taps) const {
+        constexpr int K = 2 * R + 1, row = 2 * L;
+        const int half = width_ / 2;
+        const auto column = [&](int k) { return rows + (k * K + y) * row; };
+        vec<T> even[R + 1] = {}, odd[R + 1] = {};
+        add_cosines_<R>(x_.cos[0], get_(column(0)) + get_(column(half)), get_(column(0)) - get_(column(half)), even);
+        for (int k = 1; k <= half / 2; ++k) {
+            const bool middle = 2 * k == half;
+            const T *const at = column(k), *const other = column(half - k);
+            const vec<T> a_re = 2 * get_(at), a_im = 2 * get_(at + L);
+            const vec<T> b_re = middle ? vec<T>{} : 2 * get_(other), b_im = middle ? vec<T>{} : 2 * get_(other + L);
+            add_cosines_<R>(x_.cos[k], a_re + b_re, a_re - b_re, even);
+            add_sines_<R>(x_.sin[k], a_im + b_im, a_im - b_im, odd);
+        }
+        T* const to = taps + (y * K + R) * L;
+        store(to, even[0], Full<T>{});
+        for (int d = 1; d <= R; ++d) {
+            store(to + d * L, even[d] - odd[d], Full<T>{});
+            store(to - d * L, even[d] + odd[d], Full<T>{});
         }
     }
 
