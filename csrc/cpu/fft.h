@@ -150,6 +150,10 @@ struct Sequence {
     int64_t stride;
 };
 
+template <class T>
+GCSA_EXT_INLINE Complex<T> get(Sequence<T> from, int64_t at) {
+    return {load(from.re + at, Full<T>{}), load(from.im + at, Full<T>{})};
+}
 template <int parts, class T>
 GCSA_EXT_INLINE void put(Sequence<T> to, int64_t at, Complex<T> value) {
     store(to.re + at, value.re, Full<T>{});
@@ -157,23 +161,99 @@ GCSA_EXT_INLINE void put(Sequence<T> to, int64_t at, Complex<T> value) {
     if constexpr (parts == 3) store(to.im + (to.im - to.re) + at, value.re + value.im, Full<T>{});
 }
 
-template <class T, int N1, int N2, int parts>
-void fft(Sequence<T> x, Sequence<T> X) {
+// The inner transforms and the factors: element(n) is x[n], t[n2][k1] the sum over n1.
+template <class T, int N1, int N2, class Element>
+GCSA_EXT_INLINE void first_step(const Element& element, Complex<T> (&t)[N2][N1]) {
     constexpr const auto& w = twiddles<T, N1, N2>;
-    Complex<T> t[N2][N1];
     for (int n2 = 0; n2 < N2; ++n2) {
-        for (int n1 = 0; n1 < N1; ++n1) {
-            const int64_t at = (N2 * n1 + n2) * x.stride;
-            t[n2][n1] = {load(x.re + at, Full<T>{}), load(x.im + at, Full<T>{})};
-        }
+        for (int n1 = 0; n1 < N1; ++n1) t[n2][n1] = element(N2 * n1 + n2);
         dft<T, N1>(t[n2]);
         for (int k1 = 1; k1 < N1; ++k1) t[n2][k1] = times<T>(t[n2][k1], w.re[n2][k1], w.im[n2][k1]);
     }
+}
+// The outer transform for one k1: X[k1 + N1 k2] for all k2.
+template <class T, int N1, int N2>
+GCSA_EXT_INLINE void second_step(const Complex<T> (&t)[N2][N1], int k1, Complex<T> (&X)[N2]) {
+    for (int n2 = 0; n2 < N2; ++n2) X[n2] = t[n2][k1];
+    dft<T, N2>(X);
+}
+
+template <class T, int N1, int N2, int parts>
+void fft(Sequence<T> x, Sequence<T> X) {
+    Complex<T> t[N2][N1], row[N2];
+    first_step<T, N1, N2>([&](int n) { return get(x, n * x.stride); }, t);
     for (int k1 = 0; k1 < N1; ++k1) {
-        Complex<T> row[N2];
-        for (int n2 = 0; n2 < N2; ++n2) row[n2] = t[n2][k1];
-        dft<T, N2>(row);
+        second_step<T, N1, N2>(t, k1, row);
         for (int k2 = 0; k2 < N2; ++k2) put<parts>(X, (k1 + N1 * k2) * X.stride, row[k2]);
+    }
+}
+
+// ---- two real sequences at a time ----
+
+// The transforms U and V of u and v are the two halves of that of u + i v: with its elements a at k and b at N - k,
+//   2 U[k] = a + conj(b),   2 V[k] = -i (a - conj(b)).
+// Element n of u and v is at n * lanes, and 0 outside of [begin, end). 2 U[k] and 2 V[k] go to columns + k * stride as four
+// vectors, for k = 1 ... N / 2 - 1; in place of column 0 there are U[0], U[N / 2], V[0] and V[N / 2], which are real.
+template <class T, int N1, int N2>
+void fft_of_rows(const T* u, const T* v, int64_t begin, int64_t end, T* columns, int64_t stride) {
+    constexpr int N = N1 * N2, half = N / 2, L = lanes<T>;
+    Complex<T> t[N2][N1], row[N2], mirror[N2], middle;
+    const auto element = [&](int n) -> Complex<T> {
+        if (n < begin || n >= end) return {vec<T>{}, vec<T>{}};
+        return {load(u + n * L, Full<T>{}), load(v + n * L, Full<T>{})};
+    };
+    const auto put_both = [&](int k, Complex<T> a, Complex<T> b) {
+        put<2>(Sequence<T>{columns, columns + L, 0}, k * stride, {a.re + b.re, a.im - b.im});
+        put<2>(Sequence<T>{columns + 2 * L, columns + 3 * L, 0}, k * stride, {a.im + b.im, b.re - a.re});
+    };
+    first_step<T, N1, N2>(element, t);
+
+    // N1 k2 and N - N1 k2 = N1 (N2 - k2)
+    second_step<T, N1, N2>(t, 0, row);
+    for (int k2 = 1; 2 * k2 < N2; ++k2) put_both(N1 * k2, row[k2], row[N2 - k2]);
+    const Complex<T> first = row[0];
+    if constexpr (N2 % 2 == 0) middle = row[N2 / 2];
+    // N1 / 2 + N1 k2 and its mirror image N1 / 2 + N1 (N2 - 1 - k2)
+    if constexpr (N1 % 2 == 0) {
+        second_step<T, N1, N2>(t, N1 / 2, row);
+        for (int k2 = 0; 2 * k2 < N2 - 1; ++k2) put_both(N1 / 2 + N1 * k2, row[k2], row[N2 - 1 - k2]);
+        if constexpr (N2 % 2) middle = row[N2 / 2];
+    }
+    put<2>(Sequence<T>{columns, columns + L, 0}, 0, {first.re, middle.re});
+    put<2>(Sequence<T>{columns + 2 * L, columns + 3 * L, 0}, 0, {first.im, middle.im});
+    // k1 + N1 k2 and its mirror image N1 - k1 + N1 (N2 - 1 - k2)
+    for (int k1 = 1; 2 * k1 < N1; ++k1) {
+        second_step<T, N1, N2>(t, k1, row);
+        second_step<T, N1, N2>(t, N1 - k1, mirror);
+        for (int k2 = 0; k2 < N2; ++k2) {
+            const int k = k1 + N1 * k2;
+            const auto a = row[k2], b = mirror[N2 - 1 - k2];
+            k < half ? put_both(k, a, b) : put_both(N - k, b, a);
+        }
+    }
+}
+
+// The way back from columns laid out like that, with U[k] at `u` and V[k] at `v` elements behind the begin of column k:
+// rows[n] = sum_k U[k] exp(2 pi i n k / N), and behind it the same for V.
+template <class T, int N1, int N2>
+void inverse_of_rows(const T* columns, int64_t stride, int64_t u, int64_t v, T* rows) {
+    constexpr int N = N1 * N2, half = N / 2, L = lanes<T>;
+    Complex<T> t[N2][N1], row[N2];
+    const auto get_at = [](const T* at) -> Complex<T> { return {load(at, Full<T>{}), load(at + L, Full<T>{})}; };
+    // U[k] + i V[k], with real and imaginary part exchanged, since the transform goes the other way round
+    const auto element = [&](int k) -> Complex<T> {
+        const T* const column = columns + (k % half == 0 ? 0 : k < half ? k : N - k) * stride;
+        const auto a = get_at(column + u), b = get_at(column + v);
+        if (k == 0) return {b.re, a.re};
+        if (k == half) return {b.im, a.im};
+        if (k < half) return {a.im + b.re, a.re - b.im};
+        return {b.re - a.im, a.re + b.im};
+    };
+    first_step<T, N1, N2>(element, t);
+    for (int k1 = 0; k1 < N1; ++k1) {
+        second_step<T, N1, N2>(t, k1, row);
+        for (int k2 = 0; k2 < N2; ++k2)
+            put<2>(Sequence<T>{rows, rows + L, 0}, (k1 + N1 * k2) * 2 * L, {row[k2].im, row[k2].re});
     }
 }
 
@@ -201,10 +281,15 @@ constexpr Roots<T, N> roots;
 template <class T>
 struct Length {
     Fft<T> fft, fft_and_sums;  // to two parts and to three
+    void (*fft_of_rows)(const T*, const T*, int64_t, int64_t, T*, int64_t);
+    void (*inverse_of_rows)(const T*, int64_t, int64_t, int64_t, T*);
     const T *cos, *sin;  // of 2 pi k / length
 };
 template <class T, int N1, int N2>
-constexpr Length<T> length_of{fft<T, N1, N2, 2>, fft<T, N1, N2, 3>, roots<T, N1 * N2>.cos, roots<T, N1 * N2>.sin};
+constexpr Length<T> length_of{
+    fft<T, N1, N2, 2>,         fft<T, N1, N2, 3>,    fft_of_rows<T, N1, N2>, inverse_of_rows<T, N1, N2>,
+    roots<T, N1 * N2>.cos, roots<T, N1 * N2>.sin
+};
 
 template <class T>
 inline Length<T> find_length(int64_t length) {

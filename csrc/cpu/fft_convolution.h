@@ -186,15 +186,7 @@ inline void transform_tiles(
         bounds(tiling.x, tx, left, right);
         const A* from = map.block(image, block) + (tiling.y.origin(ty) * map.width + tiling.x.origin(tx)) * L;
         transform.template forward<input_parts>(
-            [&](int64_t y, A* buffer) -> const A* {
-                if (y < top || y >= bottom) return nullptr;
-                const A* row = from + y * map.width * L;
-                if (left == 0 && right == tiling.x.length) return row;
-                for (int64_t x = 0; x < left; ++x) store(buffer + x * L, vec<A>{}, Full<A>{});
-                for (int64_t x = left; x < right; ++x) store(buffer + x * L, load(row + x * L, Full<A>{}), Full<A>{});
-                for (int64_t x = right; x < tiling.x.length; ++x) store(buffer + x * L, vec<A>{}, Full<A>{});
-                return buffer;
-            },
+            [&](int64_t y) { return y < top || y >= bottom ? nullptr : from + y * map.width * L; }, left, right,
             to.at(block, 0) + tile * to.tile_stride, to.stride, scratch
         );
     });

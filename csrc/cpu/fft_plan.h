@@ -18,18 +18,22 @@ inline int64_t tiles_per_group(const Convolution<A>& c, int threads, int64_t mos
     return std::min(std::max<int64_t>(count, product_rows), most);
 }
 
-// The estimated time of a convolution, in nanoseconds of one thread with AVX-512. Per point of a tile and vector, the
-// transform of a tile costs about `transform_cost` and that of taps `tap_cost`, a complex product of vectors costs
-// `product_cost`, the caches included. With several groups the sums for the weights' gradient are read and written for each.
+// The estimated time of a convolution, in nanoseconds of one thread of a Zen 4 with AVX-512. Per point of a tile and vector
+// of channels its transform costs more the further its tiles are from fitting into the first-level cache, a product of
+// spectra `product_cost`, where few tiles cost as much as `fewest`, and the transform of taps `tap_cost` after `gather_cost`
+// per vector of filters. With several groups the sums for the weights' gradient are read and written for each.
 template <class A>
 inline double estimated_cost(const Convolution<A>& c, bool with_gradient) {
-    constexpr double transform_cost = 10, product_cost = 1, tap_cost = 2, sums_cost = 3, L = lanes<A>;
+    constexpr double product_cost = 0.5, fewest = 2.5, tap_cost = 2, gather_cost = 150, sums_cost = 3, L = lanes<A>;
     const double points = static_cast<double>(c.tiling.y.length * c.tiling.x.length), tiles = static_cast<double>(c.tiles());
+    const double transform_cost = 6 + points / 330;
     const double in_blocks = std::ceil(c.inputs / L), out_blocks = std::ceil(c.outputs / L);
     const double products = static_cast<double>(c.inputs) * out_blocks;
     const double groups = std::ceil(tiles / static_cast<double>(c.group));
-    return points * (tiles * (transform_cost * (in_blocks + out_blocks) + product_cost / 2 * products) +
-                     groups * products * (tap_cost + (with_gradient && groups > 1 ? sums_cost : 0)));
+    const double taps = tap_cost * points + gather_cost + (with_gradient && groups > 1 ? sums_cost * points : 0);
+    return points * (tiles * transform_cost * (in_blocks + out_blocks) +
+                     std::max(tiles, groups * fewest) * product_cost * products) +
+           groups * products * taps;
 }
 
 // The best way for a convolution. `apart`: every thread is to work on images of its own. `with_gradient`: the gradient of
@@ -53,7 +57,8 @@ inline Convolution<A> plan_convolution(
             Convolution<A> c{batch, inputs, outputs, kernel, {rows, columns}, 1, apart};
             c.group = tiles_per_group(c, threads, images * c.tiling.per_image());
             const double cost = estimated_cost(c, with_gradient);
-            if (best.kernel == 0 || cost < least) least = cost, best = c;
+            // Of equals the longer columns: their transform is the simpler one.
+            if (best.kernel == 0 || cost <= least) least = cost, best = c;
             if (columns.whole()) break;  // longer ones have no more to offer
         }
         if (rows.whole()) break;
@@ -61,10 +66,11 @@ inline Convolution<A> plan_convolution(
     return best;
 }
 
-// Whether threads are better off with images of their own, without waiting for each other.
+// Whether threads are better off with images of their own: without waiting for each other, but each transforms all taps.
 template <class A>
-inline bool can_work_apart(const Convolution<A>& c, int threads) {
-    return threads > 1 && c.batch >= threads && c.tiles() / threads >= product_rows;
+inline bool better_apart(const Convolution<A>& apart, const Convolution<A>& together, int threads) {
+    return threads > 1 && apart.batch >= threads && apart.tiles() / threads >= product_rows &&
+           estimated_cost(apart, false) < 1.05 * estimated_cost(together, false);
 }
 
 }  // namespace gcsa_ext::cpu::GCSA_EXT_ISA

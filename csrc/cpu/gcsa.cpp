@@ -128,11 +128,11 @@ struct Geometry {
           P(H * W),
           k(p.kernel),
           threads(p.gate.map.threads),
-          conv1(plan_convolution<A>(N, C, h, H, W, k, threads, true)),
-          conv2(plan_convolution<A>(N, h, C, H, W, k, threads, true)) {
-        if (can_work_apart(conv1, threads) && can_work_apart(conv2, threads)) return;
-        conv1 = plan_convolution<A>(N, C, h, H, W, k, threads, false);
-        conv2 = plan_convolution<A>(N, h, C, H, W, k, threads, false);
+          conv1(plan_convolution<A>(N, C, h, H, W, k, threads, false)),
+          conv2(plan_convolution<A>(N, h, C, H, W, k, threads, false)) {
+        const Convolution<A> apart1 = plan_convolution<A>(N, C, h, H, W, k, threads, true);
+        const Convolution<A> apart2 = plan_convolution<A>(N, h, C, H, W, k, threads, true);
+        if (better_apart(apart1, conv1, threads) && better_apart(apart2, conv2, threads)) conv1 = apart1, conv2 = apart2;
     }
 
     Taps<A> taps1(const GcsaForward& p) const {

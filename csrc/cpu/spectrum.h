@@ -22,56 +22,41 @@ class TileTransform {
 
    public:
     TileTransform(int64_t height, int64_t width)
-        : height_(height), width_(width), columns_(find_length<T>(height)), row_fft_(find_length<T>(width).fft) {}
+        : height_(height), width_(width), y_(find_length<T>(height)), x_(find_length<T>(width)) {}
 
     static constexpr int64_t frequencies(int64_t height, int64_t width) { return height * width / 2 + 2; }
     // What a product of two spectra must be multiplied by for `inverse` to return the convolution.
     T scale() const { return T(1) / T(4 * height_ * width_); }
     // The scratch memory of one transform, in elements.
-    static constexpr int64_t scratch(int64_t height, int64_t width) { return (width / 2 * height + 3 * width) * 2 * L; }
+    static constexpr int64_t scratch(int64_t height, int64_t width) { return (width / 2 * height + width) * 2 * L; }
 
-    // row(y, buffer) returns the address of row y, `width` vectors, or null where it is zero; it may write the row to the
-    // buffer, which has room for it. Frequency f goes to out + f * stride: the real parts, then the imaginary ones, and if it is to have three parts their
-    // sums.
+    // row(y) returns the address of row y, `width` vectors, or null where it is zero; all rows are zero, and not read, outside
+    // of [begin, end). Frequency f goes to out + f * stride: the real parts, then the imaginary ones, and if it is to have
+    // three parts their sums.
     template <int parts, class Row>
-    void forward(const Row& row, T* out, int64_t stride, T* scratch) const {
+    void forward(const Row& row, int64_t begin, int64_t end, T* out, int64_t stride, T* scratch) const {
         const int64_t half = width_ / 2, H = height_;
         T* const columns = scratch;
-        T* const pair = columns + half * H * 2 * L;
-        T* const buffer = pair + width_ * 2 * L;  // of two rows
-        T* const zeros = buffer + width_ * 2 * L;
+        T* const zeros = columns + half * H * 2 * L;
         for (int64_t i = 0; i < width_; ++i) store(zeros + i * L, vec<T>{}, Full<T>{});
 
         for (int64_t y = 0; y < H; y += 2) {
-            const T* const upper = row(y, buffer);
-            const T* const lower = row(y + 1, buffer + width_ * L);
+            const T *const upper = row(y), *const lower = row(y + 1);
             T* const at = columns + y * 2 * L;
-            if (!upper && !lower) {
+            if (upper || lower)
+                x_.fft_of_rows(upper ? upper : zeros, lower ? lower : zeros, begin, end, at, H * 2 * L);
+            else
                 for (int64_t k = 0; k < half; ++k)
                     for (int i = 0; i < 4; ++i) store(at + k * H * 2 * L + i * L, vec<T>{}, Full<T>{});
-                continue;
-            }
-            row_fft_(
-                {const_cast<T*>(upper ? upper : zeros), const_cast<T*>(lower ? lower : zeros), L}, {pair, pair + L, 2 * L}
-            );
-            // columns 0 and width / 2 as real and imaginary part of one
-            const auto first = at_(pair, 0), middle = at_(pair, half);
-            put_(at, 0, {first.re, middle.re});
-            put_(at, 1, {first.im, middle.im});
-            for (int64_t k = 1; k < half; ++k) {
-                const auto a = at_(pair, k), b = at_(pair, width_ - k);
-                put_(at + k * H * 2 * L, 0, {a.re + b.re, a.im - b.im});
-                put_(at + k * H * 2 * L, 1, {a.im + b.im, b.re - a.re});
-            }
         }
 
-        const Fft<T> column_fft = parts == 3 ? columns_.fft_and_sums : columns_.fft;
+        const Fft<T> column_fft = parts == 3 ? y_.fft_and_sums : y_.fft;
         for (int64_t k = 1; k < half; ++k) {
             T* const from = columns + k * H * 2 * L;
             T* const to = out + (k - 1) * H * stride;
             column_fft({from, from + L, 2 * L}, {to, to + L, stride});
         }
-        columns_.fft({columns, columns + L, 2 * L}, {columns, columns + L, 2 * L});
+        y_.fft({columns, columns + L, 2 * L}, {columns, columns + L, 2 * L});
         T* const first = out + (half - 1) * H * stride;
         T* const middle = first + (H / 2 + 1) * stride;
         for (int64_t k = 0; k <= H / 2; ++k) {
@@ -91,7 +76,7 @@ class TileTransform {
         for (int64_t k = 1; k < half; ++k) {
             T* const from = const_cast<T*>(in) + (k - 1) * H * stride;
             T* const to = columns + k * H * 2 * L;
-            cpu::GCSA_EXT_ISA::inverse<T>(columns_.fft, {from, from + L, stride}, {to, to + L, 2 * L});
+            cpu::GCSA_EXT_ISA::inverse<T>(y_.fft, {from, from + L, stride}, {to, to + L, 2 * L});
         }
         const T* const first = in + (half - 1) * H * stride;
         const T* const middle = first + (H / 2 + 1) * stride;
@@ -100,20 +85,11 @@ class TileTransform {
             put_(columns, k, {a.re - b.im, a.im + b.re});
             if (k && k < H / 2) put_(columns, H - k, {a.re + b.im, b.re - a.im});
         }
-        cpu::GCSA_EXT_ISA::inverse<T>(columns_.fft, {columns, columns + L, 2 * L}, {columns, columns + L, 2 * L});
+        cpu::GCSA_EXT_ISA::inverse<T>(y_.fft, {columns, columns + L, 2 * L}, {columns, columns + L, 2 * L});
 
         for (int64_t i = 0; i < count; i += 2) {
             const int64_t upper = (first_row + i) % H, lower = (first_row + i + 1) % H;
-            const auto a0 = at_(columns, upper), b0 = at_(columns, lower);
-            put_(pair, 0, {a0.re, b0.re});
-            put_(pair, half, {a0.im, b0.im});
-            for (int64_t k = 1; k < half; ++k) {
-                const T* const column = columns + k * H * 2 * L;
-                const auto a = at_(column, upper), b = at_(column, lower);
-                put_(pair, k, {a.re - b.im, a.im + b.re});
-                put_(pair, width_ - k, {a.re + b.im, b.re - a.im});
-            }
-            cpu::GCSA_EXT_ISA::inverse<T>(row_fft_, {pair, pair + L, 2 * L}, {pair, pair + L, 2 * L});
+            x_.inverse_of_rows(columns, H * 2 * L, upper * 2 * L, lower * 2 * L, pair);
             sink(i, pair, int64_t(2 * L));
             if (i + 1 < count) sink(i + 1, pair + L, int64_t(2 * L));
         }
@@ -129,8 +105,7 @@ class TileTransform {
     }
 
     int64_t height_, width_;
-    Length<T> columns_;
-    Fft<T> row_fft_;
+    Length<T> y_, x_;
 };
 
 }  // namespace gcsa_ext::cpu::GCSA_EXT_ISA
