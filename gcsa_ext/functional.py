@@ -290,7 +290,7 @@ def random_frequency_mask(
         draws.dtype == torch.float32
         and _direct(spectrogram)
         and (spectrogram.is_contiguous() or not inplace)
-        and select("frequency_mask", spectrogram.device, spectrogram.dtype) == "cpu"
+        and select("frequency_mask", spectrogram.device, spectrogram.dtype) is cpu
     ):
         out = cpu.random_frequency_mask(spectrogram, draws, widest, value, inplace)
         if inplace:
