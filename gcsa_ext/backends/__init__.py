@@ -1,8 +1,8 @@
 """Who computes an operator: the choice of a backend, and the reason where one cannot run.
 
-A backend is a module with the functions of the operators (`Backend`) and `unsupported(operator, device, dtype) -> str |
-None`: the one predicate that both selects it and words the reason. "reference" is plain PyTorch
-(gcsa_ext/reference.py) and runs everything.
+A backend is a module with the functions of the operators (`Backend`) and `unsupported(operator, device,
+dtype) -> str | None`: the one predicate that both selects it and words the reason. "reference" is plain
+PyTorch (gcsa_ext/reference.py) and runs everything.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ _warned: set[str] = set()
 
 
 class Backend(Protocol):
-    """The functions of a backend. They take checked arguments (see gcsa_ext/ops) and return new tensors, None for a
-    gradient that is not needed; the docstrings of gcsa_ext/backends/cpu.py say more."""
+    """The functions of a backend. They take checked arguments (see gcsa_ext/ops) and return new tensors, None
+    for a gradient that is not needed; the docstrings of gcsa_ext/backends/cpu.py say more."""
 
     def unsupported(self, operator: str, device: torch.device, dtype: torch.dtype, /) -> str | None: ...
 
@@ -211,6 +211,7 @@ __all__ = [
     "ORDER",
     "Backend",
     "cpu",
+    "forced",
     "forced_backend",
     "has_kernels",
     "native",

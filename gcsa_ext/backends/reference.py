@@ -1,4 +1,4 @@
-"""Backend "reference": the definitions of gcsa_ext/reference.py, and their gradients by autograd. It runs everything."""
+"""Backend "reference": the definitions of gcsa_ext/reference.py, their gradients by autograd; any tensor."""
 
 from __future__ import annotations
 
@@ -148,7 +148,8 @@ def gcsa(
     save: bool,
 ) -> tuple[Tensor, ...]:
     """See reference.gcsa; arguments and results as those of cpu.gcsa, but what is kept has no values."""
-    out, *used = reference.gcsa(x, *gate, *convolutions, *norms, *statistics, *eps, groups, sigmoid)
+    inputs: Any = (x, *gate, *convolutions, *norms, *statistics, *eps, groups, sigmoid)
+    out, *used = reference.gcsa(*inputs)
     saved = (x.new_empty(saved_shape(c, x) if save else 0) for c in (gate[0].shape[0], x.shape[1]))
     copies = (value.clone() for value in used)  # an operator's result may not be its argument
     return out.contiguous(memory_format=memory_format(x)), *saved, *copies
@@ -168,8 +169,8 @@ def gcsa_backward(
     sigmoid: bool,
     need: Sequence[bool],
 ) -> list[Tensor | None]:
-    """The gradients of x, gate, convolutions and norms, None where not needed; the statistics of a batch are computed
-    anew."""
+    """The gradients of x, gate, convolutions and norms, None where not needed; the statistics of a
+    batch are computed anew."""
     statistics = [None if batch_statistics[i // 2] else value for i, value in enumerate(used)]
     inputs = (x, *gate, *convolutions, *norms, *statistics, *eps, groups, sigmoid)
     needs = (*need, *(len(inputs) - len(need)) * (False,))

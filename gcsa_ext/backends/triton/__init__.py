@@ -1,4 +1,5 @@
-"""Backend "triton": kernels in Triton's language for any GPU that Triton supports, without a compiler at build time.
+"""Backend "triton": kernels in Triton's language, for any GPU that Triton supports; compiled when first
+called.
 
 Importing this never fails: without Triton the reason is kept.
 """
@@ -37,15 +38,15 @@ MASK_DTYPES = (*DTYPES, torch.float64)
 def unsupported(operator: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """Why this backend cannot run `operator` on such tensors, or None if it can.
 
-    Under TRITON_INTERPRET=1 it takes tensors on the CPU too, for tests, but only when it is forced: nobody wants
-    the interpreter's speed by accident.
+    Under TRITON_INTERPRET=1 it takes tensors on the CPU too, for tests, but only when it is forced: nobody
+    wants the interpreter's speed by accident.
     """
     if device.type not in ("cpu", "cuda"):
         return f"the triton backend takes tensors on a GPU, not on {device}"
     if device.type == "cpu" and not (INTERPRETED and forced.name == "triton"):
         return (
-            "the triton backend takes tensors on a GPU, not on cpu (for tests those too: set TRITON_INTERPRET=1 "
-            "before Python starts, and force the backend)"
+            "the triton backend takes tensors on a GPU, not on cpu (for tests those too: set "
+            "TRITON_INTERPRET=1 before Python starts, and force the backend)"
         )
     if load_error is not None:
         return load_error

@@ -1,7 +1,7 @@
 """The launches of the channel gate and of batch normalisation with what follows it.
 
-Maps come contiguous in the given layout; vectors in any floating dtype. Sums over positions are made in two stages
-without atomic additions, so that two runs give the same bits.
+Maps come contiguous in the given layout; vectors in any floating dtype. Sums over positions are made in two
+stages without atomic additions, so that two runs give the same bits.
 """
 
 from __future__ import annotations
@@ -17,48 +17,81 @@ from gcsa_ext.backends.triton.kernels import batch_norm
 from gcsa_ext.backends.triton.kernels import channel_gate as channel_gate_kernels
 from gcsa_ext.backends.triton.launch import Sizes, is_last, power_of_two, precision, programs, sum_partials
 
-LARGEST_HIDDEN = 512
-"""Hidden units of the channel gate that a program can hold for its positions."""
+LARGEST_HIDDEN = 256
+"""Hidden units of the channel gate that a program holds for its positions. Beyond, matrix products are
+nearly all of the time, and torch's are left to do them."""
 
 
-class _GateBlocks(NamedTuple):
+class _Blocks(NamedTuple):
     channels: int
-    hidden: int
     positions: int
     warps: int
 
-    @property
-    def constants(self) -> dict[str, int]:
+    def constants(self, channels: int, hidden: int) -> dict[str, int]:
+        """For a gate of so many channels and hidden units; tl.dot wants 16 of everything."""
         return {
-            "BLOCK_C": self.channels,
-            "BLOCK_H": self.hidden,
+            "BLOCK_C": min(power_of_two(channels, 16), self.channels),
+            "BLOCK_H": power_of_two(hidden, 16),
             "BLOCK_P": self.positions,
             "num_warps": self.warps,
         }
 
 
-def _forward_blocks(channels: int, hidden: int) -> _GateBlocks:
-    units = power_of_two(hidden, 16)
-    positions = 64 if units <= 64 else 32 if units <= 256 else 16
-    most = 128 if units <= 32 else 64 if units <= 128 else 32
-    return _GateBlocks(min(power_of_two(channels, 16), most), units, positions, 4 if units <= 128 else 8)
+# By hidden units rounded up: the largest blocks for which code for sm_90 keeps everything in registers, but
+# for a little in the last rows. float32 products run on ordinary units, where operands take registers too.
+_FORWARD_16_BIT = {
+    16: _Blocks(64, 64, 4),
+    32: _Blocks(128, 64, 8),
+    64: _Blocks(64, 64, 8),
+    128: _Blocks(64, 32, 8),
+    256: _Blocks(32, 32, 8),
+}
+_FORWARD_32_BIT = {
+    16: _Blocks(64, 32, 4),
+    32: _Blocks(32, 32, 4),
+    64: _Blocks(32, 32, 8),
+    128: _Blocks(16, 32, 8),
+    256: _Blocks(16, 16, 8),
+}
+_SPLIT_16_BIT = {
+    16: _Blocks(32, 32, 4),
+    32: _Blocks(32, 32, 4),
+    64: _Blocks(32, 32, 4),
+    128: _Blocks(32, 32, 8),
+    256: _Blocks(16, 16, 8),
+}
+_SPLIT_32_BIT = {
+    16: _Blocks(32, 32, 8),
+    32: _Blocks(32, 32, 8),
+    64: _Blocks(16, 32, 8),
+    128: _Blocks(16, 16, 8),
+    256: _Blocks(16, 16, 8),
+}
 
 
-def _backward_blocks(channels: int, hidden: int, dtype: torch.dtype) -> _GateBlocks | None:
-    """For the backward pass in one kernel; None where its sums would not fit into registers."""
+def forward_blocks(channels: int, hidden: int, dtype: torch.dtype) -> dict[str, int]:
+    """Of `channel_gate_forward`."""
+    table = _FORWARD_16_BIT if dtype.itemsize == 2 else _FORWARD_32_BIT
+    return table[power_of_two(hidden, 16)].constants(channels, hidden)
+
+
+def single_pass_blocks(channels: int, hidden: int, dtype: torch.dtype) -> dict[str, int] | None:
+    """Of `channel_gate_backward`; None where all channels' sums do not fit into registers."""
     all_channels, units = power_of_two(channels, 16), power_of_two(hidden, 16)
-    if all_channels > 128 or all_channels * units > 4096:
+    most = 4096 if dtype.itemsize == 2 else 1024
+    if all_channels > 128 or all_channels * units > most:
         return None
-    wide = all_channels * units > 1024
-    positions = 32 if wide or dtype == torch.float32 else 64
-    return _GateBlocks(all_channels, units, positions, 8 if wide else 4)
+    if dtype.itemsize == 2:
+        blocks = _Blocks(all_channels, 32, 4 if all_channels <= 64 else 8)
+    else:
+        blocks = _Blocks(all_channels, 16, 8)
+    return blocks.constants(channels, hidden)
 
 
-def _split_blocks(channels: int, hidden: int) -> _GateBlocks:
-    units = power_of_two(hidden, 16)
-    positions = 32 if units <= 256 else 16
-    most = 32 if units <= 128 else 16
-    return _GateBlocks(min(power_of_two(channels, 16), most), units, positions, 4 if units <= 64 else 8)
+def split_blocks(channels: int, hidden: int, dtype: torch.dtype) -> dict[str, int]:
+    """Of `channel_gate_backward_x` and `channel_gate_backward_weights`."""
+    table = _SPLIT_16_BIT if dtype.itemsize == 2 else _SPLIT_32_BIT
+    return table[power_of_two(hidden, 16)].constants(channels, hidden)
 
 
 def channel_gate(
@@ -74,9 +107,9 @@ def channel_gate(
     The weights w1 (h, C), b1, w2 (C, h), b2 are contiguous, of any floating dtype, and rounded to that of x.
     """
     sizes, h = Sizes.of(x), weights[0].shape[0]
-    blocks = _forward_blocks(sizes.channels, h)
+    blocks = forward_blocks(sizes.channels, h, x.dtype)
     out = torch.empty_like(x, memory_format=out_layout)
-    channel_gate_kernels.channel_gate_forward[(triton.cdiv(sizes.positions, blocks.positions),)](
+    channel_gate_kernels.channel_gate_forward[(triton.cdiv(sizes.positions, blocks["BLOCK_P"]),)](
         x,
         *weights,
         out,
@@ -88,7 +121,7 @@ def channel_gate(
         OUT_LAST=is_last(out_layout),
         SIGMOID=sigmoid,
         PRECISION=precision(x),
-        **blocks.constants,
+        **blocks,
     )
     return out
 
@@ -104,7 +137,7 @@ def channel_gate_backward(
     need_x: bool,
     need_weights: bool,
 ) -> tuple[Tensor | None, list[Tensor | None]]:
-    """The gradients of x, in its `layout`, and of the weights; `grads` are summands of the result's gradient."""
+    """The gradients of x, in its `layout`, and of the weights; `grads` add up to that of the result."""
     sizes, h = Sizes.of(x), weights[0].shape[0]
     C = sizes.channels
     grad_x = torch.empty_like(x, memory_format=layout) if need_x else None
@@ -119,9 +152,9 @@ def channel_gate_backward(
     partial = None
     lengths = [w.numel() for w in weights]
 
-    blocks = _backward_blocks(C, h, x.dtype)
+    blocks = single_pass_blocks(C, h, x.dtype)
     if blocks is not None:
-        count = min(programs(x, 2), triton.cdiv(sizes.positions, blocks.positions))
+        count = min(programs(x, 2), triton.cdiv(sizes.positions, blocks["BLOCK_P"]))
         if need_weights:
             partial = x.new_empty((count, sum(lengths)), dtype=torch.float32)
         channel_gate_kernels.channel_gate_backward[(count,)](
@@ -134,12 +167,12 @@ def channel_gate_backward(
             h,
             groups,
             **constants,
-            **blocks.constants,
+            **blocks,
         )
     else:
-        blocks = _split_blocks(C, h)
+        blocks = split_blocks(C, h, x.dtype)
         hidden, g1 = (x.new_empty((h, sizes.positions)) if need_weights else None for _ in range(2))
-        along_p, along_c = triton.cdiv(sizes.positions, blocks.positions), triton.cdiv(C, blocks.channels)
+        along_p, along_c = triton.cdiv(sizes.positions, blocks["BLOCK_P"]), triton.cdiv(C, blocks["BLOCK_C"])
         channel_gate_kernels.channel_gate_backward_x[(along_p,)](
             *grads,
             x,
@@ -151,7 +184,7 @@ def channel_gate_backward(
             h,
             groups,
             **constants,
-            **blocks.constants,
+            **blocks,
         )
         if need_weights:
             count = min(triton.cdiv(programs(x, 2), along_c), along_p)
@@ -167,7 +200,7 @@ def channel_gate_backward(
                 h,
                 groups,
                 **constants,
-                **blocks.constants,
+                **blocks,
             )
     if partial is not None:
         sum_partials(partial, found, lengths)
@@ -185,7 +218,7 @@ class Norm(NamedTuple):
     eps: float
 
 
-def _norm_blocks(channels: int, *layouts: torch.memory_format) -> dict[str, int]:
+def norm_blocks(channels: int, *layouts: torch.memory_format) -> dict[str, int]:
     """Blocks of 1024 values, long in the direction that is contiguous: in both, where layouts differ."""
     most = 64 if all(map(is_last, layouts)) else 32 if any(map(is_last, layouts)) else 4
     block = min(power_of_two(channels), most)
@@ -194,13 +227,13 @@ def _norm_blocks(channels: int, *layouts: torch.memory_format) -> dict[str, int]
 
 def _splits(x: Tensor, along_p: int, along_c: int) -> int:
     """How many programs share the positions of a block of channels."""
-    return max(1, min(along_p, triton.cdiv(programs(x, 4), along_c), 256))
+    return min(along_p, -(-programs(x, 4) // along_c), 256)
 
 
 def batch_statistics(u: Tensor, offset: Tensor | None, layout: torch.memory_format) -> tuple[Tensor, Tensor]:
     """Mean and biased variance, float32 (C,), of u + offset over all positions of u (N, C, H, W)."""
     sizes = Sizes.of(u)
-    blocks = _norm_blocks(sizes.channels, layout)
+    blocks = norm_blocks(sizes.channels, layout)
     along_p = triton.cdiv(sizes.positions, blocks["BLOCK_P"])
     along_c = triton.cdiv(sizes.channels, blocks["BLOCK_C"])
     parts = _splits(u, along_p, along_c)
@@ -226,7 +259,7 @@ def norm_forward(
 ) -> Tensor:
     """z * sigmoid(norm(u)), or relu(norm(u)) without z; u, z (N, C, H, W) in `layout`."""
     sizes = Sizes.of(u)
-    blocks = _norm_blocks(sizes.channels, layout, out_layout)
+    blocks = norm_blocks(sizes.channels, layout, out_layout)
     out = torch.empty_like(u, memory_format=out_layout)
     grid = (
         triton.cdiv(sizes.positions, blocks["BLOCK_P"]),
@@ -279,7 +312,7 @@ def norm_backward(
     grad_z = torch.empty_like(u, memory_format=layout) if need_z and z is not None else None
     grad_weight = torch.empty_like(norm.weight) if need_weight and norm.weight is not None else None
     grad_bias = torch.empty_like(norm.bias) if need_bias and norm.bias is not None else None
-    blocks = _norm_blocks(C, layout, grad_layout)
+    blocks = norm_blocks(C, layout, grad_layout)
     along_p, along_c = triton.cdiv(sizes.positions, blocks["BLOCK_P"]), triton.cdiv(C, blocks["BLOCK_C"])
 
     def run(

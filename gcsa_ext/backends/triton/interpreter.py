@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy
 import torch
 import triton.language as tl
 from triton.runtime import interpreter
@@ -16,11 +17,12 @@ INTERPRETED = isinstance(sum_partials, interpreter.InterpretedFunction)
 def compute_as_a_gpu_does() -> None:
     """Repair what Triton 3.6's interpreter does otherwise than compiled kernels do.
 
-    Scalars bound a loop with NumPy 2.4 too (Triton issue 9171); bfloat16 is rounded to nearest, not towards zero;
-    tl.dot multiplies the values of bfloat16 operands, not their bits.
+    Scalars bound a loop with NumPy 2.4 too (Triton issue 9171); bfloat16 is rounded to nearest, not towards
+    zero; tl.dot multiplies the values of bfloat16 operands, not their bits; overflow and NaN raise no warning.
     """
     builder = interpreter.InterpreterBuilder
     patch, convert, dot = interpreter._patch_lang_tensor, interpreter._convert_float, builder.create_dot
+    run = interpreter.GridExecutor.__call__
 
     def patch_tensor(tensor: Any, scope: Any) -> None:
         patch(tensor, scope)
@@ -37,6 +39,11 @@ def compute_as_a_gpu_does() -> None:
         a, b = (self.cast_impl(t, tl.float32) if t.dtype.scalar == tl.bfloat16 else t for t in (a, b))
         return dot(self, a, b, *others)
 
+    def run_quietly(self: Any, *args: Any, **options: Any) -> None:
+        with numpy.errstate(all="ignore"):
+            run(self, *args, **options)
+
+    interpreter.GridExecutor.__call__ = run_quietly
     interpreter._patch_lang_tensor = patch_tensor
     interpreter._convert_float = convert_float
     builder.create_dot = create_dot

@@ -1,4 +1,4 @@
-"""What all launches share: how a map is described to a kernel, how large blocks are, how many programs run."""
+"""What all launches share: how a map is described to a kernel, how many programs run, the last sums."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def norm_gate(
     with torch.cuda.device_of(u):
         u, z = u.contiguous(memory_format=layout), z.contiguous(memory_format=layout)
         used_mean, used_var = _used_statistics(u, mean, var, None, layout)
-        norm = Norm(*map(_contiguous, (weight, bias, used_mean, used_var)), None, eps)
+        norm = Norm(_contiguous(weight), _contiguous(bias), used_mean, used_var, None, eps)
         return gates.norm_forward(u, z, norm, layout, layout), used_mean, used_var
 
 
@@ -185,8 +185,8 @@ def gcsa(
 ) -> tuple[Tensor, ...]:
     """See reference.gcsa; arguments and results as those of cpu.gcsa.
 
-    Convolutions are torch's, without their bias: it is added inside the normalisation, where running statistics
-    then cost no more than folding them into the weights would.
+    Convolutions are torch's, without their bias: it is added inside the normalisation. So with running
+    statistics nothing is computed that folding them into the weights would save.
     """
     layout, padding = convolution_layout(x), convolutions[0].shape[-1] // 2
     used: list[Tensor] = []
@@ -195,8 +195,8 @@ def gcsa(
         gate = [w.contiguous() for w in gate]
         z = _gate(x, gate, groups, sigmoid, layout)
         u, saved = z, []
-        for i in range(2):
-            weight, offset = convolutions[2 * i], _contiguous(convolutions[2 * i + 1])
+        for i, (weight, offset) in enumerate((convolutions[:2], convolutions[2:])):
+            offset = _contiguous(offset)
             u = F.conv2d(u, weight.to(x.dtype, memory_format=layout), padding=padding)
             u = u.contiguous(memory_format=layout)
             mean, var = _used_statistics(u, statistics[2 * i], statistics[2 * i + 1], offset, layout)
@@ -223,7 +223,7 @@ def gcsa_backward(
     need: Sequence[bool],
 ) -> list[Tensor | None]:
     """The gradients of x, gate, convolutions and norms, None where not needed; `used` and `saved` are
-    results of the forward pass. What the gates computed is computed again, from x and the convolutions' outputs."""
+    results of the forward pass. All that lies between x and the convolutions' outputs is computed again."""
     layout, outside = convolution_layout(x), memory_format(x)
     need_x, *need_gate = need[:5]
     need_z = need_x or any(need_gate)
@@ -234,8 +234,8 @@ def gcsa_backward(
         x, grad_out = x.contiguous(memory_format=outside), grad_out.contiguous(memory_format=outside)
         gate = [w.contiguous() for w in gate]
         u1, u2 = (_from_saved(u, x, layout) for u in saved)
-        weights = [w.to(x.dtype, memory_format=layout) for w in convolutions[::2]]
-        offsets = [_contiguous(b) for b in convolutions[1::2]]
+        weights = [w.to(x.dtype, memory_format=layout) for w in (convolutions[0], convolutions[2])]
+        offsets = [_contiguous(b) for b in (convolutions[1], convolutions[3])]
         norm1, norm2 = (
             Norm(
                 _contiguous(norms[2 * i]),

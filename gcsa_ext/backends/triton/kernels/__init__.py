@@ -1,1 +1,1 @@
-"""The Triton kernels: device code only, one file per idea. They take addresses and sizes and know no torch."""
+"""The Triton kernels: device code only, one file per idea; they take addresses and sizes, not tensors."""

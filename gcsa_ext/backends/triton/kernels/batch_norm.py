@@ -1,7 +1,7 @@
 """Batch normalisation and what follows it: the gate z * sigmoid(...), or relu(...).
 
-Of maps u (N, C, P) with count = N * P values per channel, and a vector `offset` (C,), the bias of the convolution
-that made u, which is left to these kernels::
+Of maps u (N, C, P) with count = N * P values per channel, and a vector `offset` (C,), the bias of the
+convolution that made u, which is left to these kernels::
 
     xhat = (u + offset - mean) * rstd,   rstd = 1 / sqrt(var + eps),   v = weight * xhat + bias
     out  = z * sigmoid(v)   or   relu(v)
@@ -29,8 +29,8 @@ from gcsa_ext.backends.triton.kernels.tile import (
 def _merge(mean, square, count, AXIS: tl.constexpr):
     """Statistics of all values from those of parts (Chan's formula): mean, sum of squares about it, count.
 
-    mean, square: (channels, parts) or (parts, channels), the parts along AXIS; count: the same shape, float32;
-    empty parts have 0.
+    mean, square: (channels, parts) or (parts, channels), the parts along AXIS; count: the same shape,
+    float32; empty parts have 0.
     """
     total = tl.sum(count, AXIS)
     merged = tl.sum(mean * count, AXIS) / total
@@ -51,8 +51,8 @@ def batch_statistics(
     Each lane follows Welford's recurrence on the distance from its channel's first value, so that neither a
     mean far from zero nor a long sum costs digits; lanes, then programs, are merged by Chan's formula.
 
-    Program (i, j) takes every num_programs(0)-th block of positions of BLOCK_C channels. With one program along
-    i it writes mean (offset added) and the biased var: (C,) float32. With more, each writes its part of
+    Program (i, j) takes every num_programs(0)-th block of positions of BLOCK_C channels. With one program
+    along i it writes mean (offset added) and the biased var: (C,) float32. With more, each writes its part of
     partial: (3, programs, C) float32, the means, the squares and the counts, for `merge_statistics`.
     """
     P = P_UNITS * UNIT
@@ -120,7 +120,7 @@ def norm_forward(
     UNIT: tl.constexpr, WIDE: tl.constexpr, LAST: tl.constexpr, OUT_LAST: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """``out = z * sigmoid(v)``, or ``relu(v)`` where z is None. u, z: in LAST's layout; out: in OUT_LAST's."""
+    """``out = z * sigmoid(v)``, or ``relu(v)`` where z is None; u, z in LAST's layout, out in OUT_LAST's."""
     P = P_UNITS * UNIT
     position, is_position = block_of_positions(tl.program_id(0), positions, BLOCK_P, WIDE)
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -144,14 +144,14 @@ def norm_backward(
 ):  # fmt: skip
     """One pass over grad, u and z, which writes gradients, sums for them, or both. ::
 
-        gv = grad * z * s (1 - s), grad_z = grad * s with s = sigmoid(v);   or gv = (v > 0) grad where z is None
-        grad_weight = sum gv * xhat,   grad_bias = sum gv
+        gv = grad * z * s (1 - s), grad_z = grad * s with s = sigmoid(v);   or gv = (v > 0) grad where z is
+        None grad_weight = sum gv * xhat,   grad_bias = sum gv
         grad_u = weight * rstd * (gv - grad_bias / count - xhat * grad_weight / count)
 
     grad: in GRAD_LAST's layout; u, z, grad_u, grad_z: in LAST's; what is not wanted is None. sums: (2 * C,)
-    float32, grad_weight and then grad_bias; None means that mean and var are constants, and the last two terms
-    fall away. Program (i, j) takes every num_programs(0)-th block of positions of BLOCK_C channels and writes its sums
-    into row i of partial: (programs, 2 * C) float32.
+    float32, grad_weight and then grad_bias; None means that mean and var are constants, and the last two
+    terms fall away. Program (i, j) takes every num_programs(0)-th block of positions of BLOCK_C channels and
+    writes its sums into row i of partial: (programs, 2 * C) float32.
     """
     P = P_UNITS * UNIT
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)

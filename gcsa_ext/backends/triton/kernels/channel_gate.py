@@ -5,8 +5,8 @@ With x (C, positions), w1 (h, C), w2 (C, h) and G groups of C / G channels::
     v1 = w1 x + b1,   hidden = relu(v1),   v2 = w2 hidden + b2,   a = sigmoid(v2)
     out[j * G + i] = (x * a)[i * (C / G) + j]
 
-Tiles are indexed by the channel of `out`, so that what is written is contiguous in both layouts; the rows of x,
-w1 and w2 are gathered instead. Products take operands in the dtype of x and sum in float32.
+Tiles are indexed by the channel of `out`, so that what is written is contiguous in both layouts; the rows of
+x, w1 and w2 are gathered instead. Products take operands in the dtype of x and sum in float32.
 """
 
 from __future__ import annotations
@@ -82,9 +82,9 @@ def channel_gate_forward(
 ):  # fmt: skip
     """``out = shuffle(x * sigmoid(w2 relu(w1 x + b1) + b2))``; one program per BLOCK_P positions.
 
-    x, out: (N, C, P), each in its own layout; w1: (h, C), b1: (h,), w2: (C, h), b2: (C,), BLOCK_H >= h. Two passes
-    over the channels; the first block of channels stays in registers between them, so that up to BLOCK_C
-    channels are read once and the others a second time out of the cache.
+    x, out: (N, C, P), each in its own layout; w1: (h, C), b1: (h,), w2: (C, h), b2: (C,), BLOCK_H >= h. Two
+    passes over the channels; the first block of channels stays in registers between them, so that up to
+    BLOCK_C channels are read once and the others a second time out of the cache.
     """
     P = P_UNITS * UNIT
     dtype: tl.constexpr = x.dtype.element_ty
@@ -93,25 +93,25 @@ def channel_gate_forward(
     is_unit = unit < h
     bias1 = load_vector(b1, unit, is_unit, 0.0)
 
-    _, first_channel, is_first = _channels(0, C, groups, BLOCK_C)
+    first_out, first_channel, is_first = _channels(0, C, groups, BLOCK_C)
     first = load_tile(x, first_channel, is_first, position, is_position, C, P, X_LAST)
     weight = _load_w1(w1, first_channel, is_first, unit, is_unit, C, dtype)
     v1 = tl.dot(weight, first, input_precision=PRECISION)
     for start in range(BLOCK_C, C, BLOCK_C):
-        _, channel, is_channel = _channels(start, C, groups, BLOCK_C)
+        out_channel, channel, is_channel = _channels(start, C, groups, BLOCK_C)
         tile = load_tile(x, channel, is_channel, position, is_position, C, P, X_LAST)
         weight = _load_w1(w1, channel, is_channel, unit, is_unit, C, dtype)
         v1 = tl.dot(weight, tile, v1, input_precision=PRECISION)
     hidden = _activate(v1 + bias1[:, None], is_unit, is_position, dtype)
 
-    for start in range(0, C, BLOCK_C):
+    weight = _load_w2(w2, first_channel, is_first, unit, is_unit, h, dtype)
+    a, _slope = _gate(weight, hidden, load_vector(b2, first_channel, is_first, 0.0), SIGMOID, PRECISION)
+    store_tile(out, first.to(tl.float32) * a, first_out, is_first, position, is_position, C, P, OUT_LAST)
+    for start in range(BLOCK_C, C, BLOCK_C):
         out_channel, channel, is_channel = _channels(start, C, groups, BLOCK_C)
+        tile = load_tile(x, channel, is_channel, position, is_position, C, P, X_LAST)
         weight = _load_w2(w2, channel, is_channel, unit, is_unit, h, dtype)
-        a, _ = _gate(weight, hidden, load_vector(b2, channel, is_channel, 0.0), SIGMOID, PRECISION)
-        if start == 0:
-            tile = first
-        else:
-            tile = load_tile(x, channel, is_channel, position, is_position, C, P, X_LAST)
+        a, _slope = _gate(weight, hidden, load_vector(b2, channel, is_channel, 0.0), SIGMOID, PRECISION)
         gated = tile.to(tl.float32) * a
         store_tile(out, gated, out_channel, is_channel, position, is_position, C, P, OUT_LAST)
 
@@ -128,9 +128,10 @@ def channel_gate_backward(
         g2 = unshuffle(grad) * x * a (1 - a),   g1 = (v1 > 0) w2' g2,   grad_x = unshuffle(grad) * a + w1' g1
         grad_w2 = g2 hidden',   grad_b2 = sum g2,   grad_w1 = g1 x',   grad_b1 = sum g1
 
-    grad, and grad2 to be added to it or None: (N, C, P) in GRAD_LAST's layout; x, grad_x: in X_LAST's; grad_x and
-    partial may be None. Every program goes through some blocks of positions and writes its sums into its row
-    of partial: (programs, h * C + h + C * h + C) float32, the gradients of w1, b1, w2, b2 side by side.
+    grad, and grad2 to be added to it or None: (N, C, P) in GRAD_LAST's layout; x, grad_x: in X_LAST's;
+    grad_x and partial may be None. Every program goes through some blocks of positions and writes its sums
+    into its row of partial: (programs, h * C + h + C * h + C) float32, the gradients of w1, b1, w2, b2 side
+    by side.
     """
     P = P_UNITS * UNIT
     dtype: tl.constexpr = x.dtype.element_ty
@@ -198,7 +199,7 @@ def channel_gate_backward_x(
     is_unit = unit < h
     v1 = tl.zeros((BLOCK_H, BLOCK_P), tl.float32)
     for start in range(0, C, BLOCK_C):
-        _, channel, is_channel = _channels(start, C, groups, BLOCK_C)
+        out_channel, channel, is_channel = _channels(start, C, groups, BLOCK_C)
         tile = load_tile(x, channel, is_channel, position, is_position, C, P, X_LAST)
         weight = _load_w1(w1, channel, is_channel, unit, is_unit, C, dtype)
         v1 = tl.dot(weight, tile, v1, input_precision=PRECISION)
@@ -211,7 +212,7 @@ def channel_gate_backward_x(
         tile = load_tile(x, channel, is_channel, position, is_position, C, P, X_LAST)
         g = _load_gradient(grad, grad2, out_channel, is_channel, position, is_position, C, P, GRAD_LAST)
         weight = _load_w2(w2, channel, is_channel, unit, is_unit, h, dtype)
-        _, slope = _gate(weight, hidden, load_vector(b2, channel, is_channel, 0.0), SIGMOID, PRECISION)
+        a, slope = _gate(weight, hidden, load_vector(b2, channel, is_channel, 0.0), SIGMOID, PRECISION)
         inside = is_channel[:, None] & is_position[None, :]
         g2 = tl.where(inside, g * tile.to(tl.float32) * slope, 0.0)
         g1 = tl.dot(tl.trans(weight), g2.to(dtype), g1, input_precision=PRECISION)
@@ -228,7 +229,7 @@ def channel_gate_backward_x(
             out_channel, channel, is_channel = _channels(start, C, groups, BLOCK_C)
             g = _load_gradient(grad, grad2, out_channel, is_channel, position, is_position, C, P, GRAD_LAST)
             weight = _load_w2(w2, channel, is_channel, unit, is_unit, h, dtype)
-            a, _ = _gate(weight, hidden, load_vector(b2, channel, is_channel, 0.0), SIGMOID, PRECISION)
+            a, slope = _gate(weight, hidden, load_vector(b2, channel, is_channel, 0.0), SIGMOID, PRECISION)
             weight = _load_w1(w1, channel, is_channel, unit, is_unit, C, dtype)
             gx = tl.dot(tl.trans(weight), g1, g * a, input_precision=PRECISION)
             store_tile(grad_x, gx, channel, is_channel, position, is_position, C, P, X_LAST)
@@ -241,7 +242,8 @@ def channel_gate_backward_weights(
     SIGMOID: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """Second half: program (i, j) sums over some blocks of positions, for BLOCK_C channels from j * BLOCK_C on.
+    """Second half: program (i, j) sums over some blocks of positions, for BLOCK_C channels from j * BLOCK_C
+    on.
 
     hidden_in, g1_in: (h, positions), of the first half; partial: (programs along i, ...) as in
     `channel_gate_backward`.
@@ -265,7 +267,7 @@ def channel_gate_backward_weights(
         g1 = tl.load(g1_in + at, mask=at_unit, other=0.0)
         tile = load_tile(x, channel, is_channel, position, is_position, C, P, X_LAST)
         g = _load_gradient(grad, grad2, out_channel, is_channel, position, is_position, C, P, GRAD_LAST)
-        _, slope = _gate(weight2, hidden, bias2, SIGMOID, PRECISION)
+        _a, slope = _gate(weight2, hidden, bias2, SIGMOID, PRECISION)
         inside = is_channel[:, None] & is_position[None, :]
         g2 = tl.where(inside, g * tile.to(tl.float32) * slope, 0.0)
         sum_w1 = tl.dot(tile, tl.trans(g1), sum_w1, input_precision=PRECISION)

@@ -12,11 +12,12 @@ def frequency_mask(
     SHARED: tl.constexpr, IN_PLACE: tl.constexpr,
     BLOCK_ROWS: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
-    """``out[b, f] = value where start[b, i] <= f < start[b, i] + width[b, i] for some i, else spectrogram[b, f]``.
+    """``out[b, f] = value`` where ``start[b, i] <= f < start[b, i] + width[b, i]`` for some band i, else
+    ``spectrogram[b, f]``.
 
-    spectrogram, out: (batch, freq, time) as integers of their elements' size, rows = batch * freq; masked rows
-    are not read, and IN_PLACE the others are neither read nor written. start, width: (batch, bands) integers, or
-    (bands,) if SHARED. bits: those of the value.
+    spectrogram, out: (batch, freq, time) as integers of their elements' size, rows = batch * freq; masked
+    rows are not read, and IN_PLACE the others are neither read nor written. start, width: (batch, bands)
+    integers, or (bands,) if SHARED. bits: those of the value.
     """
     row = tl.program_id(0).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
     column = tl.program_id(1) * BLOCK_T + tl.arange(0, BLOCK_T)

@@ -1,8 +1,8 @@
 """A tile of a feature map: some channels at some positions, in either memory layout.
 
-The positions of a map (N, C, P), P = H * W, are numbered through all images, so that small maps fill whole tiles:
-`positions` = N * P of them. P comes as `P_UNITS` * `UNIT`, UNIT being the largest power of two up to 16 that divides it: with it the compiler
-sees how far positions are contiguous, and loads as many at once.
+The positions of a map (N, C, P), P = H * W, are numbered through all images, so that small maps fill whole
+tiles: `positions` = N * P of them. P comes as `P_UNITS` * `UNIT`, UNIT being the largest power of two up to
+16 that divides it: with it the compiler sees how far positions are contiguous, and loads as many at once.
 """
 
 from __future__ import annotations
@@ -23,21 +23,13 @@ def block_of_positions(block, positions, BLOCK_P: tl.constexpr, WIDE: tl.constex
 @triton.jit
 def position_offsets(position, C, P, LAST: tl.constexpr):
     """Where channel 0 of each position lies, in elements (int64); LAST means channels_last."""
-    if LAST:
-        offset = position.to(tl.int64) * C
-    else:
-        offset = (position // P).to(tl.int64) * C * P + position % P
-    return offset
+    return position.to(tl.int64) * C if LAST else (position // P).to(tl.int64) * C * P + position % P
 
 
 @triton.jit
 def channel_offsets(channel, P, LAST: tl.constexpr):
     """How far each channel lies from channel 0 of its position, in elements (int64)."""
-    if LAST:
-        offset = channel.to(tl.int64)
-    else:
-        offset = channel.to(tl.int64) * P
-    return offset
+    return channel.to(tl.int64) if LAST else channel.to(tl.int64) * P
 
 
 @triton.jit
@@ -81,11 +73,14 @@ def sum_partials(
     partial, total, out1, out2, out3, out4, size1, size2, size3, size4, rows,
     BLOCK_ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """``total = partial.sum(0)``, and its consecutive pieces of the given sizes in the dtypes of out1 to out4.
+    """``total = partial.sum(0)``, and its consecutive pieces of the given sizes in the dtypes of out1 to
+    out4.
 
-    The second stage of every sum over positions: always in the same order, so that two runs give the same bits.
+    The second stage of every sum over positions: always in the same order, so that two runs give the same
+    bits.
 
-    partial: (rows, size1 + ... + size4) float32; total: the same without rows, or None; out_i: (size_i,) or None.
+    partial: (rows, size1 + ... + size4) float32; total: the same without rows, or None; out_i: (size_i,) or
+    None.
     """
     column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     width = size1 + size2 + size3 + size4
