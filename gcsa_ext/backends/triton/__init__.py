@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from gcsa_ext.backends import forced
-from gcsa_ext.backends.reference import conv2d_same, conv2d_same_backward
+from gcsa_ext.backends.reference import conv2d_same
 
 load_error: str | None = None
 INTERPRETED = False
@@ -19,6 +19,7 @@ try:
     from gcsa_ext.backends.triton.operators import (
         channel_gate,
         channel_gate_backward,
+        conv2d_same_backward,
         gcsa,
         gcsa_backward,
         norm_gate,

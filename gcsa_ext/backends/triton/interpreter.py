@@ -18,7 +18,8 @@ def compute_as_a_gpu_does() -> None:
     """Repair what Triton 3.6's interpreter does otherwise than compiled kernels do.
 
     Scalars bound a loop with NumPy 2.4 too (Triton issue 9171); bfloat16 is rounded to nearest, not towards
-    zero; tl.dot multiplies the values of bfloat16 operands, not their bits; overflow and NaN raise no warning.
+    zero; tl.dot multiplies the values of bfloat16 operands, not their bits; overflow and NaN raise no
+    warning.
     """
     builder = interpreter.InterpreterBuilder
     patch, convert, dot = interpreter._patch_lang_tensor, interpreter._convert_float, builder.create_dot

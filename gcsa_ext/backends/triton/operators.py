@@ -1,4 +1,4 @@
-"""Operators channel_gate, norm_gate and gcsa: from checked arguments (see gcsa_ext/ops) to launches."""
+"""The operators channel_gate, norm_gate, conv2d_same and gcsa: from checked arguments to launches."""
 
 from __future__ import annotations
 
@@ -134,6 +134,13 @@ def norm_gate_backward(
 
 def _contiguous(vector: Tensor | None) -> Tensor | None:
     return None if vector is None else vector.contiguous()
+
+
+def conv2d_same_backward(
+    grad_out: Tensor, x: Tensor, weight: Tensor, need_x: bool, need_weight: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of x and weight by torch's convolution, None where not needed."""
+    return _convolution_backward(grad_out, x, weight, need_x, need_weight, memory_format(x))
 
 
 def convolution_layout(x: Tensor) -> torch.memory_format:

@@ -15,7 +15,7 @@ import triton.language as tl
 def block_of_positions(block, positions, BLOCK_P: tl.constexpr, WIDE: tl.constexpr):
     """The positions (BLOCK_P,) of one block, and which of them exist; WIDE counts in 64 bits."""
     if WIDE:
-        block = block.to(tl.int64)
+        block = tl.cast(block, tl.int64)
     position = block * BLOCK_P + tl.arange(0, BLOCK_P)
     return position, position < positions
 
