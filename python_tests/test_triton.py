@@ -5,8 +5,10 @@ All other tests of operators run on them too, by the fixture `backend`. Without 
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -223,3 +225,18 @@ def test_uncompiled_kernels_are_not_run_on_the_cpu() -> None:
         TRITON_INTERPRET="0",
     )
     assert "norm_gate: backend 'triton' is forced but cannot run: the triton backend takes tensors" in printed
+
+
+def test_machine_code_for_a_gpu_keeps_to_registers_and_moves_16_bytes_at_once(tmp_path: Path) -> None:
+    """What the interpreter does not see: whether the kernels compile at all, and how well."""
+    program = Path(__file__).with_name("gpu_code.py").read_text()
+    printed = python(program, timeout=170.0, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path))
+    kernels = [json.loads(line) for line in printed.splitlines()]
+    assert len(kernels) > 50
+    for kernel in kernels:
+        assert kernel["stack"] == 0, kernel
+        if kernel["kernel"].startswith(("norm", "mask")):
+            if "sums" not in kernel["kernel"] and "statistics" not in kernel["kernel"]:
+                assert max(kernel["stores"]) == 128, kernel
+            if "in place" not in kernel["kernel"]:
+                assert max(kernel["loads"]) == 128, kernel

@@ -38,7 +38,7 @@ class Sizes(NamedTuple):
 
     @property
     def arguments(self) -> tuple[int, int, int]:
-        return self.positions, self.channels, self.units
+        return self.positions // self.unit, self.channels, self.units
 
     @property
     def constants(self) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import triton.language as tl
 from gcsa_ext.backends.triton.kernels.tile import (
     block_of_positions,
     channel_offsets,
+    count_positions,
     load_tile,
     load_vector,
     position_offsets,
@@ -41,9 +42,9 @@ def _merge(mean, square, count, AXIS: tl.constexpr):
     return merged, tl.sum(square, AXIS) + tl.sum(count * distance * distance, AXIS), total
 
 
-@triton.jit(do_not_specialize=["positions", "P_UNITS"])
+@triton.jit(do_not_specialize=["position_units", "P_UNITS"])
 def batch_statistics(
-    u, offset, mean, var, partial, positions, C, P_UNITS,
+    u, offset, mean, var, partial, position_units, C, P_UNITS,
     UNIT: tl.constexpr, WIDE: tl.constexpr, LAST: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """Mean and sum of squared deviations of every channel in one pass over u.
@@ -56,6 +57,7 @@ def batch_statistics(
     partial: (3, programs, C) float32, the means, the squares and the counts, for `merge_statistics`.
     """
     P = P_UNITS * UNIT
+    positions = count_positions(position_units, UNIT, WIDE)
     split, splits = tl.program_id(0), tl.num_programs(0)
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     is_channel = channel < C
@@ -114,14 +116,15 @@ def _load_norm(weight, bias, mean, var, offset, eps, channel, is_channel):
     return shift[:, None], rstd[:, None], scale[:, None], load_vector(bias, channel, is_channel, 0.0)[:, None]
 
 
-@triton.jit(do_not_specialize=["positions", "P_UNITS"])
+@triton.jit(do_not_specialize=["position_units", "P_UNITS"])
 def norm_forward(
-    u, z, weight, bias, mean, var, offset, out, eps, positions, C, P_UNITS,
+    u, z, weight, bias, mean, var, offset, out, eps, position_units, C, P_UNITS,
     UNIT: tl.constexpr, WIDE: tl.constexpr, LAST: tl.constexpr, OUT_LAST: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """``out = z * sigmoid(v)``, or ``relu(v)`` where z is None; u, z in LAST's layout, out in OUT_LAST's."""
     P = P_UNITS * UNIT
+    positions = count_positions(position_units, UNIT, WIDE)
     position, is_position = block_of_positions(tl.program_id(0), positions, BLOCK_P, WIDE)
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     is_channel = channel < C
@@ -136,10 +139,10 @@ def norm_forward(
     store_tile(out, result, channel, is_channel, position, is_position, C, P, OUT_LAST)
 
 
-@triton.jit(do_not_specialize=["positions", "P_UNITS"])
+@triton.jit(do_not_specialize=["position_units", "P_UNITS"])
 def norm_backward(
-    grad, u, z, weight, bias, mean, var, offset, sums, grad_u, grad_z, partial, eps, positions, C, P_UNITS,
-    UNIT: tl.constexpr, WIDE: tl.constexpr, GRAD_LAST: tl.constexpr, LAST: tl.constexpr,
+    grad, u, z, weight, bias, mean, var, offset, sums, grad_u, grad_z, partial, eps,
+    position_units, C, P_UNITS, UNIT: tl.constexpr, WIDE: tl.constexpr, GRAD_LAST: tl.constexpr, LAST: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """One pass over grad, u and z, which writes gradients, sums for them, or both. ::
@@ -154,6 +157,7 @@ def norm_backward(
     writes its sums into row i of partial: (programs, 2 * C) float32.
     """
     P = P_UNITS * UNIT
+    positions = count_positions(position_units, UNIT, WIDE)
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     is_channel = channel < C
     shift, rstd, scale, at_zero = _load_norm(weight, bias, mean, var, offset, eps, channel, is_channel)

@@ -16,6 +16,7 @@ import triton.language as tl
 
 from gcsa_ext.backends.triton.kernels.tile import (
     block_of_positions,
+    count_positions,
     load_tile,
     load_vector,
     store_tile,
@@ -73,9 +74,9 @@ def _load_gradient(grad, grad2, channel, is_channel, position, is_position, C, P
     return g
 
 
-@triton.jit(do_not_specialize=["positions", "P_UNITS"])
+@triton.jit(do_not_specialize=["position_units", "P_UNITS"])
 def channel_gate_forward(
-    x, w1, b1, w2, b2, out, positions, C, P_UNITS, h, groups,
+    x, w1, b1, w2, b2, out, position_units, C, P_UNITS, h, groups,
     UNIT: tl.constexpr, WIDE: tl.constexpr, X_LAST: tl.constexpr, OUT_LAST: tl.constexpr,
     SIGMOID: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_P: tl.constexpr,
@@ -87,6 +88,7 @@ def channel_gate_forward(
     BLOCK_C channels are read once and the others a second time out of the cache.
     """
     P = P_UNITS * UNIT
+    positions = count_positions(position_units, UNIT, WIDE)
     dtype: tl.constexpr = x.dtype.element_ty
     position, is_position = block_of_positions(tl.program_id(0), positions, BLOCK_P, WIDE)
     unit = tl.arange(0, BLOCK_H)
@@ -116,9 +118,9 @@ def channel_gate_forward(
         store_tile(out, gated, out_channel, is_channel, position, is_position, C, P, OUT_LAST)
 
 
-@triton.jit(do_not_specialize=["positions", "P_UNITS"])
+@triton.jit(do_not_specialize=["position_units", "P_UNITS"])
 def channel_gate_backward(
-    grad, grad2, x, w1, b1, w2, b2, grad_x, partial, positions, C, P_UNITS, h, groups,
+    grad, grad2, x, w1, b1, w2, b2, grad_x, partial, position_units, C, P_UNITS, h, groups,
     UNIT: tl.constexpr, WIDE: tl.constexpr, X_LAST: tl.constexpr, GRAD_LAST: tl.constexpr,
     SIGMOID: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_P: tl.constexpr,
@@ -134,6 +136,7 @@ def channel_gate_backward(
     by side.
     """
     P = P_UNITS * UNIT
+    positions = count_positions(position_units, UNIT, WIDE)
     dtype: tl.constexpr = x.dtype.element_ty
     unit = tl.arange(0, BLOCK_H)
     is_unit = unit < h
@@ -181,9 +184,9 @@ def _store_sums(row, sum_w1, sum_w2, sum_b2, channel, is_channel, unit, is_unit,
     tl.store(row + 2 * h * C + h + channel, sum_b2, mask=is_channel)
 
 
-@triton.jit(do_not_specialize=["positions", "P_UNITS"])
+@triton.jit(do_not_specialize=["position_units", "P_UNITS"])
 def channel_gate_backward_x(
-    grad, grad2, x, w1, b1, w2, b2, grad_x, hidden_out, g1_out, positions, C, P_UNITS, h, groups,
+    grad, grad2, x, w1, b1, w2, b2, grad_x, hidden_out, g1_out, position_units, C, P_UNITS, h, groups,
     UNIT: tl.constexpr, WIDE: tl.constexpr, X_LAST: tl.constexpr, GRAD_LAST: tl.constexpr,
     SIGMOID: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_P: tl.constexpr,
@@ -193,6 +196,7 @@ def channel_gate_backward_x(
     grad_x may be None. hidden_out, g1_out: (h, positions), for `channel_gate_backward_weights`, or None.
     """
     P = P_UNITS * UNIT
+    positions = count_positions(position_units, UNIT, WIDE)
     dtype: tl.constexpr = x.dtype.element_ty
     position, is_position = block_of_positions(tl.program_id(0), positions, BLOCK_P, WIDE)
     unit = tl.arange(0, BLOCK_H)
@@ -235,9 +239,9 @@ def channel_gate_backward_x(
             store_tile(grad_x, gx, channel, is_channel, position, is_position, C, P, X_LAST)
 
 
-@triton.jit(do_not_specialize=["positions", "P_UNITS"])
+@triton.jit(do_not_specialize=["position_units", "P_UNITS"])
 def channel_gate_backward_weights(
-    grad, grad2, x, w2, b2, hidden_in, g1_in, partial, positions, C, P_UNITS, h, groups,
+    grad, grad2, x, w2, b2, hidden_in, g1_in, partial, position_units, C, P_UNITS, h, groups,
     UNIT: tl.constexpr, WIDE: tl.constexpr, X_LAST: tl.constexpr, GRAD_LAST: tl.constexpr,
     SIGMOID: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_P: tl.constexpr,
@@ -249,6 +253,7 @@ def channel_gate_backward_weights(
     `channel_gate_backward`.
     """
     P = P_UNITS * UNIT
+    positions = count_positions(position_units, UNIT, WIDE)
     dtype: tl.constexpr = x.dtype.element_ty
     unit = tl.arange(0, BLOCK_H)
     is_unit = unit < h

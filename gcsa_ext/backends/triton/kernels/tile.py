@@ -1,14 +1,21 @@
 """A tile of a feature map: some channels at some positions, in either memory layout.
 
 The positions of a map (N, C, P), P = H * W, are numbered through all images, so that small maps fill whole
-tiles: `positions` = N * P of them. P comes as `P_UNITS` * `UNIT`, UNIT being the largest power of two up to
-16 that divides it: with it the compiler sees how far positions are contiguous, and loads as many at once.
+tiles: `positions` = N * P of them. Both numbers come divided by UNIT, the largest power of two up to 16 that
+divides P: where the kernel multiplies by it again, the compiler sees how far positions are contiguous, and
+loads as many at once.
 """
 
 from __future__ import annotations
 
 import triton
 import triton.language as tl
+
+
+@triton.jit
+def count_positions(position_units, UNIT: tl.constexpr, WIDE: tl.constexpr):
+    """`positions`; in 64 bits if WIDE."""
+    return tl.cast(position_units, tl.int64) * UNIT if WIDE else position_units * UNIT
 
 
 @triton.jit
