@@ -1,7 +1,7 @@
 """Compile the Triton kernels for a GPU that need not be there, and tell what the machine code uses.
 
 Run as a program, without TRITON_INTERPRET: prints one JSON object per kernel, with its registers per thread,
-bytes of local memory per thread ("stack": registers that were spilled), and the widths in bits of its accesses
+bytes of local memory per thread ("stack": spilled registers), and the widths in bits of its accesses
 to global memory.
 """
 

@@ -142,13 +142,13 @@ def norm_forward(
 @triton.jit(do_not_specialize=["position_units", "P_UNITS"])
 def norm_backward(
     grad, u, z, weight, bias, mean, var, offset, sums, grad_u, grad_z, partial, eps,
-    position_units, C, P_UNITS, UNIT: tl.constexpr, WIDE: tl.constexpr, GRAD_LAST: tl.constexpr, LAST: tl.constexpr,
-    BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+    position_units, C, P_UNITS, UNIT: tl.constexpr, WIDE: tl.constexpr,
+    GRAD_LAST: tl.constexpr, LAST: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """One pass over grad, u and z, which writes gradients, sums for them, or both. ::
 
-        gv = grad * z * s (1 - s), grad_z = grad * s with s = sigmoid(v);   or gv = (v > 0) grad where z is
-        None grad_weight = sum gv * xhat,   grad_bias = sum gv
+        s = sigmoid(v),   gv = grad * z * s (1 - s),   grad_z = grad * s       or gv = (v > 0) grad without z
+        grad_weight = sum gv * xhat,   grad_bias = sum gv
         grad_u = weight * rstd * (gv - grad_bias / count - xhat * grad_weight / count)
 
     grad: in GRAD_LAST's layout; u, z, grad_u, grad_z: in LAST's; what is not wanted is None. sums: (2 * C,)
