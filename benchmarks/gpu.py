@@ -425,8 +425,8 @@ def markdown(report: dict[str, Any]) -> str:
         f"Tests: {report['tests']['status']}. Copy {ceilings.bandwidth / 1e9:.4g} GB/s, products {rates}.",
         "",
         "Milliseconds per call, median; each contender in its fastest memory layout; the ratio is the best",
-        "peer's over ours. Of ceiling: the least time for the bytes or FLOP that the definition asks for, over",
-        "our best time. Error: root mean square against float64, the worst tensor.",
+        "peer's over ours. Of ceiling: the least time for the bytes or FLOP that the definition asks for,",
+        "over our best time. Error: root mean square against float64, the worst tensor.",
         "",
         "| operation | shape | dtype | ours | best peer | its ms | ratio "
         "| ours, graph | best peer, graph | its ms | ratio | GB/s | of ceiling | error | eager's |",
