@@ -124,8 +124,52 @@ def norm_kernels(
         yield "statistics", compile_kernel(batch_norm.batch_statistics, ELEMENTS[dtype], constants)
 
 
+def unusual_calls() -> Iterator[tuple[str, Any]]:
+    """Arguments that are missing, numbers that are 1 (they become constants), positions beyond 32 bits."""
+    gate = {"UNIT": 1, "X_LAST": False, "SIGMOID": False, "PRECISION": "tf32", "groups": 1}
+    gate |= {"BLOCK_C": 16, "BLOCK_H": 16, "BLOCK_P": 16}
+    norm = {"UNIT": 1, "LAST": False, "BLOCK_C": 1, "BLOCK_P": 1024}
+    few: dict[str, Any]
+    for few in ({"WIDE": False}, {"WIDE": True}, {"WIDE": False, "C": 1}):
+        name = "beyond 32 bits" if few["WIDE"] else "one channel" if "C" in few else "without"
+        for kernel, constants, *without in (
+            (channel_gate.channel_gate_forward, {**gate, "OUT_LAST": True}, ()),
+            (
+                channel_gate.channel_gate_backward,
+                {**gate, "GRAD_LAST": True},
+                ("grad2",),
+                ("partial",),
+                ("grad_x",),
+            ),
+            (
+                channel_gate.channel_gate_backward_x,
+                {**gate, "GRAD_LAST": True},
+                ("grad2", "hidden_out", "g1_out"),
+                ("grad_x",),
+            ),
+            (channel_gate.channel_gate_backward_weights, {**gate, "GRAD_LAST": True}, ("grad2",)),
+            (batch_norm.batch_statistics, norm, ("partial",), ("offset",)),
+            (batch_norm.norm_forward, {**norm, "OUT_LAST": True}, ("z",), ("weight", "bias", "offset")),
+            (
+                batch_norm.norm_backward,
+                {**norm, "GRAD_LAST": True},
+                ("z", "grad_z", "sums"),
+                ("weight", "bias", "partial", "sums", "grad_u"),
+            ),
+        ):
+            for missing in without:
+                yield (
+                    f"{kernel.fn.__name__}, {name} {missing}",
+                    compile_kernel(kernel, "fp32", {**constants, **few}, missing),
+                )
+    pieces = {"size2": 1, "size3": 0, "size4": 0, "BLOCK_ROWS": 32, "BLOCK": 64}
+    missing = ("total", "out2", "out3", "out4")
+    yield "sum_partials, few pieces", compile_kernel(tile.sum_partials, "fp32", pieces, missing)
+
+
 def every_kernel() -> Iterator[tuple[str, Any]]:
     """What each is called, and the compiled kernel."""
+    yield from unusual_calls()
     for dtype, element in ELEMENTS.items():
         for channels in (64, 128, 256, 512):
             for name, compiled in channel_gate_kernels(dtype, channels, channels // 4):

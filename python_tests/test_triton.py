@@ -227,12 +227,13 @@ def test_uncompiled_kernels_are_not_run_on_the_cpu() -> None:
     assert "norm_gate: backend 'triton' is forced but cannot run: the triton backend takes tensors" in printed
 
 
+@pytest.mark.timeout(600)
 def test_machine_code_for_a_gpu_keeps_to_registers_and_moves_16_bytes_at_once(tmp_path: Path) -> None:
     """What the interpreter does not see: whether the kernels compile at all, and how well."""
     program = Path(__file__).with_name("gpu_code.py").read_text()
-    printed = python(program, timeout=170.0, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path))
+    printed = python(program, timeout=500.0, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path))
     kernels = [json.loads(line) for line in printed.splitlines()]
-    assert len(kernels) > 50
+    assert len(kernels) > 90
     for kernel in kernels:
         assert kernel["stack"] == 0, kernel
         if kernel["kernel"].startswith(("norm", "mask")):

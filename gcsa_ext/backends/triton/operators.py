@@ -265,6 +265,7 @@ def gcsa_backward(
             grads2.u, hidden, weights[1], need_hidden, need[7], layout
         )
         del hidden
+        grads2 = grads2._replace(u=None)  # the memory is wanted again
         grads1 = (
             gates.norm_backward(
                 grad_hidden,
@@ -283,6 +284,7 @@ def gcsa_backward(
         del grad_hidden
         grad_z, grad_weight1 = _convolution_backward(grads1.u, z, weights[0], need_z, need[5], layout)
         del z
+        grads1 = grads1._replace(u=None)
         biases = [
             _offset_gradient(norm, grads, batch) if needed else None
             for norm, grads, batch, needed in zip(

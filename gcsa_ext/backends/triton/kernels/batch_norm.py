@@ -53,8 +53,9 @@ def batch_statistics(
     mean far from zero nor a long sum costs digits; lanes, then programs, are merged by Chan's formula.
 
     Program (i, j) takes every num_programs(0)-th block of positions of BLOCK_C channels. With one program
-    along i it writes mean (offset added) and the biased var: (C,) float32. With more, each writes its part of
-    partial: (3, programs, C) float32, the means, the squares and the counts, for `merge_statistics`.
+    along i, and partial None, it writes mean (offset added) and the biased var: (C,) float32. Else each
+    writes its part of partial: (3, programs, C) float32, the means, the squares and the counts, for
+    `merge_statistics`.
     """
     P = P_UNITS * UNIT
     positions = count_positions(position_units, UNIT, WIDE)
@@ -79,7 +80,7 @@ def batch_statistics(
     counts = tl.broadcast_to(count[None, :], (BLOCK_C, BLOCK_P))
     merged, squares, total = _merge(running, square, counts, 1)
     merged += origin
-    if splits == 1:
+    if partial is None:
         merged += load_vector(offset, channel, is_channel, 0.0)
         tl.store(mean + channel, merged, mask=is_channel)
         tl.store(var + channel, squares / total, mask=is_channel)
