@@ -8,7 +8,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-if not torch.cuda.is_available():
+if torch.cuda.is_available():
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic algorithms ask for it
+else:
     os.environ["TRITON_INTERPRET"] = "1"  # before gcsa_ext defines its Triton kernels
 
 import gcsa_ext
@@ -52,5 +54,7 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     name: str = request.param
     if name == "triton" and torch.cuda.is_available():
         pytest.skip("Triton's kernels are compiled where there is a GPU: see test_gpu.py")
+    if name == "triton" and (reason := gcsa_ext.backends.triton.load_error) is not None:
+        pytest.skip(reason)
     with gcsa_ext.use_backend(name):
         yield name

@@ -22,8 +22,9 @@ from torch import Tensor
 
 import gcsa_ext
 from gcsa_ext import GCSA, backends
-from gcsa_ext.backends.triton import gates, launch
 
+gates = pytest.importorskip("gcsa_ext.backends.triton.gates", reason="torch was installed without Triton")
+launch = pytest.importorskip("gcsa_ext.backends.triton.launch", reason="torch was installed without Triton")
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU kernels are compiled: see test_gpu.py"),
