@@ -93,13 +93,14 @@ def channel_gate_kernels(dtype: torch.dtype, channels: int, hidden: int) -> Iter
     last = dtype.itemsize == 2
     constants = {"UNIT": 16, "WIDE": False, "X_LAST": False, "SIGMOID": True, "PRECISION": "ieee"}
     forward = {**constants, "OUT_LAST": last, **gates.forward_blocks(channels, hidden, dtype)}
-    yield "forward", compile_kernel(channel_gate.channel_gate_forward, ELEMENTS[dtype], forward)
+    fits = gates.fits_one_block(channels, hidden, dtype)
+    kernel = channel_gate.channel_gate_forward if fits else channel_gate.channel_gate_forward_split
+    yield "forward", compile_kernel(kernel, ELEMENTS[dtype], forward)
     constants["GRAD_LAST"] = last
-    blocks = gates.single_pass_blocks(channels, hidden, dtype)
-    if blocks is not None:
+    blocks = gates.backward_blocks(channels, hidden, dtype)
+    if fits:
         kernels = {"backward": channel_gate.channel_gate_backward}
     else:
-        blocks = gates.split_blocks(channels, hidden, dtype)
         kernels = {
             "backward_x": channel_gate.channel_gate_backward_x,
             "backward_weights": channel_gate.channel_gate_backward_weights,
@@ -134,6 +135,7 @@ def unusual_calls() -> Iterator[tuple[str, Any]]:
         name = "beyond 32 bits" if few["WIDE"] else "one channel" if "C" in few else "without"
         for kernel, constants, *without in (
             (channel_gate.channel_gate_forward, {**gate, "OUT_LAST": True}, ()),
+            (channel_gate.channel_gate_forward_split, {**gate, "OUT_LAST": True}, ()),
             (
                 channel_gate.channel_gate_backward,
                 {**gate, "GRAD_LAST": True},

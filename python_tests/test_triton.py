@@ -55,19 +55,20 @@ def test_attention_in_16_bits(training: bool, dtype: torch.dtype, layout: str) -
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("shape", [(2, 130, 5, 7), (1, 48, 3, 11)], ids=str)
-def test_many_channels_are_differentiated_in_two_kernels(shape: tuple[int, ...], layout: str) -> None:
+def test_many_channels_take_other_kernels(shape: tuple[int, ...], layout: str) -> None:
     hidden = 70
-    assert gates.single_pass_blocks(shape[1], hidden, torch.float32) is None
+    assert not gates.fits_one_block(shape[1], hidden, torch.float32)
     check(*gate(2), channel_gate_arguments(LAYOUTS[layout](shape, torch.float32), hidden))
 
 
-def test_the_two_ways_to_differentiate_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_ways_for_few_and_for_many_channels_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = channel_gate_arguments(torch.randn(2, 12, 9, 9), 5)
     grad = torch.randn(2, 12, 9, 9)
-    _, found = run(gate(3)[0], arguments, range(5), grad)
-    monkeypatch.setattr(gates, "single_pass_blocks", lambda *_: None)
+    out, found = run(gate(3)[0], arguments, range(5), grad)
+    monkeypatch.setattr(gates, "fits_one_block", lambda *_: False)
     for wanted in (range(5), [0], [2]):
-        _, other = run(gate(3)[0], arguments, wanted, grad)
+        other_out, other = run(gate(3)[0], arguments, wanted, grad)
+        torch.testing.assert_close(other_out, out)
         torch.testing.assert_close(other, tuple(found[i] for i in wanted), rtol=1e-5, atol=1e-6)
 
 

@@ -37,8 +37,9 @@ class _Blocks(NamedTuple):
         }
 
 
-# By hidden units rounded up: the largest blocks for which code for sm_90 keeps everything in registers, but
-# for a little in the last rows. float32 products run on ordinary units, where operands take registers too.
+# By hidden units rounded up, for any number of channels: the largest blocks for which code for sm_90 keeps
+# everything in registers, but for a little in the last row. float32 products run on ordinary units, where
+# operands take registers too.
 _FORWARD_16_BIT = {
     16: _Blocks(64, 64, 4),
     32: _Blocks(128, 64, 8),
@@ -53,14 +54,14 @@ _FORWARD_32_BIT = {
     128: _Blocks(16, 32, 8),
     256: _Blocks(16, 16, 8),
 }
-_SPLIT_16_BIT = {
+_BACKWARD_16_BIT = {
     16: _Blocks(32, 32, 4),
     32: _Blocks(32, 32, 4),
     64: _Blocks(32, 32, 4),
     128: _Blocks(32, 32, 8),
     256: _Blocks(16, 16, 8),
 }
-_SPLIT_32_BIT = {
+_BACKWARD_32_BIT = {
     16: _Blocks(32, 32, 8),
     32: _Blocks(32, 32, 8),
     64: _Blocks(16, 32, 8),
@@ -69,28 +70,30 @@ _SPLIT_32_BIT = {
 }
 
 
+def fits_one_block(channels: int, hidden: int, dtype: torch.dtype) -> bool:
+    """Whether a program holds all channels of its positions, and the sums of the weights' gradients."""
+    all_channels, units = power_of_two(channels, 16), power_of_two(hidden, 16)
+    return all_channels <= 128 and all_channels * units <= (4096 if dtype.itemsize == 2 else 1024)
+
+
 def forward_blocks(channels: int, hidden: int, dtype: torch.dtype) -> dict[str, int]:
-    """Of `channel_gate_forward`."""
+    """Of `channel_gate_forward` where all fits one block, else of `channel_gate_forward_split`."""
+    if fits_one_block(channels, hidden, dtype):
+        if dtype.itemsize == 2:
+            return _Blocks(128, 64, 4 if channels <= 64 else 8).constants(channels, hidden)
+        return _Blocks(64, 32, 8).constants(channels, hidden)
     table = _FORWARD_16_BIT if dtype.itemsize == 2 else _FORWARD_32_BIT
     return table[power_of_two(hidden, 16)].constants(channels, hidden)
 
 
-def single_pass_blocks(channels: int, hidden: int, dtype: torch.dtype) -> dict[str, int] | None:
-    """Of `channel_gate_backward`; None where all channels' sums do not fit into registers."""
-    all_channels, units = power_of_two(channels, 16), power_of_two(hidden, 16)
-    most = 4096 if dtype.itemsize == 2 else 1024
-    if all_channels > 128 or all_channels * units > most:
-        return None
-    if dtype.itemsize == 2:
-        blocks = _Blocks(all_channels, 32, 4 if all_channels <= 64 else 8)
-    else:
-        blocks = _Blocks(all_channels, 16, 8)
-    return blocks.constants(channels, hidden)
-
-
-def split_blocks(channels: int, hidden: int, dtype: torch.dtype) -> dict[str, int]:
-    """Of `channel_gate_backward_x` and `channel_gate_backward_weights`."""
-    table = _SPLIT_16_BIT if dtype.itemsize == 2 else _SPLIT_32_BIT
+def backward_blocks(channels: int, hidden: int, dtype: torch.dtype) -> dict[str, int]:
+    """Of `channel_gate_backward` where all fits one block, else of `channel_gate_backward_x` and
+    `..._weights`."""
+    if fits_one_block(channels, hidden, dtype):
+        if dtype.itemsize == 2:
+            return _Blocks(128, 32, 4 if channels <= 64 else 8).constants(channels, hidden)
+        return _Blocks(64, 16, 8).constants(channels, hidden)
+    table = _BACKWARD_16_BIT if dtype.itemsize == 2 else _BACKWARD_32_BIT
     return table[power_of_two(hidden, 16)].constants(channels, hidden)
 
 
@@ -109,7 +112,11 @@ def channel_gate(
     sizes, h = Sizes.of(x), weights[0].shape[0]
     blocks = forward_blocks(sizes.channels, h, x.dtype)
     out = torch.empty_like(x, memory_format=out_layout)
-    channel_gate_kernels.channel_gate_forward[(triton.cdiv(sizes.positions, blocks["BLOCK_P"]),)](
+    count = triton.cdiv(sizes.positions, blocks["BLOCK_P"])
+    kernel = channel_gate_kernels.channel_gate_forward_split
+    if fits_one_block(sizes.channels, h, x.dtype):
+        kernel, count = channel_gate_kernels.channel_gate_forward, min(programs(x, 4), count)
+    kernel[(count,)](
         x,
         *weights,
         out,
@@ -152,8 +159,8 @@ def channel_gate_backward(
     partial = None
     lengths = [w.numel() for w in weights]
 
-    blocks = single_pass_blocks(C, h, x.dtype)
-    if blocks is not None:
+    blocks = backward_blocks(C, h, x.dtype)
+    if fits_one_block(C, h, x.dtype):
         count = min(programs(x, 2), triton.cdiv(sizes.positions, blocks["BLOCK_P"]))
         if need_weights:
             partial = x.new_empty((count, sum(lengths)), dtype=torch.float32)
@@ -170,7 +177,6 @@ def channel_gate_backward(
             **blocks,
         )
     else:
-        blocks = split_blocks(C, h, x.dtype)
         hidden, g1 = (x.new_empty((h, sizes.positions)) if need_weights else None for _ in range(2))
         along_p, along_c = triton.cdiv(sizes.positions, blocks["BLOCK_P"]), triton.cdiv(C, blocks["BLOCK_C"])
         channel_gate_kernels.channel_gate_backward_x[(along_p,)](

@@ -81,11 +81,42 @@ def channel_gate_forward(
     SIGMOID: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """``out = shuffle(x * sigmoid(w2 relu(w1 x + b1) + b2))``; one program per BLOCK_P positions.
+    """``out = shuffle(x * sigmoid(w2 relu(w1 x + b1) + b2))`` for few channels: BLOCK_C >= C, BLOCK_H >= h.
 
-    x, out: (N, C, P), each in its own layout; w1: (h, C), b1: (h,), w2: (C, h), b2: (C,), BLOCK_H >= h. Two
-    passes over the channels; the first block of channels stays in registers between them, so that up to
-    BLOCK_C channels are read once and the others a second time out of the cache.
+    x, out: (N, C, P), each in its own layout; w1: (h, C), b1: (h,), w2: (C, h), b2: (C,). A program keeps
+    the weights and goes through some blocks of positions: the next ones are on their way while one is
+    computed.
+    """
+    P = P_UNITS * UNIT
+    positions = count_positions(position_units, UNIT, WIDE)
+    dtype: tl.constexpr = x.dtype.element_ty
+    unit = tl.arange(0, BLOCK_H)
+    is_unit = unit < h
+    out_channel, channel, is_channel = _channels(0, C, groups, BLOCK_C)
+    bias1, bias2 = load_vector(b1, unit, is_unit, 0.0), load_vector(b2, channel, is_channel, 0.0)
+    weight1 = _load_w1(w1, channel, is_channel, unit, is_unit, C, dtype)
+    weight2 = _load_w2(w2, channel, is_channel, unit, is_unit, h, dtype)
+    for block in range(tl.program_id(0), tl.cdiv(positions, BLOCK_P), tl.num_programs(0)):
+        position, is_position = block_of_positions(block, positions, BLOCK_P, WIDE)
+        tile = load_tile(x, channel, is_channel, position, is_position, C, P, X_LAST)
+        v1 = tl.dot(weight1, tile, input_precision=PRECISION) + bias1[:, None]
+        hidden = _activate(v1, is_unit, is_position, dtype)
+        a, _slope = _gate(weight2, hidden, bias2, SIGMOID, PRECISION)
+        gated = tile.to(tl.float32) * a
+        store_tile(out, gated, out_channel, is_channel, position, is_position, C, P, OUT_LAST)
+
+
+@triton.jit(do_not_specialize=["position_units", "P_UNITS"])
+def channel_gate_forward_split(
+    x, w1, b1, w2, b2, out, position_units, C, P_UNITS, h, groups,
+    UNIT: tl.constexpr, WIDE: tl.constexpr, X_LAST: tl.constexpr, OUT_LAST: tl.constexpr,
+    SIGMOID: tl.constexpr, PRECISION: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    """`channel_gate_forward` for any number of channels; one program per BLOCK_P positions.
+
+    Two passes over the channels: the first block of them stays in registers between the passes, the others
+    are read a second time, out of the cache.
     """
     P = P_UNITS * UNIT
     positions = count_positions(position_units, UNIT, WIDE)
