@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator, Sequence
-from typing import Protocol, cast
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -118,11 +118,7 @@ class Backend(Protocol):
     ) -> Sequence[Tensor | None]: ...
 
 
-_BACKENDS = {
-    "cpu": cast("Backend", cpu),
-    "triton": cast("Backend", triton),
-    "reference": cast("Backend", reference),
-}
+_BACKENDS: dict[str, Backend] = {"cpu": cpu, "triton": triton, "reference": reference}
 ORDER = tuple(_BACKENDS)
 """The backends, best first."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -221,7 +222,7 @@ def gcsa_backward(
     gate: Sequence[Tensor],
     convolutions: tuple[Tensor, Tensor | None, Tensor, Tensor | None],
     norms: Sequence[Tensor | None],
-    used: Sequence[Tensor],
+    used: Sequence[Tensor | None],
     saved: tuple[Tensor, Tensor],
     batch_statistics: tuple[bool, bool],
     eps: tuple[float, float],
@@ -243,17 +244,10 @@ def gcsa_backward(
         u1, u2 = (_from_saved(u, x, layout) for u in saved)
         weights = [w.to(x.dtype, memory_format=layout) for w in (convolutions[0], convolutions[2])]
         offsets = [_contiguous(b) for b in (convolutions[1], convolutions[3])]
-        norm1, norm2 = (
-            Norm(
-                _contiguous(norms[2 * i]),
-                _contiguous(norms[2 * i + 1]),
-                used[2 * i],
-                used[2 * i + 1],
-                offsets[i],
-                eps[i],
-            )
-            for i in range(2)
-        )
+        scale1, shift1, scale2, shift2 = map(_contiguous, norms)
+        mean1, var1, mean2, var2 = cast("Sequence[Tensor]", used)  # the forward pass returned them all
+        norm1 = Norm(scale1, shift1, mean1, var1, offsets[0], eps[0])
+        norm2 = Norm(scale2, shift2, mean2, var2, offsets[1], eps[1])
         z = _gate(x, gate, groups, sigmoid, layout)
 
         needed = (need_u2, need_z, need[11], need[12])
