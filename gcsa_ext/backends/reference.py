@@ -150,7 +150,9 @@ def gcsa(
     """See reference.gcsa; arguments and results as those of cpu.gcsa, but what is kept has no values."""
     inputs: Any = (x, *gate, *convolutions, *norms, *statistics, *eps, groups, sigmoid)
     out, *used = reference.gcsa(*inputs)
-    saved = (x.new_empty(saved_shape(c, x) if save else 0) for c in (gate[0].shape[0], x.shape[1]))
+    # NaN shows, should the backward pass be left to a backend that takes them for its own.
+    shapes = (saved_shape(c, x) if save else (0,) for c in (gate[0].shape[0], x.shape[1]))
+    saved = (x.new_full(shape, torch.nan) for shape in shapes)
     copies = (value.clone() for value in used)  # an operator's result may not be its argument
     return out.contiguous(memory_format=memory_format(x)), *saved, *copies
 
