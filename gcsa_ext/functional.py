@@ -30,9 +30,9 @@ def channel_gate(
     once and writes the result once; the backward pass computes a again, so only x and the weights are saved.
 
     Args:
-        x: (N, C, H, W), float32, float64 or bfloat16 (float32 inside); contiguous or channels_last, kept;
-            other strides are copied. float16, and tensors on other devices than the CPU, are computed by
-            plain PyTorch.
+        x: (N, C, H, W), float32, float64 or bfloat16 (float32 inside), on a GPU float16 instead of float64;
+            contiguous or channels_last, kept; other strides are copied. Other dtypes and devices are computed
+            by plain PyTorch.
         w1: (h, C), b1: (h,), w2: (C, h), b2: (C,): the layers, of x's dtype and device. Under autocast they
             are cast to the dtype of x, which the result keeps.
         groups: number of groups of the channel shuffle, which divides C; 1 leaves the channels in place.
@@ -112,8 +112,9 @@ def norm_gate(
     and the running ones, where given, are updated in place (with the unbiased variance).
 
     Args:
-        u, z: (N, C, H, W), float32, float64 or bfloat16 (float32 inside); contiguous or channels_last as z
-            is, kept; other strides are copied. Of two dtypes the wider one counts.
+        u, z: (N, C, H, W), float32, float64 or bfloat16 (float32 inside), on a GPU float16 instead of
+            float64; contiguous or channels_last as z is, kept; other strides are copied. Of two dtypes the
+            wider one counts.
         weight, bias: (C,) scale and shift, or None for 1 and 0; any floating dtype.
         running_mean, running_var: (C,); needed unless `training`.
         momentum: share of the new statistics in the running ones.
@@ -290,7 +291,7 @@ def random_frequency_mask(
         draws.dtype == torch.float32
         and _direct(spectrogram)
         and (spectrogram.is_contiguous() or not inplace)
-        and select("frequency_mask", spectrogram.device, spectrogram.dtype) == "cpu"
+        and select("frequency_mask", spectrogram.device, spectrogram.dtype) is cpu
     ):
         out = cpu.random_frequency_mask(spectrogram, draws, widest, value, inplace)
         if inplace:

@@ -63,6 +63,7 @@ def info() -> dict[str, Any]:
             "gcsa-ext": _version("gcsa-ext"),
             "python": platform.python_version(),
             "torch": torch.__version__,
+            "triton": _version("triton"),
             "numpy": numpy.__version__,
             **{name: _version(name) for name in OPTIONAL},
         },

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
+
+if torch.cuda.is_available():
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # deterministic algorithms ask for it
+else:
+    os.environ["TRITON_INTERPRET"] = "1"  # before gcsa_ext defines its Triton kernels
+
+import gcsa_ext
 
 
 @pytest.fixture(autouse=True)
@@ -38,3 +46,15 @@ def keep_threads() -> Iterator[None]:
 def one_thread(keep_threads: None) -> None:
     """For thousands of calls on tiny tensors, whose threads would only wait for each other."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(params=["cpu", "triton"])
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The test once for each backend whose kernels take tensors on the CPU; Triton's are interpreted."""
+    name: str = request.param
+    if name == "triton" and torch.cuda.is_available():
+        pytest.skip("Triton's kernels are compiled where there is a GPU: see test_gpu.py")
+    if name == "triton" and (reason := gcsa_ext.backends.triton.load_error) is not None:
+        pytest.skip(reason)
+    with gcsa_ext.use_backend(name):
+        yield name

@@ -21,6 +21,7 @@ import gcsa_ext
 from gcsa_ext import GCSA
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+every_backend = pytest.mark.usefixtures("backend")
 
 VARIANTS = {
     "GCSA": {"channels": 12, "groups": 4},
@@ -42,6 +43,7 @@ def test_state_dicts_are_those_of_the_public_modules(name: str) -> None:
     assert [n for n, _ in fused.named_parameters()] == [n for n, _ in plain.named_parameters()]
 
 
+@every_backend
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("name", VARIANTS)
@@ -52,6 +54,7 @@ def test_numbers_are_those_of_the_plain_module(name: str, training: bool, layout
     assert fused(x).is_contiguous(memory_format=expected_format(x))
 
 
+@every_backend
 @pytest.mark.parametrize("shape", [(1, 12, 7, 7), (2, 12, 1, 1), (1, 12, 1, 9), (5, 12, 13, 2)], ids=str)
 def test_sizes_of_the_map(shape: tuple[int, ...]) -> None:
     for training in (True, False):
@@ -71,6 +74,7 @@ def test_one_value_per_channel_cannot_be_trained_on() -> None:
         fused(x)
 
 
+@every_backend
 @pytest.mark.parametrize("shape", [(0, 12, 4, 5), (2, 12, 0, 5), (2, 12, 4, 0)], ids=str)
 @pytest.mark.parametrize("training", [True, False])
 def test_nothing_in_nothing_out(shape: tuple[int, ...], training: bool) -> None:
@@ -101,9 +105,14 @@ def with_norms(module: nn.Module, **options: Any) -> nn.Module:
     return module
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize(
+    ("backend", "dtype"),
+    [("cpu", torch.float32), ("cpu", torch.float64), ("triton", torch.float32)],
+    ids=str,
+    indirect=["backend"],
+)
 @pytest.mark.parametrize("name", NORM_OPTIONS)
-def test_batch_norm_keeps_its_full_meaning(name: str, dtype: torch.dtype) -> None:
+def test_batch_norm_keeps_its_full_meaning(name: str, dtype: torch.dtype, backend: str) -> None:
     fused, plain = (with_norms(m, **NORM_OPTIONS[name]).to(dtype) for m in pair(channels=12))
     randomize_statistics(plain)
     fused.load_state_dict(plain.state_dict())
@@ -121,6 +130,7 @@ def test_batch_norm_keeps_its_full_meaning(name: str, dtype: torch.dtype) -> Non
     torch.testing.assert_close(fused.eval()(x), plain.eval()(x), rtol=1e-4, atol=1e-5)
 
 
+@every_backend
 def test_frozen_batch_norm_in_training() -> None:
     """The usual fine-tuning: norms in evaluation and without gradient inside a module in training."""
     fused, plain = pair(channels=12)
@@ -130,6 +140,7 @@ def test_frozen_batch_norm_in_training() -> None:
     assert_same_step(fused, plain, torch.randn(2, 12, 5, 6))
 
 
+@every_backend
 @pytest.mark.parametrize("frozen", ["channel_attention", "spatial_attention", "channel_attention.0.weight"])
 def test_frozen_parts_get_no_gradient(frozen: str) -> None:
     fused, plain = pair(channels=12)
@@ -142,6 +153,7 @@ def test_frozen_parts_get_no_gradient(frozen: str) -> None:
         assert (parameter.grad is None) == name.startswith(frozen)
 
 
+@every_backend
 def test_sync_batch_norm_after_conversion() -> None:
     fused, plain = (nn.SyncBatchNorm.convert_sync_batchnorm(m) for m in pair(channels=12))
     assert type(fused.spatial_attention[4]) is nn.SyncBatchNorm
@@ -281,6 +293,7 @@ def test_exchanged_layers_are_called_as_they_are(what: str) -> None:
     torch.testing.assert_close(fused(x), plain(x), rtol=1e-4, atol=1e-5)
 
 
+@every_backend
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_gradient_checkpointing(reentrant: bool) -> None:
     fused, _ = pair(channels=12)
@@ -295,6 +308,7 @@ def test_gradient_checkpointing(reentrant: bool) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
 
 
+@every_backend
 def test_inference_mode_and_no_grad() -> None:
     fused, plain = (m.eval() for m in pair(channels=12))
     x = torch.randn(2, 12, 5, 4)

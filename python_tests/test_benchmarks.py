@@ -11,6 +11,7 @@ from typing import Any
 import bars
 import crossover
 import exactness
+import gpu
 import pytest
 import report
 import scaling
@@ -371,3 +372,54 @@ def test_quick_crossover_has_few_shapes() -> None:
     everything, few = list(crossover.shapes(quick=False)), list(crossover.shapes(quick=True))
     assert len(set(everything)) == len(everything) == 320
     assert 0 < len(few) <= 12 and set(few) <= set(everything)
+
+
+def test_the_gpu_report_without_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr("sys.argv", ["gpu.py", "--dry-run", "--rounds", "1", "--out", str(tmp_path)])
+    assert gpu.main() == 0
+    assert "A dry run" in capsys.readouterr().out
+    found = json.loads((tmp_path / "report.json").read_text())
+    assert {row["operation"] for row in found["rows"]} == {
+        *("GCSA train", "GCSA eval", "channel_gate", "norm_gate train", "frequency_mask", "frequency_mask_")
+    }
+    for row in found["rows"]:
+        assert row["left_out"] == {} and len(row["seconds"]) == len(row["errors"]) >= 2
+        bound = 2.0**-6 if row["dtype"] == "torch.bfloat16" else 1e-5
+        assert all(error < bound for name, error in row["errors"].items() if name.startswith("gcsa_ext")), row
+
+
+def test_the_gpu_report_reads_well() -> None:
+    seconds = {"eager": 4e-3, "torch.compile": 3e-3, "gcsa_ext": 2e-3, "gcsa_ext channels_last": 1e-3}
+    seconds |= {"eager in a graph": 1e-3, "gcsa_ext in a graph": 5e-4}
+    row = gpu.Row(
+        "GCSA train", (8, 4, 5, 6), "torch.bfloat16", True, seconds, {"eager": 2e-3, "gcsa_ext": 1e-3}
+    )
+    row.left_out["eager channels_last"] = "RuntimeError: no"
+    row.bytes_per_second, row.of_ceiling = 2e12, 0.5
+    text = gpu.markdown(
+        {
+            "device": "a GPU",
+            "dry_run": False,
+            "tests": {"status": "passed"},
+            "ceilings": gpu.Ceilings(4e12, {"torch.bfloat16": 8e14}),
+            "rows": [row],
+            "memory": [
+                {"shape": (8, 4, 5, 6), "contender": "eager", "input": 10, "kept": 65, "peak": 100},
+            ],
+            "out_of_time": ["channel_gate forward float32 1x2x3x4"],
+        }
+    )
+    assert "| GCSA train + backward | 8x4x5x6 | bfloat16 | 1 | torch.compile | 3 | **3.00** " in text
+    assert "| 0.5 | eager | 1 | **2.00** | 2000 | 50% | 1.0e-03 | 2.0e-03 |" in text
+    assert "- GCSA train (8, 4, 5, 6) eager channels_last: RuntimeError: no" in text
+    assert "- channel_gate forward float32 1x2x3x4: out of time" in text
+    assert "| 8x4x5x6 | eager | 6.50 | 10.00 |" in text
+
+
+def test_the_gpu_report_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr("sys.argv", ["gpu.py"])
+    with pytest.raises(SystemExit, match=r"is_available\(\) is False"):
+        gpu.main()

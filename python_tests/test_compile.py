@@ -20,6 +20,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning"),
     pytest.mark.usefixtures("one_thread"),
 ]
+every_backend = pytest.mark.usefixtures("backend")
 
 
 @pytest.fixture(autouse=True)
@@ -63,6 +64,7 @@ def assert_same_step(compiled: nn.Module, eager: nn.Module, x: Tensor) -> None:
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
+@every_backend
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("dynamic", [True, False])
 @pytest.mark.parametrize("kernel_size", [3, 5])
@@ -76,6 +78,7 @@ def test_gcsa_is_one_graph(kernel_size: int, dynamic: bool, training: bool) -> N
             assert_same_step(compiled, eager, torch.randn(size))
 
 
+@every_backend
 def test_gcsa_channels_last() -> None:
     eager = attention(True)
     compiled = torch.compile(copy.deepcopy(eager), fullgraph=True, backend="aot_eager")
@@ -84,6 +87,7 @@ def test_gcsa_channels_last() -> None:
     assert compiled(x).is_contiguous(memory_format=torch.channels_last)
 
 
+@every_backend
 def test_inductor_trains_through_the_operators() -> None:
     """Between them no convolution, for whose sizes inductor compiles anew, but something to fuse."""
 
@@ -109,6 +113,7 @@ def test_inductor_runs_a_net_of_any_size() -> None:
             torch.testing.assert_close(compiled(x), eager(x), rtol=1e-4, atol=1e-5)
 
 
+@every_backend
 @pytest.mark.parametrize("training", [True, False])
 def test_net_with_masking_is_one_graph(training: bool) -> None:
     eager = SmallNet().train(training)
@@ -117,6 +122,7 @@ def test_net_with_masking_is_one_graph(training: bool) -> None:
         assert_same_step(compiled, eager, torch.randn(size))
 
 
+@every_backend
 @pytest.mark.parametrize("iid", [True, False])
 @pytest.mark.parametrize("inplace", [True, False])
 def test_frequency_masking_is_one_graph(iid: bool, inplace: bool) -> None:
@@ -133,6 +139,7 @@ def test_frequency_masking_is_one_graph(iid: bool, inplace: bool) -> None:
     assert (results[0][0] == 0.5).any()
 
 
+@every_backend
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("kernel_size", [3, 5])
 def test_compiled_under_autocast(kernel_size: int, training: bool) -> None:

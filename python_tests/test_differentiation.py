@@ -214,11 +214,19 @@ def opcheck(operator: str, *arguments: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("layout", "dtype"),
-    [("contiguous", torch.float32), ("channels_last", torch.bfloat16), ("sliced", torch.float64)],
+    ("backend", "layout", "dtype"),
+    [
+        ("cpu", "contiguous", torch.float32),
+        ("cpu", "channels_last", torch.bfloat16),
+        ("cpu", "sliced", torch.float64),
+        ("triton", "contiguous", torch.float32),
+        ("triton", "channels_last", torch.bfloat16),
+        ("triton", "sliced", torch.float16),
+    ],
     ids=str,
+    indirect=["backend"],
 )
-def test_opcheck(layout: str, dtype: torch.dtype) -> None:
+def test_opcheck(backend: str, layout: str, dtype: torch.dtype) -> None:
     x, z, grad_out = (LAYOUTS[layout](SHAPE, dtype) for _ in range(3))
     w1, b1, w2, b2 = (w.to(dtype) for w in gate_weights())
     weight, bias = torch.randn(4), torch.randn(4)

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gcsa_ext import functional, reference
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+every_backend = pytest.mark.usefixtures("backend")
 
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -37,6 +38,7 @@ def layouts(shape: tuple[int, ...], dtype: torch.dtype) -> dict[str, Tensor]:
     return found
 
 
+@every_backend
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("shape", [(9, 13), (1, 1), (3, 17, 20), (2, 3, 40, 7), (2, 1, 2, 5, 3)], ids=str)
 def test_out_of_place_and_in_place(shape: tuple[int, ...], dtype: torch.dtype) -> None:
@@ -64,6 +66,7 @@ def test_out_of_place_and_in_place(shape: tuple[int, ...], dtype: torch.dtype) -
             assert torch.equal(spectrogram, expected) and spectrogram.data_ptr() == address, name
 
 
+@every_backend
 def test_in_place_writes_nothing_around_a_slice() -> None:
     around = torch.randn(3, 9, 11)
     before = around.clone()
@@ -72,6 +75,7 @@ def test_in_place_writes_nothing_around_a_slice() -> None:
     assert torch.equal(around, before)
 
 
+@every_backend
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64], ids=str)
 def test_every_integer_dtype_of_bands(dtype: torch.dtype) -> None:
     x = torch.randn(2, 30, 4)
@@ -82,6 +86,7 @@ def test_every_integer_dtype_of_bands(dtype: torch.dtype) -> None:
     )
 
 
+@every_backend
 def test_bands_at_the_ends_of_64_bits() -> None:
     """Where start + width overflows, the result is still right."""
     x = torch.randn(9, 4)
@@ -92,6 +97,7 @@ def test_bands_at_the_ends_of_64_bits() -> None:
     assert torch.equal(functional.frequency_mask(x, start, width), expected)
 
 
+@every_backend
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("value", [0.0, -0.0, math.inf, -math.inf, math.nan, 0.1, -23.0], ids=str)
 def test_every_value_keeps_its_bits(value: float, dtype: torch.dtype) -> None:
@@ -107,6 +113,7 @@ def test_every_value_keeps_its_bits(value: float, dtype: torch.dtype) -> None:
     )
 
 
+@every_backend
 def test_not_finite_values_are_copied_and_masked() -> None:
     x = torch.tensor([[math.nan, 1.0], [math.inf, 2.0], [-math.inf, math.nan]])
     found = functional.frequency_mask(x, torch.tensor([1]), torch.tensor([1]), 7.0)
@@ -114,6 +121,7 @@ def test_not_finite_values_are_copied_and_masked() -> None:
     assert torch.equal(found.nan_to_num(9.0), expected.nan_to_num(9.0))
 
 
+@every_backend
 @pytest.mark.parametrize("shape", [(0, 5, 4), (3, 0, 4), (3, 5, 0)], ids=str)
 def test_empty_spectrograms(shape: tuple[int, ...]) -> None:
     x = torch.randn(shape, requires_grad=True)
@@ -124,6 +132,7 @@ def test_empty_spectrograms(shape: tuple[int, ...]) -> None:
     assert functional.frequency_mask_(x.detach(), start, width).shape == shape
 
 
+@every_backend
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_gradient_of_masked_bins_is_zero(dtype: torch.dtype) -> None:
     x = torch.randn(3, 8, 5, dtype=dtype, requires_grad=True)

@@ -9,6 +9,7 @@ import pickle
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -18,10 +19,10 @@ from subprocesses import python
 from torch import Tensor, nn
 
 import gcsa_ext
-from gcsa_ext import GCSA, functional
-from gcsa_ext.backends import cpu
+from gcsa_ext import GCSA, backends, functional
 
 pytestmark = pytest.mark.usefixtures("keep_threads")
+every_backend = pytest.mark.usefixtures("backend")
 
 
 @pytest.fixture(autouse=True)
@@ -30,8 +31,8 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     seen: list[str] = []
     torch.set_num_threads(1)
 
-    def recording(name: str) -> Callable[..., Any]:
-        kernel = getattr(cpu, name)
+    def recording(module: ModuleType, name: str) -> Callable[..., Any]:
+        kernel = getattr(module, name)
 
         def record(*args: Any) -> Any:
             seen.append(name)
@@ -39,8 +40,9 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
         return record
 
-    for name in ("gcsa", "gcsa_backward"):
-        monkeypatch.setattr(cpu, name, recording(name))
+    for module in (backends.cpu, backends.triton):
+        for name in ("gcsa", "gcsa_backward") if hasattr(module, "gcsa") else ():
+            monkeypatch.setattr(module, name, recording(module, name))
     yield seen
 
 
@@ -63,6 +65,7 @@ def test_every_kernel_size(
     assert calls == 2 * ["gcsa", "gcsa_backward"]
 
 
+@every_backend
 @pytest.mark.parametrize(
     ("shape", "options"),
     [
@@ -89,6 +92,7 @@ def test_other_kernels_go_the_way_of_separate_layers(kernel_size: int, calls: li
     assert calls == []
 
 
+@every_backend
 def test_a_hook_on_any_layer_takes_the_operator_apart(calls: list[str]) -> None:
     fused, _ = pair(channels=12)
     x = torch.randn(2, 12, 5, 4)
@@ -170,6 +174,7 @@ def test_statistics_are_constants() -> None:
         out.sum().backward()
 
 
+@every_backend
 def test_saves_little() -> None:
     """The input, the outputs of both convolutions and nothing more; eager PyTorch saves 6.75 inputs."""
     fused, _ = pair(channels=64)
@@ -338,6 +343,7 @@ CHANGES = (_load_state_dict, _optimiser_step, _data, _in_place, _numpy_view, _nu
            _to_and_back, _new_parameter, _training)  # fmt: skip
 
 
+@every_backend
 @pytest.mark.parametrize("change", CHANGES, ids=lambda f: f.__name__)
 def test_every_change_of_the_weights_counts_at_once(change: Callable[[GCSA], None], calls: list[str]) -> None:
     fused, plain = (m.eval() for m in pair(channels=16))

@@ -1,26 +1,134 @@
 """Who computes an operator: the choice of a backend, and the reason where one cannot run.
 
-A backend is a module with the functions of the operators and `unsupported(operator, device, dtype) -> str |
-None`: the one predicate that both selects it and words the reason. "reference" is plain PyTorch
-(gcsa_ext/reference.py) and runs everything.
+A backend is a module with the functions of the operators (`Backend`) and `unsupported(operator, device,
+dtype) -> str | None`: the one predicate that both selects it and words the reason. "reference" is plain
+PyTorch (gcsa_ext/reference.py) and runs everything.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import torch
+from torch import Tensor
 
-from gcsa_ext.backends import cpu, native
+from gcsa_ext.backends import cpu, forced, native, reference, triton
 
-ORDER = ("cpu", "reference")
+_warned: set[str] = set()
+
+
+class Backend(Protocol):
+    """The functions of a backend. They take checked arguments (see gcsa_ext/ops) and return new tensors, None
+    for a gradient that is not needed; the docstrings of gcsa_ext/backends/cpu.py say more."""
+
+    def unsupported(self, operator: str, device: torch.device, dtype: torch.dtype, /) -> str | None: ...
+
+    def channel_gate(
+        self, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, groups: int, sigmoid: bool, /
+    ) -> Tensor: ...
+
+    def channel_gate_backward(
+        self,
+        grad_out: Tensor,
+        x: Tensor,
+        w1: Tensor,
+        b1: Tensor,
+        w2: Tensor,
+        b2: Tensor,
+        groups: int,
+        sigmoid: bool,
+        need_x: bool,
+        need_weights: bool,
+        /,
+    ) -> tuple[Tensor | None, ...]: ...
+
+    def norm_gate(
+        self,
+        u: Tensor,
+        z: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean: Tensor | None,
+        var: Tensor | None,
+        eps: float,
+        /,
+    ) -> tuple[Tensor, Tensor, Tensor]: ...
+
+    def norm_gate_backward(
+        self,
+        grad_out: Tensor,
+        u: Tensor,
+        z: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean: Tensor,
+        var: Tensor,
+        eps: float,
+        batch_statistics: bool,
+        need: tuple[bool, bool, bool, bool],
+        /,
+    ) -> tuple[Tensor | None, ...]: ...
+
+    def conv2d_same(self, x: Tensor, weight: Tensor, bias: Tensor | None, /) -> Tensor: ...
+
+    def conv2d_same_backward(
+        self, grad_out: Tensor, x: Tensor, weight: Tensor, need_x: bool, need_weight: bool, /
+    ) -> tuple[Tensor | None, Tensor | None]: ...
+
+    def frequency_mask(
+        self, spectrogram: Tensor, start: Tensor, width: Tensor, value: float, /
+    ) -> Tensor: ...
+
+    def frequency_mask_(self, spectrogram: Tensor, start: Tensor, width: Tensor, value: float, /) -> None: ...
+
+    def saved_shape(self, channels: int, x: Tensor, /) -> tuple[int, ...]: ...
+
+    def gcsa(
+        self,
+        x: Tensor,
+        gate: Sequence[Tensor],
+        convolutions: tuple[Tensor, Tensor | None, Tensor, Tensor | None],
+        norms: Sequence[Tensor | None],
+        statistics: Sequence[Tensor | None],
+        eps: tuple[float, float],
+        groups: int,
+        sigmoid: bool,
+        save: bool,
+        /,
+    ) -> tuple[Tensor, ...]: ...
+
+    def gcsa_backward(
+        self,
+        grad_out: Tensor,
+        x: Tensor,
+        gate: Sequence[Tensor],
+        convolutions: tuple[Tensor, Tensor | None, Tensor, Tensor | None],
+        norms: Sequence[Tensor | None],
+        used: Sequence[Tensor | None],
+        saved: tuple[Tensor, Tensor],
+        batch_statistics: tuple[bool, bool],
+        eps: tuple[float, float],
+        groups: int,
+        sigmoid: bool,
+        need: Sequence[bool],
+        /,
+    ) -> Sequence[Tensor | None]: ...
+
+
+_BACKENDS: dict[str, Backend] = {"cpu": cpu, "triton": triton, "reference": reference}
+ORDER = tuple(_BACKENDS)
 """The backends, best first."""
 
-_forced: str | None = os.environ.get("GCSA_EXT_BACKEND") or None
-_warned: set[str] = set()
+
+def _backend(name: str) -> Backend:
+    if name not in _BACKENDS:
+        raise ValueError(
+            f"unknown backend {name!r} (use_backend or GCSA_EXT_BACKEND): expected one of {', '.join(ORDER)}"
+        )
+    return _BACKENDS[name]
 
 
 def unsupported(backend: str, operator: str, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -29,34 +137,31 @@ def unsupported(backend: str, operator: str, device: torch.device, dtype: torch.
     Raises:
         ValueError: there is no such backend.
     """
-    if backend == "reference":
-        return None
-    if backend == "cpu":
-        return cpu.unsupported(operator, device, dtype)
-    raise ValueError(
-        f"unknown backend {backend!r} (use_backend or GCSA_EXT_BACKEND): expected one of {', '.join(ORDER)}"
-    )
+    return _backend(backend).unsupported(operator, device, dtype)
 
 
-def select(operator: str, device: torch.device, dtype: torch.dtype) -> str:
-    """The name of the backend that runs `operator` on tensors of that device and dtype.
+def select(operator: str, device: torch.device, dtype: torch.dtype, warn: bool = True) -> Backend:
+    """The backend that runs `operator` on tensors of that device and dtype.
+
+    Args:
+        warn: once for each reason, where only the reference can.
 
     Raises:
         RuntimeError: the backend forced by `use_backend` or GCSA_EXT_BACKEND cannot run it; the message says
             why.
     """
-    if _forced is not None:
-        reason = unsupported(_forced, operator, device, dtype)
+    if forced.name is not None:
+        reason = unsupported(forced.name, operator, device, dtype)
         if reason is not None:
-            raise RuntimeError(f"{operator}: backend {_forced!r} is forced but cannot run: {reason}")
-        return _forced
+            raise RuntimeError(f"{operator}: backend {forced.name!r} is forced but cannot run: {reason}")
+        return _backend(forced.name)
     reasons = []
-    for backend in ORDER:
-        reason = unsupported(backend, operator, device, dtype)
+    for name in ORDER:
+        reason = unsupported(name, operator, device, dtype)
         if reason is None:
             break
         reasons.append(reason)
-    if backend == "reference" and reasons[0] not in _warned:
+    if name == "reference" and warn and reasons[0] not in _warned:
         _warned.add(reasons[0])
         warnings.warn(
             f"gcsa_ext: plain PyTorch computes {operator}, correct but slower: {'; '.join(reasons)}. "
@@ -64,12 +169,13 @@ def select(operator: str, device: torch.device, dtype: torch.dtype) -> str:
             RuntimeWarning,
             stacklevel=2,
         )
-    return backend
+    return _backend(name)
 
 
-def runs_on(backend: str, operator: str, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether `select` picks that backend; without its warning."""
-    return (_forced or backend) == backend and unsupported(backend, operator, device, dtype) is None
+def has_kernels(operator: str, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether `select` picks another backend than the reference; without its warning."""
+    names = ORDER if forced.name is None else (forced.name,)
+    return any(name != "reference" and unsupported(name, operator, device, dtype) is None for name in names)
 
 
 @contextlib.contextmanager
@@ -79,24 +185,35 @@ def use_backend(name: str) -> Iterator[None]:
     It acts on calls that run, forward and backward; a compiled graph asks for the backend whenever it runs.
 
     Args:
-        name: "reference" or "cpu".
+        name: "reference", "cpu" or "triton".
 
     Raises:
         ValueError: there is no such backend.
     """
-    global _forced
-    if name not in ORDER:
-        unsupported(name, "", torch.device("cpu"), torch.float32)
-    previous, _forced = _forced, name
+    _backend(name)
+    previous, forced.name = forced.name, name
     try:
         yield
     finally:
-        _forced = previous
+        forced.name = previous
 
 
 def forced_backend() -> str | None:
     """The backend forced by `use_backend` or GCSA_EXT_BACKEND, or None."""
-    return _forced
+    return forced.name
 
 
-__all__ = ["ORDER", "cpu", "forced_backend", "native", "runs_on", "select", "unsupported", "use_backend"]
+__all__ = [
+    "ORDER",
+    "Backend",
+    "cpu",
+    "forced",
+    "forced_backend",
+    "has_kernels",
+    "native",
+    "reference",
+    "select",
+    "triton",
+    "unsupported",
+    "use_backend",
+]

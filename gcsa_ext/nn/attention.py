@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gcsa_ext import functional, reference
-from gcsa_ext.backends import runs_on
+from gcsa_ext.backends import has_kernels
 
 _BatchNorm: TypeAlias = nn.BatchNorm2d | nn.SyncBatchNorm
 _Layer = TypeVar("_Layer", bound=nn.Module)
@@ -117,7 +117,7 @@ class GCSA(nn.Module):
             x.dim() != 4
             or x.numel() == 0
             or functional.transformed()
-            or not runs_on("cpu", "gcsa", x.device, x.dtype)
+            or not has_kernels("gcsa", x.device, x.dtype)
             or not _fuses_channel_gate(self.channel_attention)
             or not _fuses_spatial_gate(self.spatial_attention)
         ):
@@ -129,9 +129,13 @@ class GCSA(nn.Module):
         # One value per channel has no variance: batch normalisation refuses it with a good message.
         if x.numel() == x.shape[1] and (_uses_batch(norm1) or _uses_batch(norm2)):
             return False
+        device = x.device.type
+        if torch.is_autocast_enabled(device):
+            # On a GPU the convolutions of a wider map are to be computed in autocast's dtype, layer by layer.
+            return device == "cpu" or x.dtype == torch.get_autocast_dtype(device)
         # Outside of autocast other dtypes are a mistake, and the layers say so.
         weights = (*self.channel_attention.parameters(), *conv1.parameters(), *conv2.parameters())
-        return torch.is_autocast_enabled("cpu") or all(w.dtype == x.dtype for w in weights)
+        return all(w.dtype == x.dtype for w in weights)
 
     def _fused(self, x: Tensor) -> Tensor:
         first, _, second = _perceptron(self)

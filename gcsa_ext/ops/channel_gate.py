@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from gcsa_ext import reference
-from gcsa_ext.backends import cpu, select
+from gcsa_ext.backends import select
+from gcsa_ext.backends.reference import differentiate
 from gcsa_ext.layout import memory_format
 from gcsa_ext.ops import registration
 
@@ -42,11 +43,8 @@ def _forward(
     x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, groups: int, sigmoid: bool = True
 ) -> Tensor:
     _check(x, w1, b1, w2, b2, groups)
-    if select("channel_gate", x.device, x.dtype) == "cpu":
-        return cpu.channel_gate(x, w1, b1, w2, b2, groups, sigmoid)
-    return reference.channel_gate(x, w1, b1, w2, b2, groups, sigmoid).contiguous(
-        memory_format=memory_format(x)
-    )
+    backend = select("channel_gate", x.device, x.dtype)
+    return backend.channel_gate(x, w1, b1, w2, b2, groups, sigmoid)
 
 
 def _forward_fake(
@@ -68,13 +66,8 @@ def _backward(
     need_x: bool,
     need_weights: bool,
 ) -> tuple[Tensor, ...]:
-    grads: tuple[Tensor | None, ...]
-    if select("channel_gate", x.device, x.dtype) == "cpu":
-        grads = cpu.channel_gate_backward(grad_out, x, w1, b1, w2, b2, groups, sigmoid, need_x, need_weights)
-    else:
-        inputs = (x, w1, b1, w2, b2, groups, sigmoid)
-        needs = (need_x, *4 * (need_weights,), False, False)
-        grads = registration.differentiate(reference.channel_gate, inputs, needs, grad_out)[:5]
+    backend = select("channel_gate", x.device, x.dtype)
+    grads = backend.channel_gate_backward(grad_out, x, w1, b1, w2, b2, groups, sigmoid, need_x, need_weights)
     return tuple(x.new_empty(0) if grad is None else grad for grad in grads)
 
 
@@ -120,7 +113,7 @@ def _autograd(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
     # With create_graph=True the gradient must itself be differentiable: the definition's is, to any order.
     if torch.is_grad_enabled():
         inputs = (x, *weights, ctx.groups, ctx.sigmoid)
-        return registration.differentiate(reference.channel_gate, inputs, (*needs, False, False), grad_out)
+        return differentiate(reference.channel_gate, inputs, (*needs, False, False), grad_out)
     grads = torch.ops.gcsa_ext.channel_gate_backward(
         grad_out, x, *weights, ctx.groups, ctx.sigmoid, needs[0], any(needs[1:])
     )

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gcsa_ext import reference
-from gcsa_ext.backends import cpu, select
+from gcsa_ext import backends, reference
+from gcsa_ext.backends.reference import differentiate
 from gcsa_ext.layout import memory_format
 from gcsa_ext.ops import registration
 
@@ -35,22 +35,18 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
             )
 
 
-def _on_cpu(x: Tensor, weight: Tensor) -> bool:
-    return (
-        x.numel() > 0
-        and weight.numel() > 0
-        and 3 <= weight.shape[-1] <= 11
-        and select("conv2d_same", x.device, x.dtype) == "cpu"
-    )
+def _backend(x: Tensor, weight: Tensor) -> backends.Backend:
+    """The selected one, or torch's convolution for kernels that no backend is made for."""
+    if weight.numel() > 0 and 3 <= weight.shape[-1] <= 11:
+        return backends.select("conv2d_same", x.device, x.dtype)
+    return backends.reference
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     _check(x, weight, bias)
-    if _on_cpu(x, weight):
-        return cpu.conv2d_same(x, weight, bias)
     if x.numel() == 0:  # torch's convolution refuses maps without positions
         return _forward_fake(x, weight, bias)
-    return reference.conv2d_same(x, weight, bias).contiguous(memory_format=memory_format(x))
+    return _backend(x, weight).conv2d_same(x, weight, bias)
 
 
 def _forward_fake(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -65,14 +61,10 @@ def _backward(
     grad_out: Tensor, x: Tensor, weight: Tensor, need_x: bool, need_weight: bool
 ) -> tuple[Tensor, Tensor]:
     grads: tuple[Tensor | None, ...]
-    if _on_cpu(x, weight):
-        grads = cpu.conv2d_same_backward(grad_out, x, weight, need_x, need_weight)
-    elif x.numel() == 0:
+    if x.numel() == 0:
         grads = (torch.empty_like(x), torch.zeros_like(weight))
     else:
-        grads = registration.differentiate(
-            reference.conv2d_same, (x, weight, None), (need_x, need_weight, False), grad_out
-        )[:2]
+        grads = _backend(x, weight).conv2d_same_backward(grad_out, x, weight, need_x, need_weight)
     needs, layouts = (need_x, need_weight), (memory_format(x), torch.contiguous_format)
     grad_x, grad_weight = (
         x.new_empty(0) if grad is None or not need else grad.contiguous(memory_format=layout)
@@ -109,7 +101,7 @@ def _autograd(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
     need_x, need_weight, need_bias = ctx.needs_input_grad
     # With create_graph=True the gradient must itself be differentiable: the definition's is, to any order.
     if torch.is_grad_enabled():
-        return registration.differentiate(
+        return differentiate(
             reference.conv2d_same, (x, weight, bias), (need_x, need_weight, need_bias), grad_out
         )
     grad_x = grad_weight = None

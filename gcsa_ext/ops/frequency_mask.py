@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gcsa_ext import reference
-from gcsa_ext.backends import cpu, select
+from gcsa_ext.backends import select
+from gcsa_ext.backends.reference import frequency_mask_
 from gcsa_ext.ops import registration
 
 
@@ -46,9 +46,8 @@ def _check(spectrogram: Tensor, start: Tensor, width: Tensor) -> None:
 
 def run(spectrogram: Tensor, start: Tensor, width: Tensor, value: float) -> Tensor:
     _check(spectrogram, start, width)
-    if select("frequency_mask", spectrogram.device, spectrogram.dtype) == "cpu":
-        return cpu.frequency_mask(spectrogram, start, width, value)
-    return reference.frequency_mask(spectrogram, start, width, value).contiguous()
+    backend = select("frequency_mask", spectrogram.device, spectrogram.dtype)
+    return backend.frequency_mask(spectrogram, start, width, value)
 
 
 def _forward_fake(spectrogram: Tensor, start: Tensor, width: Tensor, value: float) -> Tensor:
@@ -66,15 +65,9 @@ def run_(spectrogram: Tensor, start: Tensor, width: Tensor, value: float) -> Non
             "frequency_mask_: expected a spectrogram whose elements do not share memory (clone it, or use "
             f"frequency_mask), got {tuple(spectrogram.shape)} with strides {spectrogram.stride()}"
         )
-    native = select("frequency_mask_", spectrogram.device, spectrogram.dtype) == "cpu"
-    if native and contiguous:
-        cpu.frequency_mask_(spectrogram, start, width, value)
-    else:
-        _in_place_plain(spectrogram, start, width, value)
-
-
-def _in_place_plain(spectrogram: Tensor, start: Tensor, width: Tensor, value: float) -> None:
-    spectrogram.masked_fill_(reference.frequency_bands(spectrogram, start, width), value)
+    backend = select("frequency_mask_", spectrogram.device, spectrogram.dtype)
+    in_place = backend.frequency_mask_ if contiguous else frequency_mask_
+    in_place(spectrogram, start, width, value)
 
 
 def _in_place_counted(
@@ -103,7 +96,7 @@ registration.define(
 )
 registration.LIBRARY.impl("frequency_mask_", _in_place_counted, "ADInplaceOrView", with_keyset=True)
 # PyTorch's own rule for negative views (the imaginary part of a conjugate) wants an operator with a result.
-registration.LIBRARY.impl("frequency_mask_", _in_place_plain, "Negative")
+registration.LIBRARY.impl("frequency_mask_", frequency_mask_, "Negative")
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

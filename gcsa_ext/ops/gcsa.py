@@ -12,8 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from gcsa_ext import reference
-from gcsa_ext.backends import cpu, select
+from gcsa_ext import backends, reference
 from gcsa_ext.layout import memory_format
 from gcsa_ext.ops import registration
 
@@ -117,17 +116,14 @@ def _forward(*args: Any) -> tuple[Tensor, ...]:
     *inputs, save = args
     a = Arguments(*inputs)
     _check(a)
-    if select("gcsa", a.x.device, a.x.dtype) == "cpu":
-        return cpu.gcsa(a.x, a.gate, a.convolutions, a.norms, a.statistics, a.eps, a.groups, a.sigmoid, save)
-    out, *used = reference.gcsa(*a)
-    copies = (value.clone() for value in used)  # an operator's result may not be its argument
-    return out.contiguous(memory_format=memory_format(a.x)), *_saved(a, save), *copies
+    backend = backends.select("gcsa", a.x.device, a.x.dtype)
+    return backend.gcsa(a.x, a.gate, a.convolutions, a.norms, a.statistics, a.eps, a.groups, a.sigmoid, save)
 
 
-def _saved(a: Arguments, save: bool) -> tuple[Tensor, Tensor]:
-    """Room for the convolutions' outputs, in the layout that the kernels choose."""
-    u1, u2 = (a.x.new_empty(cpu.saved_shape(c, a.x) if save else 0) for c in (a.w1.shape[0], a.x.shape[1]))
-    return u1, u2
+def _saved_shapes(a: Arguments) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Of the convolutions' outputs, in the layout that the backend chooses."""
+    backend = backends.select("gcsa", a.x.device, a.x.dtype, warn=False)
+    return backend.saved_shape(a.w1.shape[0], a.x), backend.saved_shape(a.x.shape[1], a.x)
 
 
 def _forward_fake(*args: Any) -> tuple[Tensor, ...]:
@@ -137,7 +133,8 @@ def _forward_fake(*args: Any) -> tuple[Tensor, ...]:
     h, C = a.w1.shape[0], a.x.shape[1]
     dtype = reference.accumulator_dtype(a.x.dtype)
     used = (a.x.new_empty(channels, dtype=dtype) for channels in (h, h, C, C))
-    return torch.empty_like(a.x, memory_format=memory_format(a.x)), *_saved(a, save), *used
+    saved = (a.x.new_empty(shape) for shape in (_saved_shapes(a) if save else (0, 0)))
+    return torch.empty_like(a.x, memory_format=memory_format(a.x)), *saved, *used
 
 
 def _backward(
@@ -151,24 +148,11 @@ def _backward(
 ) -> tuple[Tensor, ...]:
     a = Arguments(*args)
     batch = (batch_statistics1, batch_statistics2)
-    grads: Sequence[Tensor | None]
-    if select("gcsa", a.x.device, a.x.dtype) == "cpu":
-        grads = cpu.gcsa_backward(
-            grad_out,
-            a.x,
-            a.gate,
-            a.convolutions,
-            a.norms,
-            a.statistics,
-            (u1, u2),
-            batch,
-            a.eps,
-            a.groups,
-            a.sigmoid,
-            need,
-        )
-    else:
-        grads = _differentiate(grad_out, a, batch, need)
+    backend = backends.select("gcsa", a.x.device, a.x.dtype)
+    # What another backend has kept in its own layout is of no use; the reference needs nothing that was kept.
+    if (tuple(u1.shape), tuple(u2.shape)) != _saved_shapes(a):
+        backend = backends.reference
+    grads = _differentiate(backend, grad_out, a, (u1, u2), batch, need)
     return tuple(
         a.x.new_empty(0) if grad is None or not needed else grad
         for grad, needed in zip(grads, need, strict=True)
@@ -176,16 +160,27 @@ def _backward(
 
 
 def _differentiate(
-    grad_out: Tensor, a: Arguments, batch: tuple[bool, bool], need: Sequence[bool]
-) -> tuple[Tensor | None, ...]:
-    """The gradients by autograd through the definition, which computes the statistics of a batch anew."""
-    if batch[0]:
-        a = a._replace(mean1=None, var1=None)
-    if batch[1]:
-        a = a._replace(mean2=None, var2=None)
-    needs = (*need, *(len(a) - len(need)) * (False,))
-    grads = registration.differentiate(lambda *inputs: reference.gcsa(*inputs)[0], a, needs, grad_out)
-    return grads[: len(need)]
+    backend: backends.Backend,
+    grad_out: Tensor,
+    a: Arguments,
+    saved: tuple[Tensor, Tensor],
+    batch: tuple[bool, bool],
+    need: Sequence[bool],
+) -> Sequence[Tensor | None]:
+    return backend.gcsa_backward(
+        grad_out,
+        a.x,
+        a.gate,
+        a.convolutions,
+        a.norms,
+        a.statistics,
+        saved,
+        batch,
+        a.eps,
+        a.groups,
+        a.sigmoid,
+        need,
+    )
 
 
 def _backward_fake(
@@ -241,7 +236,7 @@ def _autograd(ctx: Any, grad_out: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     grads: Sequence[Tensor | None]
     # With create_graph=True the gradient must itself be differentiable: the definition's is, to any order.
     if torch.is_grad_enabled() or not ctx.save:
-        grads = _differentiate(grad_out, Arguments(*arguments), ctx.batch, need)
+        grads = _differentiate(backends.reference, grad_out, Arguments(*arguments), (u1, u2), ctx.batch, need)
     else:
         found = torch.ops.gcsa_ext.gcsa_backward(grad_out, u1, u2, *ctx.batch, list(need), *arguments)
         grads = [grad if needed else None for grad, needed in zip(found, need, strict=True)]

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from gcsa_ext import reference
-from gcsa_ext.backends import cpu, select
+from gcsa_ext.backends import select
+from gcsa_ext.backends.reference import differentiate
 from gcsa_ext.layout import memory_format
 from gcsa_ext.ops import registration
 
@@ -54,15 +55,7 @@ def _forward(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     _check(u, z, weight, bias, mean, var)
-    if select("norm_gate", u.device, u.dtype) == "cpu":
-        return cpu.norm_gate(u, z, weight, bias, mean, var, eps)
-    out = reference.norm_gate(u, z, weight, bias, mean, var, eps)
-    dtype = reference.accumulator_dtype(u.dtype)
-    if mean is None or var is None:
-        used_var, used_mean = torch.var_mean(u.to(dtype), (0, 2, 3), correction=0)
-    else:
-        used_mean, used_var = mean.to(dtype, copy=True), var.to(dtype, copy=True)
-    return out.contiguous(memory_format=memory_format(z)), used_mean, used_var
+    return select("norm_gate", u.device, u.dtype).norm_gate(u, z, weight, bias, mean, var, eps)
 
 
 def _forward_fake(
@@ -96,14 +89,9 @@ def _backward(
     need_bias: bool,
 ) -> tuple[Tensor, ...]:
     need = (need_u, need_z, need_weight, need_bias)
-    grads: tuple[Tensor | None, ...]
-    if select("norm_gate", u.device, u.dtype) == "cpu":
-        grads = cpu.norm_gate_backward(grad_out, u, z, weight, bias, mean, var, eps, batch_statistics, need)
-    else:
-        statistics = (None, None) if batch_statistics else (mean, var)
-        inputs = (u, z, weight, bias, *statistics, eps)
-        needs = (*need, False, False, False)
-        grads = registration.differentiate(reference.norm_gate, inputs, needs, grad_out)[:4]
+    grads = select("norm_gate", u.device, u.dtype).norm_gate_backward(
+        grad_out, u, z, weight, bias, mean, var, eps, batch_statistics, need
+    )
     return tuple(u.new_empty(0) if grad is None else grad for grad in grads)
 
 
@@ -165,9 +153,7 @@ def _autograd(ctx: Any, grad_out: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     if torch.is_grad_enabled():
         statistics = (None, None) if ctx.batch_statistics else (mean, var)
         inputs = (u, z, weight, bias, *statistics, ctx.eps)
-        return registration.differentiate(
-            reference.norm_gate, inputs, (*needs, False, False, False), grad_out
-        )
+        return differentiate(reference.norm_gate, inputs, (*needs, False, False, False), grad_out)
     grads = torch.ops.gcsa_ext.norm_gate_backward(
         grad_out, u, z, weight, bias, mean, var, ctx.eps, ctx.batch_statistics, *needs
     )

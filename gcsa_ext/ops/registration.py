@@ -58,27 +58,3 @@ def cast_in_autocast(name: str, operator: Callable[..., Any]) -> None:
                 return operator(*cast)
 
         LIBRARY.impl(name, kernel, key)
-
-
-def differentiate(
-    function: Callable[..., Tensor], inputs: Sequence[Any], needs_grad: Sequence[bool], grad_out: Tensor
-) -> tuple[Tensor | None, ...]:
-    """The gradients of a plain PyTorch function by autograd, themselves differentiable if grad mode is on.
-
-    Args:
-        function: takes `inputs`, returns one tensor.
-        inputs: tensors and other arguments.
-        needs_grad: for each input, whether its gradient is wanted.
-        grad_out: gradient of the function's result.
-    """
-    create_graph = torch.is_grad_enabled()
-    with torch.enable_grad():
-        # Fresh tensors: where one input was computed from another, its gradient must not flow on into that
-        # one here, since autograd carries it there itself.
-        inputs = [
-            (x.view_as(x) if create_graph else x.detach().requires_grad_()) if need else x
-            for x, need in zip(inputs, needs_grad, strict=True)
-        ]
-        wanted = [x for x, need in zip(inputs, needs_grad, strict=True) if need]
-        found = iter(torch.autograd.grad(function(*inputs), wanted, grad_out, create_graph=create_graph))
-    return tuple(next(found) if need else None for need in needs_grad)

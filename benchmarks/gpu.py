@@ -1,0 +1,524 @@
+"""Test and measure gcsa_ext on a GPU: ``python benchmarks/gpu.py``, under 8 minutes on a fresh machine.
+
+It runs the tests of python_tests/test_gpu.py, measures the two ceilings, how fast memory is copied and
+matrices are multiplied, and then every operator and GCSA beside plain PyTorch (eager, eager channels_last,
+torch.compile), each called directly and as a replayed CUDA graph. All contenders take turns in one process.
+It writes report.json and report.md into a folder, and works from the source tree, without the compiled
+module too.
+
+Without a GPU, ``--dry-run`` runs all of it but tests, CUDA graphs, torch.compile and memory on the CPU, with
+tiny maps: it tells whether the program works, and measures nothing of interest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib.util
+import json
+import math
+import os
+import random
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+ROOT = Path(__file__).resolve().parent.parent
+if importlib.util.find_spec("gcsa_ext") is None:
+    sys.path.insert(0, str(ROOT))
+
+import plain  # noqa: E402
+from cases import MAPS  # noqa: E402
+from paired import relative_error  # noqa: E402
+
+from gcsa_ext import GCSA, functional, info  # noqa: E402
+
+Function = Callable[..., Tensor]
+Step = Callable[[], tuple[Tensor, ...]]
+OURS, EAGER = "gcsa_ext", "eager"
+COMPILED = "torch.compile"
+
+
+@dataclass
+class Workload:
+    """One row: an operator on a map or spectrogram of some shape.
+
+    Args:
+        operation: what is computed.
+        shape: of the main input.
+        dtype: of inputs and weights; a module's normalisations stay float32.
+        backward: also the gradients of all inputs and weights.
+        bytes: that must be moved at least, each pass over a map once; None where they do not bound the time.
+        flops: twice the multiply-adds of the direct algorithm; None likewise.
+        make: (plain) -> function or module and its inputs; `plain` asks for plain PyTorch's.
+        layouts: whether channels_last is another way to run it.
+        compiled: whether torch.compile, which takes its time, is a contender.
+    """
+
+    operation: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    backward: bool
+    bytes: float | None
+    flops: float | None
+    make: Callable[[bool], tuple[Function, tuple[Tensor, ...]]]
+    layouts: bool = True
+    compiled: bool = False
+
+    def __str__(self) -> str:
+        passes = "forward + backward" if self.backward else "forward"
+        name = str(self.dtype).removeprefix("torch.")
+        return f"{self.operation} {passes} {name} {'x'.join(map(str, self.shape))}"
+
+    def contenders(self, compilers: bool) -> list[str]:
+        names = [EAGER, OURS]
+        if self.layouts:
+            names += [f"{name} channels_last" for name in names]
+        return names + [COMPILED] * (self.compiled and compilers)
+
+
+@dataclass
+class Row:
+    """What was found; seconds by contender, with " in a graph" behind the name of a replayed CUDA graph."""
+
+    operation: str
+    shape: tuple[int, ...]
+    dtype: str
+    backward: bool
+    seconds: dict[str, float] = field(default_factory=dict)
+    errors: dict[str, float] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    bytes_per_second: float | None = None
+    of_ceiling: float | None = None
+
+
+def synchronize() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def make_step(workload: Workload, contender: str, dtype: torch.dtype | None = None) -> Step:
+    """The workload as one contender runs it: a call that returns the result, and the gradients if wanted.
+
+    Args:
+        dtype: another one than the workload's, for the same random numbers.
+    """
+    torch.manual_seed(0)
+    function, inputs = workload.make(not contender.startswith(OURS))
+    if dtype is not None:
+        function = function.to(dtype) if isinstance(function, nn.Module) else function
+        inputs = tuple(t.to(dtype) if t.is_floating_point() else t for t in inputs)
+    if contender.endswith("channels_last"):
+        if isinstance(function, nn.Module):
+            function = function.to(memory_format=torch.channels_last)
+        inputs = tuple(t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t for t in inputs)
+    inputs = tuple(t.detach().requires_grad_(t.is_floating_point() and workload.backward) for t in inputs)
+    wanted = [t for t in inputs if t.requires_grad]
+    if isinstance(function, nn.Module):
+        wanted += function.parameters()
+    grad = torch.randn(workload.shape, dtype=torch.float32, device=inputs[0].device)
+    grad = grad.to(inputs[0].dtype).to(memory_format=_format(inputs[0]))
+    call = function
+    if contender == COMPILED:
+        torch.compiler.reset()  # or it would stop compiling after so many shapes
+        call = torch.compile(function, dynamic=False)
+
+    def step() -> tuple[Tensor, ...]:
+        with torch.set_grad_enabled(workload.backward):
+            out = call(*inputs)
+        if not workload.backward:
+            return (out,)
+        return out.detach(), *torch.autograd.grad(out, wanted, grad)
+
+    return step
+
+
+def _format(x: Tensor) -> torch.memory_format:
+    last = x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
+    return torch.channels_last if last else torch.contiguous_format
+
+
+def captured(step: Step) -> Step:
+    """The step as a CUDA graph; returns its replay."""
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = step()
+
+    def replay() -> tuple[Tensor, ...]:
+        graph.replay()
+        return results
+
+    return replay
+
+
+def time_in_turns(calls: dict[str, Callable[[], object]], rounds: int, least: float) -> dict[str, float]:
+    """Median seconds per call over rounds, in which all are called for `least` seconds each, in random
+    order."""
+
+    def run(call: Callable[[], object], times: int) -> float:
+        synchronize()
+        start = time.perf_counter()
+        for _ in range(times):
+            call()
+        synchronize()
+        return (time.perf_counter() - start) / times
+
+    times = {name: max(1, math.ceil(least / run(call, 3))) for name, call in calls.items()}
+    found: dict[str, list[float]] = {name: [] for name in calls}
+    order = list(calls)
+    for _ in range(rounds):
+        random.shuffle(order)
+        for name in order:
+            found[name].append(run(calls[name], times[name]))
+    return {name: statistics.median(seconds) for name, seconds in found.items()}
+
+
+@dataclass
+class Ceilings:
+    """What the device reaches: bytes per second read and written by a large copy, FLOP per second by
+    dtype."""
+
+    bandwidth: float
+    rate: dict[str, float]
+
+    @classmethod
+    def measure(cls, device: str) -> Ceilings:
+        numbers, size = (2**29, 8192) if device == "cuda" else (2**22, 256)
+        source = torch.randn(numbers // 4, device=device)
+        seconds = time_in_turns({"copy": partial(torch.empty_like(source).copy_, source)}, 7, 0.02)["copy"]
+        rate = {}
+        for dtype in (torch.bfloat16, torch.float32):
+            a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+            product = time_in_turns({"product": partial(torch.matmul, a, b)}, 5, 0.02)["product"]
+            rate[str(dtype)] = 2 * size**3 / product
+        return cls(2 * source.numel() * 4 / seconds, rate)
+
+
+def _randn(shape: Sequence[int], dtype: torch.dtype, device: str) -> Tensor:
+    return torch.randn(tuple(shape), device=device).to(dtype)
+
+
+def channel_gate_workload(
+    shape: tuple[int, ...], dtype: torch.dtype, backward: bool, device: str
+) -> Workload:
+    N, C, H, W = shape
+    h = C // 4
+
+    def make(is_plain: bool) -> tuple[Function, tuple[Tensor, ...]]:
+        weights = [_randn(sizes, torch.float32, device) for sizes in ((h, C), (h,), (C, h), (C,))]
+        inputs = [_randn(shape, dtype, device), *((w / w[0].numel() ** 0.5).to(dtype) for w in weights)]
+        return partial(plain.channel_gate if is_plain else functional.channel_gate, groups=4), tuple(inputs)
+
+    maps = 5 if backward else 2  # x, out; backward: grad_out, x, grad_x
+    flops = (3 if backward else 1) * 4 * N * H * W * C * h
+    bytes_ = maps * math.prod(shape) * dtype.itemsize
+    return Workload("channel_gate", shape, dtype, backward, bytes_, flops, make, compiled=True)
+
+
+def norm_gate_workload(shape: tuple[int, ...], dtype: torch.dtype, backward: bool, device: str) -> Workload:
+    """In training: with the batch's statistics."""
+    C = shape[1]
+
+    def make(is_plain: bool) -> tuple[Function, tuple[Tensor, ...]]:
+        u, z = _randn(shape, dtype, device), _randn(shape, dtype, device)
+        weight, bias = torch.randn(C, device=device), torch.randn(C, device=device)
+        statistics_ = torch.zeros(C, device=device), torch.ones(C, device=device)
+        function = plain.norm_gate if is_plain else functional.norm_gate
+
+        def call(u: Tensor, z: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+            mean, var = (s.to(weight.dtype) for s in statistics_)
+            return function(u, z, weight, bias, mean, var, training=True)
+
+        return call, (u, z, weight, bias)
+
+    # u; u, z, out; backward twice grad_out, u, z, then grad_u, grad_z
+    maps = 12 if backward else 4
+    bytes_ = maps * math.prod(shape) * dtype.itemsize
+    return Workload("norm_gate train", shape, dtype, backward, bytes_, None, make, compiled=True)
+
+
+def frequency_mask_workload(
+    shape: tuple[int, ...], dtype: torch.dtype, in_place: bool, device: str
+) -> Workload:
+    """One band per sample of spectrograms (N, C, freq, time)."""
+    widest = shape[2] // 4
+    generator = torch.Generator().manual_seed(0)
+    width = torch.randint(1, widest, (*shape[:2], 1), generator=generator)
+    start = torch.randint(shape[2] - widest, width.shape, generator=generator)
+    masked = width.double().mean().item() / shape[2]
+    name = "frequency_mask_" if in_place else "frequency_mask"
+
+    def make(is_plain: bool) -> tuple[Function, tuple[Tensor, ...]]:
+        function = getattr(plain if is_plain else functional, name)
+        if is_plain:
+            bins = torch.arange(shape[2], device=device).unsqueeze(-1)
+
+            def function(x: Tensor, start: Tensor, width: Tensor) -> Tensor:
+                inside = (bins >= start.unsqueeze(-1)) & (bins < (start + width).unsqueeze(-1))
+                return x.masked_fill_(inside, 0.0) if in_place else x.masked_fill(inside, 0.0)
+
+        return function, (_randn(shape, dtype, device), start.to(device), width.to(device))
+
+    share = masked if in_place else 2 - masked  # masked bins are written, others read and written
+    bytes_ = share * math.prod(shape) * dtype.itemsize
+    return Workload(name, shape, dtype, False, bytes_, None, make, layouts=False, compiled=not in_place)
+
+
+def gcsa_workload(shape: tuple[int, ...], dtype: torch.dtype, training: bool, device: str) -> Workload:
+    """The module, forward and backward in training, else forward."""
+    N, C, H, W = shape
+    h = C // 4
+
+    def make(is_plain: bool) -> tuple[Function, tuple[Tensor, ...]]:
+        module: nn.Module = GCSA(C).to(device).train(training)
+        module = plain.plain_copy(module) if is_plain else module
+        for child in module.modules():
+            if not isinstance(child, nn.BatchNorm2d):
+                for parameter in child.parameters(recurse=False):
+                    parameter.data = parameter.data.to(dtype)
+        return module, (_randn(shape, dtype, device),)
+
+    flops = (3 if training else 1) * 2 * N * H * W * (2 * C * h + 2 * 49 * C * h)
+    name = f"GCSA {'train' if training else 'eval'}"
+    compiled = dtype == torch.bfloat16 and N > 1
+    return Workload(name, shape, dtype, training, None, flops, make, compiled=compiled)
+
+
+def workloads(device: str) -> Iterator[Workload]:
+    """In the order of what matters most, for the time may run out."""
+    tiny = device == "cpu"
+    dtypes = (torch.bfloat16, torch.float32)
+    sizes = [(16, 6, 5)] if tiny else MAPS
+    for size in sizes:
+        yield gcsa_workload((2 if tiny else 256, *size), torch.bfloat16, True, device)
+    for shape in [(2, 16, 5, 6)] if tiny else [(256, 64, 56, 56), (256, 128, 56, 56)]:
+        for dtype in dtypes:
+            for backward in (False, True):
+                yield channel_gate_workload(shape, dtype, backward, device)
+                yield norm_gate_workload(shape, dtype, backward, device)
+    for dtype in dtypes:
+        for in_place in (False, True):
+            shape = (4, 1, 12, 40) if tiny else (2048, 1, 128, 1024)
+            yield frequency_mask_workload(shape, dtype, in_place, device)
+    for N in (1, 8):
+        for dtype in dtypes:
+            for size in sizes:
+                yield gcsa_workload((N, *size), dtype, False, device)
+    if not tiny:
+        for size in sizes:
+            yield gcsa_workload((256, *size), torch.float32, True, device)
+        for size in ((256, 14, 14), (512, 7, 7)):
+            for backward in (False, True):
+                yield channel_gate_workload((256, *size), torch.bfloat16, backward, device)
+
+
+def measure(workload: Workload, ceilings: Ceilings, device: str, rounds: int, compilers: bool) -> Row:
+    """Errors against float64, then times of all contenders in turn."""
+    row = Row(workload.operation, workload.shape, str(workload.dtype), workload.backward)
+    exact = [t.float() for t in make_step(workload, EAGER, torch.float64)()]
+    calls: dict[str, Callable[[], object]] = {}
+    for contender in workload.contenders(compilers):
+        try:
+            step = make_step(workload, contender)
+            row.errors[contender] = relative_error([t.float() for t in step()], exact)
+            calls[contender] = step
+            if device == "cuda":
+                calls[f"{contender} in a graph"] = captured(step)
+        except Exception as error:  # a contender that fails is left out, and the report says so
+            row.left_out[contender] = (
+                f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            )
+            synchronize()
+    del exact
+    row.seconds = time_in_turns(calls, rounds, 0.005)
+    ours = [seconds for name, seconds in row.seconds.items() if name.startswith(OURS)]
+    if ours and workload.bytes is not None:
+        row.bytes_per_second = workload.bytes / min(ours)
+    if ours:
+        least = max(
+            (workload.bytes or 0.0) / ceilings.bandwidth,
+            (workload.flops or 0.0) / ceilings.rate[str(workload.dtype)],
+        )
+        row.of_ceiling = least / min(ours)
+    return row
+
+
+def training_memory(workload: Workload, contender: str) -> dict[str, Any]:
+    """Bytes of a training step on the GPU beside inputs and weights: kept for the backward pass, and peak."""
+    torch.manual_seed(0)
+    function, (x,) = workload.make(not contender.startswith(OURS))
+    x.requires_grad_()
+    for _ in range(2):  # the first step compiles, and libraries take their workspaces
+        gc.collect()
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        out = function(x)
+        kept = torch.cuda.memory_allocated() - before - out.nbytes
+        grads = torch.autograd.grad(out, [x, *function.parameters()], torch.ones_like(out))
+        peak = torch.cuda.max_memory_allocated() - before
+        del out, grads
+    return {"shape": workload.shape, "contender": contender, "input": x.nbytes, "kept": kept, "peak": peak}
+
+
+def run_tests(limit: float) -> dict[str, Any]:
+    """python_tests/test_gpu.py in a process of its own, on several workers where pytest-xdist is there."""
+    if importlib.util.find_spec("pytest") is None:
+        return {"status": "not run: there is no pytest"}
+    workers = ["-n", "6"] if importlib.util.find_spec("xdist") is not None else []
+    present = [name for name in ("timeout",) if importlib.util.find_spec(f"pytest_{name}") is not None]
+    options = [] if present else ["-o", "timeout=0"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *workers, *options]
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    start = time.perf_counter()
+    try:
+        result = subprocess.run(
+            [*command, "python_tests/test_gpu.py"],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=limit,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return {"status": f"stopped after {limit:.0f} s"}
+    tail = (result.stdout + result.stderr).strip().splitlines()[-30:]
+    status = "passed" if result.returncode == 0 else f"failed (exit status {result.returncode})"
+    return {"status": status, "seconds": time.perf_counter() - start, "output": tail}
+
+
+def best(row: Row, ours: bool, graph: bool) -> tuple[str, float] | None:
+    """The fastest of our contenders, or of the others; directly called or as a graph."""
+    found = {
+        name: seconds
+        for name, seconds in row.seconds.items()
+        if name.startswith(OURS) == ours and name.endswith("in a graph") == graph
+    }
+    return min(found.items(), key=lambda item: item[1]) if found else None
+
+
+def markdown(report: dict[str, Any]) -> str:
+    """The report for people."""
+    rows: list[Row] = report["rows"]
+    ceilings: Ceilings = report["ceilings"]
+    rates = ", ".join(f"{name} {rate / 1e12:.3g} TFLOP/s" for name, rate in ceilings.rate.items())
+    lines = [
+        f"# gcsa_ext on {report['device']}",
+        "",
+        *(["A dry run: tiny maps on a CPU. The times mean nothing.", ""] if report["dry_run"] else []),
+        f"Tests: {report['tests']['status']}. Copy {ceilings.bandwidth / 1e9:.4g} GB/s, products {rates}.",
+        "",
+        "Milliseconds per call, median; each contender in its fastest memory layout; the ratio is the best",
+        "peer's over ours. Of ceiling: the least time for the bytes or FLOP that the definition asks for,",
+        "over our best time. Error: root mean square against float64, the worst tensor.",
+        "",
+        "| operation | shape | dtype | ours | best peer | its ms | ratio "
+        "| ours, graph | best peer, graph | its ms | ratio | GB/s | of ceiling | error | eager's |",
+        "|---|---|---|--:|---|--:|--:|--:|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in rows:
+        cells = [f"{row.operation}{' + backward' if row.backward else ''}", "x".join(map(str, row.shape))]
+        cells.append(row.dtype.removeprefix("torch."))
+        for graph in (False, True):
+            ours, peer = best(row, True, graph), best(row, False, graph)
+            cells.append(f"{ours[1] * 1e3:.4g}" if ours else "")
+            cells += [peer[0].removesuffix(" in a graph"), f"{peer[1] * 1e3:.4g}"] if peer else ["", ""]
+            cells.append(f"**{peer[1] / ours[1]:.2f}**" if ours and peer else "")
+        cells.append(f"{row.bytes_per_second / 1e9:.4g}" if row.bytes_per_second else "")
+        cells.append(f"{row.of_ceiling:.0%}" if row.of_ceiling else "")
+        cells += [f"{row.errors[name]:.1e}" if name in row.errors else "" for name in (OURS, EAGER)]
+        lines.append(f"| {' | '.join(cells)} |")
+    left_out = [
+        f"- {row.operation} {row.shape} {name}: {why}" for row in rows for name, why in row.left_out.items()
+    ]
+    left_out += [f"- {what}: out of time" for what in report["out_of_time"]]
+    if left_out:
+        lines += ["", "Left out:", "", *left_out]
+    if report["memory"]:
+        lines += ["", "Memory of a training step of GCSA, in times the input:", ""]
+        lines += ["| shape | contender | kept for the backward pass | peak |", "|---|---|--:|--:|"]
+    for found in report["memory"]:
+        kept, peak = (f"{found[key] / found['input']:.2f}" for key in ("kept", "peak"))
+        lines.append(f"| {'x'.join(map(str, found['shape']))} | {found['contender']} | {kept} | {peak} |")
+    return "\n".join(lines) + "\n"
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, default=Path("gpu-report"), help="folder for the report")
+    parser.add_argument("--minutes", type=float, default=7.5, help="start nothing new after this many")
+    parser.add_argument("--rounds", type=int, default=7, help="of measuring each row")
+    parser.add_argument("--no-tests", action="store_true")
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--dry-run", action="store_true", help="tiny maps on the CPU: does the program work?")
+    return parser.parse_args()
+
+
+def main() -> int:
+    start, arguments = time.monotonic(), _arguments()
+    device = "cpu" if arguments.dry_run else "cuda"
+    if device == "cuda" and not torch.cuda.is_available():
+        sys.exit(
+            "benchmarks/gpu.py: torch.cuda.is_available() is False; --dry-run tries the program without a GPU"
+        )
+    left = 60 * arguments.minutes
+    tests = {"status": "not run"}
+    if not (arguments.no_tests or arguments.dry_run):
+        tests = run_tests(0.45 * left)
+        print(f"tests: {tests['status']}", *tests.get("output", [])[-5:], sep="\n", flush=True)
+    torch.backends.cudnn.benchmark = True  # every contender's convolutions are the fastest that cuDNN has
+    ceilings = Ceilings.measure(device)
+    report: dict[str, Any] = {
+        "device": torch.cuda.get_device_name() if device == "cuda" else "a CPU",
+        "dry_run": arguments.dry_run,
+        "info": info(),
+        "tests": tests,
+        "ceilings": ceilings,
+        "rows": [],
+        "memory": [],
+        "out_of_time": [],
+    }
+    for workload in list(workloads(device)):
+        elapsed = time.monotonic() - start
+        if elapsed > left:
+            report["out_of_time"].append(str(workload))
+            continue
+        compilers = device == "cuda" and not arguments.no_compile and elapsed < 0.85 * left
+        row = measure(workload, ceilings, device, arguments.rounds, compilers)
+        report["rows"].append(row)
+        shown = {name: f"{seconds * 1e3:.4g}" for name, seconds in row.seconds.items()}
+        print(f"{workload}: {shown} {row.left_out or ''}", flush=True)
+        gc.collect()
+        if device == "cuda":
+            torch.cuda.empty_cache()
+    if device == "cuda":
+        for size in MAPS:
+            workload = gcsa_workload((64, *size), torch.bfloat16, True, device)
+            report["memory"] += [training_memory(workload, name) for name in (EAGER, OURS)]
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    text = markdown(report)
+    (arguments.out / "report.md").write_text(text)
+    plain_data = {**report, "ceilings": asdict(ceilings), "rows": [asdict(row) for row in report["rows"]]}
+    (arguments.out / "report.json").write_text(json.dumps(plain_data, indent=1) + "\n")
+    print(text)
+    return 0 if tests["status"] in ("passed", "not run") else 1
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

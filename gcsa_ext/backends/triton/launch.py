@@ -1,0 +1,84 @@
+"""What all launches share: how a map is described to a kernel, how many programs run, the last sums."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+
+from gcsa_ext.backends.triton.kernels import tile
+
+_LARGEST_32_BITS = 2**31 - 2**16
+"""Fewer positions than this are counted in 32 bits, the last block's reach behind the end included."""
+
+
+def power_of_two(n: int, least: int = 1) -> int:
+    """The smallest power of two that is at least `n` and `least`."""
+    return max(least, 1 << (n - 1).bit_length())
+
+
+class Sizes(NamedTuple):
+    """Of a map (N, C, H, W), as kernels take them; see kernels/tile.py."""
+
+    positions: int
+    channels: int
+    units: int
+    unit: int
+
+    @classmethod
+    def of(cls, x: Tensor) -> Sizes:
+        N, C, H, W = x.shape
+        unit = math.gcd(H * W, 16)
+        return cls(N * H * W, C, H * W // unit, unit)
+
+    @property
+    def arguments(self) -> tuple[int, int, int]:
+        return self.positions // self.unit, self.channels, self.units
+
+    @property
+    def constants(self) -> dict[str, Any]:
+        return {"UNIT": self.unit, "WIDE": self.positions >= _LARGEST_32_BITS}
+
+
+def is_last(layout: torch.memory_format) -> bool:
+    return layout == torch.channels_last
+
+
+def precision(x: Tensor) -> str:
+    """How tl.dot multiplies: float32 rounded to tf32 only where torch's own products are."""
+    if x.dtype != torch.float32:
+        return "ieee"
+    matmul = torch.backends.cuda.matmul
+    # Reading the older switch raises an error once the newer one was used.
+    allowed = (
+        matmul.fp32_precision == "tf32" if hasattr(matmul, "fp32_precision") else bool(matmul.allow_tf32)
+    )
+    return "tf32" if allowed else "ieee"
+
+
+@functools.cache
+def _multiprocessors(device: torch.device) -> int:
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)
+
+
+def programs(x: Tensor, per_multiprocessor: int) -> int:
+    """How many programs that loop over blocks keep the device of x busy; few in the interpreter."""
+    return per_multiprocessor * _multiprocessors(x.device) if x.is_cuda else 3
+
+
+def sum_partials(
+    partial: Tensor, outputs: Sequence[Tensor | None], sizes: Sequence[int], total: Tensor | None = None
+) -> None:
+    """Sum partial (rows, width) over its rows into `total` (width,), and piece by piece into `outputs`."""
+    rows, width = partial.shape
+    pieces = [*outputs, *(4 - len(outputs)) * (None,)]
+    lengths = [*sizes, *(4 - len(sizes)) * (0,)]
+    block = 64
+    tile.sum_partials[(triton.cdiv(width, block),)](
+        partial, total, *pieces, *lengths, rows, BLOCK_ROWS=32, BLOCK=block, num_warps=4
+    )

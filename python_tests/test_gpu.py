@@ -1,0 +1,314 @@
+"""On a GPU: the operators' tests once more, on compiled kernels, and what only a GPU has.
+
+The tests that are imported run with every new tensor on the GPU; they are described where they are written.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+from accuracy import MODULE_FACTOR, assert_as_accurate
+from pairs import assert_same_step, pair
+from test_attention import (  # noqa: F401
+    test_batch_norm_keeps_its_full_meaning,
+    test_frozen_batch_norm_in_training,
+    test_frozen_parts_get_no_gradient,
+    test_gradient_checkpointing,
+    test_inference_mode_and_no_grad,
+    test_nothing_in_nothing_out,
+    test_numbers_are_those_of_the_plain_module,
+    test_sizes_of_the_map,
+    test_sync_batch_norm_after_conversion,
+)
+from test_compile import (  # noqa: F401
+    fresh_compiler,
+    test_frequency_masking_is_one_graph,
+    test_gcsa_channels_last,
+    test_gcsa_is_one_graph,
+    test_inductor_trains_through_the_operators,
+    test_net_with_masking_is_one_graph,
+)
+from test_frequency_mask import (  # noqa: F401
+    test_bands_at_the_ends_of_64_bits,
+    test_empty_spectrograms,
+    test_every_integer_dtype_of_bands,
+    test_every_value_keeps_its_bits,
+    test_gradient_of_masked_bins_is_zero,
+    test_in_place_writes_nothing_around_a_slice,
+    test_not_finite_values_are_copied_and_masked,
+    test_out_of_place_and_in_place,
+)
+from test_gates import (  # noqa: F401
+    channel_gate_arguments,
+    check,
+    gate,
+    test_channel_gate,
+    test_channel_gate_with_some_gradients_only,
+    test_channel_gate_without_sigmoid,
+    test_empty_maps,
+    test_every_number_of_groups,
+    test_every_width_of_the_hidden_layer,
+    test_inputs_are_left_alone,
+    test_norm_gate,
+    test_norm_gate_of_values_far_from_zero,
+    test_norm_gate_with_some_gradients_only,
+    test_not_finite_values_stay_where_the_definition_puts_them,
+    test_not_finite_weights_stay_where_the_definition_puts_them,
+    test_running_statistics,
+    test_running_statistics_may_change_before_the_backward_pass,
+)
+from torch import Tensor, nn
+
+import gcsa_ext
+from gcsa_ext import GCSA, backends, functional, reference
+
+if not torch.cuda.is_available():
+    pytest.skip("torch.cuda.is_available() is False: these tests need a GPU", allow_module_level=True)
+
+pytestmark = [
+    pytest.mark.usefixtures("backend"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
+]
+DEVICE = "cuda"
+
+
+@pytest.fixture(params=["triton"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Instead of the fixture of that name elsewhere: Triton's kernels, on tensors on the GPU."""
+    if request.param == "cpu":
+        pytest.skip("the cpu backend is tested where the test is written")
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # the yardstick is float32
+    with torch.device(DEVICE), gcsa_ext.use_backend("triton"):
+        yield "triton"
+
+
+def test_triton_is_chosen_for_a_gpu() -> None:
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for operator in ("channel_gate", "norm_gate", "frequency_mask", "conv2d_same", "gcsa"):
+            assert backends.unsupported("triton", operator, torch.device(DEVICE), dtype) is None
+    assert not backends.triton.INTERPRETED
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    "shape", [(9, 64, 56, 56), (16, 128, 28, 28), (5, 256, 14, 14), (8, 512, 7, 7)], ids=str
+)
+def test_attention_at_usual_sizes(
+    shape: tuple[int, ...], training: bool, dtype: torch.dtype, layout: torch.memory_format
+) -> None:
+    fused, plain = (m.train(training) for m in pair(dtype, channels=shape[1]))
+    x = torch.randn(shape, dtype=dtype).contiguous(memory_format=layout)
+    assert_same_step(fused, plain, x, summands=10.0, buffers=1e-3 if dtype == torch.float32 else 2.0**-6)
+
+
+@pytest.mark.parametrize("hidden", [16, 32, 64, 128, 256, 300])
+def test_every_table_of_block_sizes(hidden: int) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        for channels in (24, 200):
+            check(*gate(4), channel_gate_arguments(torch.randn(3, channels, 17, 19, dtype=dtype), hidden))
+
+
+def test_two_runs_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ours always; torch's convolutions where its switch for deterministic ones is set."""
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
+    for dtype in (torch.float32, torch.bfloat16):
+        module = GCSA(64).to(dtype)
+        x = torch.randn(32, 64, 56, 56, dtype=dtype, requires_grad=True)
+        results = []
+        for _ in range(2):
+            out = module(x)
+            results.append([out, *torch.autograd.grad(out.sin().sum(), [x, *module.parameters()])])
+        assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_tf32_follows_the_switch_of_torch() -> None:
+    arguments = channel_gate_arguments(torch.randn(4, 64, 32, 32), 16)
+    exact = reference.channel_gate(*(a.double() for a in arguments), 4)
+
+    def error() -> float:
+        found = functional.channel_gate(*arguments, 4).double()
+        return ((found - exact).norm() / exact.norm()).item()
+
+    assert error() < 1e-6
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        assert 1e-6 < error() < 1e-3
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def captured(step: Callable[[], list[Tensor]]) -> tuple[torch.cuda.CUDAGraph, list[Tensor]]:
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):  # kernels are compiled before the capture
+        for _ in range(3):
+            step()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        results = step()
+    return graph, results
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("training", [True, False])
+def test_cuda_graphs(training: bool, dtype: torch.dtype) -> None:
+    module = GCSA(32).to(dtype).train(training)
+    x, grad = torch.randn(4, 32, 14, 14, dtype=dtype), torch.randn(4, 32, 14, 14, dtype=dtype)
+    x.requires_grad_()
+    parameters = list(module.parameters())
+
+    def step() -> list[Tensor]:
+        if not training:
+            with torch.no_grad():
+                return [module(x)]
+        out = module(x)
+        return [out, *torch.autograd.grad(out, [x, *parameters], grad)]
+
+    graph, results = captured(step)
+    for _ in range(2):
+        with torch.no_grad():
+            x.copy_(torch.randn_like(x))
+        graph.replay()
+        torch.testing.assert_close(results, step(), rtol=1e-2, atol=1e-3)
+
+
+def test_cuda_graph_of_a_mask() -> None:
+    spectrogram, start, width = torch.randn(8, 80, 401), torch.randint(60, (8, 2)), torch.randint(20, (8, 2))
+    graph, (result,) = captured(lambda: [functional.frequency_mask(spectrogram, start, width, 1.0)])
+    start.copy_(torch.randint(60, (8, 2)))
+    spectrogram.normal_()
+    graph.replay()
+    assert torch.equal(result, reference.frequency_mask(spectrogram, start, width, 1.0))
+
+
+def test_several_streams() -> None:
+    """Work goes to the current stream: each stream's long work before it must not be overtaken."""
+    module = GCSA(32).eval()
+    inputs = [torch.randn(8, 32, 28, 28) for _ in range(4)]
+    with torch.no_grad():
+        expected = [module(x) for x in inputs]
+        torch.cuda.synchronize()
+        results: list[Tensor] = []
+        for x in inputs:
+            with torch.cuda.stream(torch.cuda.Stream()):
+                late = torch.full_like(x, torch.nan)
+                torch.cuda._sleep(20_000_000)
+                late.copy_(x)
+                results.append(module(late))
+    torch.cuda.synchronize()
+    torch.testing.assert_close(results, expected)
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="this test needs two GPUs")
+def test_several_devices() -> None:
+    """The device of the tensors counts, whichever is current."""
+    module, x = GCSA(32), torch.randn(4, 32, 14, 14)
+    other, y = copy.deepcopy(module).to("cuda:1"), x.to("cuda:1").requires_grad_()
+    assert torch.cuda.current_device() == 0
+    out = other(y)
+    out.sum().backward()
+    assert out.device == y.grad.device == torch.device("cuda:1") and torch.cuda.current_device() == 0
+    torch.testing.assert_close(out.cpu(), module(x).cpu(), rtol=1e-4, atol=1e-5)
+
+
+def large(shape: tuple[int, ...], copies: float) -> Tensor:
+    """A random bfloat16 map, where so many of them fit into the GPU's memory."""
+    needed = copies * 2 * torch.Size(shape).numel()
+    if torch.cuda.mem_get_info()[0] < needed:
+        pytest.skip(f"this test needs {needed / 2**30:.0f} GiB of free GPU memory")
+    return torch.empty(shape, dtype=torch.bfloat16).normal_()
+
+
+@pytest.fixture
+def plain_memory() -> Iterator[None]:
+    """Without the filling of new memory, which takes long here."""
+    torch.utils.deterministic.fill_uninitialized_memory = False
+    yield
+    torch.cuda.empty_cache()
+
+
+@pytest.mark.usefixtures("plain_memory")
+@pytest.mark.parametrize("shape", [(11, 64, 1800, 1720), (1, 1, 46400, 46400)], ids=str)
+def test_maps_of_more_than_2_to_the_31_elements(shape: tuple[int, ...]) -> None:
+    """Many channels, and as many positions."""
+    x = large(shape, 6)
+    assert x.numel() > 2**31
+    mean, var = torch.zeros(shape[1]), torch.ones(shape[1])
+    out = functional.norm_gate(x, x, None, None, mean, var)
+    arguments = channel_gate_arguments(x[:1, :, :1, :1].contiguous(), 4)[1:]
+    gated = functional.channel_gate(x, *arguments, 1)
+    corners = (slice(-1, None), slice(None), slice(-3, None), slice(-70, None))
+    end = x[corners].contiguous()
+    torch.testing.assert_close(
+        out[corners], reference.norm_gate(end, end, None, None, mean, var, 1e-5), rtol=0.02, atol=0.01
+    )
+    torch.testing.assert_close(
+        gated[corners], reference.channel_gate(end, *arguments, 1), rtol=0.02, atol=0.02
+    )
+    del out, gated
+    _, batch_mean, batch_var = torch.ops.gcsa_ext.norm_gate(x, x, None, None, None, None, 1e-5)
+    torch.testing.assert_close(batch_mean, torch.zeros_like(batch_mean), rtol=0.0, atol=1e-3)
+    torch.testing.assert_close(batch_var, torch.ones_like(batch_var), rtol=0.01, atol=0.0)
+
+
+@pytest.mark.usefixtures("plain_memory")
+def test_a_mask_of_more_than_2_to_the_31_elements() -> None:
+    x = large((300, 3, 80, 29900), 4)
+    assert x.numel() > 2**31
+    start, width = torch.tensor([3]), torch.tensor([4])
+    end = reference.frequency_mask(x[-1], start, width, 5.0)
+    assert torch.equal(functional.frequency_mask(x, start, width, 5.0)[-1], end)
+    assert torch.equal(functional.frequency_mask_(x, start, width, 5.0)[-1], end)
+
+
+class Attended(nn.Module):
+    """A convolution before, as in a network."""
+
+    def __init__(self, attention: nn.Module) -> None:
+        super().__init__()
+        self.convolution = nn.Conv2d(16, 16, 3, padding=1)
+        self.attention = attention
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attention(self.convolution(x))
+
+
+@pytest.mark.parametrize("inside", [True, False])
+def test_autocast(inside: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Behind a convolution x is in 16 bits, and one operator computes; a float32 x is left to the layers."""
+    calls: list[object] = []
+    kernel = backends.triton.gcsa
+    monkeypatch.setattr(backends.triton, "gcsa", lambda *a: calls.append(a) or kernel(*a))
+    fused, plain = pair(channels=16)
+    if inside:
+        fused, plain = Attended(fused), Attended(plain)
+        plain.convolution = copy.deepcopy(fused.convolution)
+    exact = copy.deepcopy(plain).double()
+    x, grad = torch.randn(8, 16, 12, 12), torch.randn(8, 16, 12, 12)
+    steps = []
+    for module in (fused, plain, exact):
+        with torch.autocast("cuda", torch.bfloat16, enabled=module is not exact):
+            out = module(x.double() if module is exact else x)
+        steps.append((out, *torch.autograd.grad(out, list(module.parameters()), grad.to(out.dtype))))
+    scale = max(g.abs().max().item() for g in steps[2])
+    for name, a, b, c in zip(["result", *(n for n, _ in plain.named_parameters())], *steps, strict=True):
+        if a.dtype == torch.float32 and name != "result":
+            a, b = a.bfloat16(), b.bfloat16()  # as exact as the arithmetic was
+        assert_as_accurate(a, b, c, name, MODULE_FACTOR, scale)
+    assert bool(calls) == inside
+
+
+@pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
+def test_inductor(mode: str) -> None:
+    module = GCSA(16).eval()
+    compiled = torch.compile(module, fullgraph=True, mode=mode)
+    with torch.no_grad():
+        for _ in range(3):
+            x = torch.randn(4, 16, 14, 14)
+            torch.testing.assert_close(compiled(x).clone(), module(x), rtol=1e-4, atol=1e-5)
