@@ -181,7 +181,10 @@ def update_statistics(
             running_var.lerp_((var * (values / (values - 1))).to(running_var.dtype), momentum)
 
 
-def _direct(*tensors: Tensor) -> bool:
+_ORDINARY = (Tensor, torch.nn.Parameter)
+
+
+def goes_directly(*tensors: Tensor) -> bool:
     """Whether a call can go past PyTorch's dispatcher, whose way here takes as long as masking a small batch.
 
     It can where the dispatcher would only pass it on: ordinary tensors on the CPU (no subclass, negative
@@ -200,7 +203,7 @@ def _direct(*tensors: Tensor) -> bool:
     grad = torch.is_grad_enabled()
     for t in tensors:
         if (
-            type(t) is not Tensor
+            type(t) not in _ORDINARY
             or (grad and t.requires_grad)
             or not t.is_cpu
             or t.is_neg()
@@ -229,7 +232,7 @@ def frequency_mask(spectrogram: Tensor, start: Tensor, width: Tensor, value: flo
     Raises:
         ValueError: a shape that does not fit; TypeError: a dtype or device that does not.
     """
-    if _direct(spectrogram, start, width):
+    if goes_directly(spectrogram, start, width):
         return ops.frequency_mask.run(spectrogram, start, width, value)
     if transformed():
         return reference.frequency_mask(spectrogram, start, width, value)
@@ -243,7 +246,7 @@ def frequency_mask_(spectrogram: Tensor, start: Tensor, width: Tensor, value: fl
     Args and errors are those of `frequency_mask`; as with every in-place operation of torch, a leaf that
     requires a gradient is refused with a RuntimeError.
     """
-    if _direct(spectrogram, start, width):
+    if goes_directly(spectrogram, start, width):
         ops.frequency_mask.run_(spectrogram, start, width, value)
         torch.autograd.graph.increment_version(spectrogram)
         return spectrogram
@@ -289,7 +292,7 @@ def random_frequency_mask(
     draws = _uniform(bands, spectrogram if iid else None)
     if (
         draws.dtype == torch.float32
-        and _direct(spectrogram)
+        and goes_directly(spectrogram)
         and (spectrogram.is_contiguous() or not inplace)
         and select("frequency_mask", spectrogram.device, spectrogram.dtype) is cpu
     ):

@@ -311,10 +311,12 @@ def _gcsa_vectors(
 ) -> tuple[list[Tensor], list[Tensor | None]]:
     """The channel gate's weights in the dtype of x, all others in that of sums; contiguous."""
     dtype = accumulator_dtype(x.dtype)
-    return (
-        [w.to(x.dtype).contiguous() for w in gate],
-        [None if v is None else v.to(dtype).contiguous() for v in layers],
-    )
+
+    # Asking first costs less than a conversion that has nothing to do, and there are sixteen.
+    def convert(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        return tensor if tensor.dtype == dtype and tensor.is_contiguous() else tensor.to(dtype).contiguous()
+
+    return [convert(w, x.dtype) for w in gate], [None if v is None else convert(v, dtype) for v in layers]
 
 
 def saved_shape(channels: int, x: Tensor) -> tuple[int, int, int, int]:

@@ -9,7 +9,7 @@ from typing import TypeAlias, TypeGuard, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from gcsa_ext import functional, reference
+from gcsa_ext import functional, ops, reference
 from gcsa_ext.backends import has_kernels
 
 _BatchNorm: TypeAlias = nn.BatchNorm2d | nn.SyncBatchNorm
@@ -122,7 +122,7 @@ class GCSA(nn.Module):
             or not _fuses_spatial_gate(self.spatial_attention)
         ):
             return False
-        first, _, _ = _perceptron(self)
+        first, _, second = _perceptron(self)
         conv1, norm1, _, conv2, norm2 = _spatial_layers(self)
         if first.out_features != conv1.out_channels:
             return False
@@ -134,8 +134,8 @@ class GCSA(nn.Module):
             # On a GPU the convolutions of a wider map are to be computed in autocast's dtype, layer by layer.
             return device == "cpu" or x.dtype == torch.get_autocast_dtype(device)
         # Outside of autocast other dtypes are a mistake, and the layers say so.
-        weights = (*self.channel_attention.parameters(), *conv1.parameters(), *conv2.parameters())
-        return all(w.dtype == x.dtype for w in weights)
+        weights = (w for layer in (first, second, conv1, conv2) for w in (layer.weight, layer.bias))
+        return all(w is None or w.dtype == x.dtype for w in weights)
 
     def _fused(self, x: Tensor) -> Tensor:
         first, _, second = _perceptron(self)
@@ -152,8 +152,10 @@ class GCSA(nn.Module):
         )
         settings = (norm1.eps, norm2.eps, self.groups, self.channel_sigmoid)
         save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+        direct = not save and functional.goes_directly(*(t for t in tensors if t is not None))
+        operator = ops.gcsa.forward if direct else torch.ops.gcsa_ext.gcsa
         out: Tensor
-        out, _, _, *used = torch.ops.gcsa_ext.gcsa(*tensors, *statistics, *settings, save)
+        out, _, _, *used = operator(*tensors, *statistics, *settings, save)
         values = x.numel() // x.shape[1]
         for norm, mean, var in ((norm1, *used[:2]), (norm2, *used[2:])):
             if norm.training and norm.track_running_stats:

@@ -112,7 +112,8 @@ def _check(a: Arguments) -> None:
             raise ValueError(f"gcsa: expected both mean{number} and var{number}, or neither")
 
 
-def _forward(*args: Any) -> tuple[Tensor, ...]:
+def forward(*args: Any) -> tuple[Tensor, ...]:
+    """What the operator does; for calls that need not go through PyTorch's dispatcher."""
     *inputs, save = args
     a = Arguments(*inputs)
     _check(a)
@@ -203,7 +204,7 @@ def _backward_fake(
 registration.define(
     f"gcsa({_INPUTS}, Tensor? mean1, Tensor? var1, Tensor? mean2, Tensor? var2, {_SETTINGS}, bool save) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _forward,
+    forward,
     _forward_fake,
 )
 registration.define(
