@@ -58,13 +58,14 @@ inline void read_block(const FeatureMap& map, const T* from, BlockRange range, c
     }
     for (int64_t p = range.begin; p < end; p += L) {
         const int height = static_cast<int>(end - p < L ? end - p : L);
-        vec<A> square[L] = {};
-        for (int i = 0; i < width; ++i) {
-            const T* at = image + (first + i) * map.positions + p;
-            square[i] = height == L ? load(at, Full<T>{}) : load(at, height);
-        }
-        transpose<A>(square);
-        for (int i = 0; i < height; ++i) sink(p + i, square[i]);
+        transpose_square<A>(
+            width, height,
+            [&](int i) {
+                const T* const at = image + (first + i) * map.positions + p;
+                return height == L ? load(at, Full<T>{}) : load(at, height);
+            },
+            [&](int i, vec<A> value) { sink(p + i, value); }
+        );
     }
 }
 
@@ -85,13 +86,13 @@ inline void write_block(const FeatureMap& map, T* to, BlockRange range, const So
     }
     for (int64_t p = range.begin; p < end; p += L) {
         const int height = static_cast<int>(end - p < L ? end - p : L);
-        vec<A> square[L] = {};
-        for (int i = 0; i < height; ++i) square[i] = source(p + i);
-        transpose<A>(square);
-        for (int i = 0; i < width; ++i) {
-            T* at = image + (first + i) * map.positions + p;
-            height == L ? store(at, square[i], Full<T>{}) : store(at, square[i], height);
-        }
+        transpose_square<A>(
+            height, width, [&](int i) { return source(p + i); },
+            [&](int i, vec<A> value) {
+                T* const at = image + (first + i) * map.positions + p;
+                height == L ? store(at, value, Full<T>{}) : store(at, value, height);
+            }
+        );
     }
 }
 
@@ -105,13 +106,14 @@ inline void load_tile(const BlockedMap<A>& map, TileRange range, int64_t columns
         const int width = static_cast<int>(map.channels - block * L < L ? map.channels - block * L : L);
         for (int64_t p = 0; p < range.count; p += L) {
             const int height = static_cast<int>(range.count - p < L ? range.count - p : L);
-            vec<A> square[L] = {};
-            for (int i = 0; i < height; ++i) {
-                const int64_t at = range.begin + p + i;
-                square[i] = load(map.block(at / map.positions(), block) + at % map.positions() * L, Full<A>{});
-            }
-            transpose<A>(square);
-            for (int i = 0; i < width; ++i) store(tile + shuffle.from(block * L + i) * columns + p, square[i], Full<A>{});
+            transpose_square<A>(
+                height, width,
+                [&](int i) {
+                    const int64_t at = range.begin + p + i;
+                    return load(map.block(at / map.positions(), block) + at % map.positions() * L, Full<A>{});
+                },
+                [&](int i, vec<A> value) { store(tile + shuffle.from(block * L + i) * columns + p, value, Full<A>{}); }
+            );
         }
     }
 }
@@ -122,13 +124,13 @@ inline void store_tile(const BlockedMap<A>& map, TileRange range, int64_t column
         const int width = static_cast<int>(map.channels - block * L < L ? map.channels - block * L : L);
         for (int64_t p = 0; p < range.count; p += L) {
             const int height = static_cast<int>(range.count - p < L ? range.count - p : L);
-            vec<A> square[L] = {};
-            for (int i = 0; i < width; ++i) square[i] = load(tile + shuffle.from(block * L + i) * columns + p, Full<A>{});
-            transpose<A>(square);
-            for (int i = 0; i < height; ++i) {
-                const int64_t at = range.begin + p + i;
-                store(map.block(at / map.positions(), block) + at % map.positions() * L, square[i], Full<A>{});
-            }
+            transpose_square<A>(
+                width, height, [&](int i) { return load(tile + shuffle.from(block * L + i) * columns + p, Full<A>{}); },
+                [&](int i, vec<A> value) {
+                    const int64_t at = range.begin + p + i;
+                    store(map.block(at / map.positions(), block) + at % map.positions() * L, value, Full<A>{});
+                }
+            );
         }
     }
 }

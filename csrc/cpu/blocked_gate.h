@@ -21,9 +21,7 @@ class BlockedGate {
     BlockedGate(const ChannelGateForward& p, const Perceptron<A>& mlp, A* packed)
         : p_(p), mlp_(mlp), shuffle_{p.groups, p.map.channels / p.groups}, w2_(packed) {}
     static int64_t packed_size(int64_t C, int64_t h) { return (C + L - 1) / L * (h + 1) * L; }
-    static int64_t scratch_size(int64_t C, int64_t h) {
-        return Pieces<A>::size(C * columns) + Pieces<A>::size(h * columns);
-    }
+    static int64_t scratch_size(int64_t C, int64_t h) { return Pieces<A>::size(C * columns) + Pieces<A>::size(h * columns); }
 
     // For every block of shuffled channels the weights of the second layer, [hidden][lane], and behind them the bias.
     void pack(const Team& team) const {

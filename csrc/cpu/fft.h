@@ -286,10 +286,8 @@ struct Length {
     const T *cos, *sin;  // of 2 pi k / length
 };
 template <class T, int N1, int N2>
-constexpr Length<T> length_of{
-    fft<T, N1, N2, 2>,         fft<T, N1, N2, 3>,    fft_of_rows<T, N1, N2>, inverse_of_rows<T, N1, N2>,
-    roots<T, N1 * N2>.cos, roots<T, N1 * N2>.sin
-};
+constexpr Length<T> length_of{fft<T, N1, N2, 2>,          fft<T, N1, N2, 3>,     fft_of_rows<T, N1, N2>,
+                              inverse_of_rows<T, N1, N2>, roots<T, N1 * N2>.cos, roots<T, N1 * N2>.sin};
 
 template <class T>
 inline Length<T> find_length(int64_t length) {

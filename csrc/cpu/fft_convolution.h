@@ -84,8 +84,9 @@ struct Taps {
 template <class A>
 inline int64_t inputs_at_once(const Tiling& tiling, int64_t kernel) {
     constexpr int64_t most = 32, cache = 640 << 10;
-    const int64_t bytes = (TapTransform<A>::rows_size(tiling.x.length, kernel) + tiling.y.length * 2 * lanes<A>) *
-                          static_cast<int64_t>(sizeof(A));
+    const int64_t bytes =
+        (TapTransform<A>::rows_size(tiling.x.length, kernel) +
+         tiling.y.length * 2 * lanes<A>)*static_cast<int64_t>(sizeof(A));
     return std::min(std::max<int64_t>(cache / bytes / lanes<A>, 1) * lanes<A>, most);
 }
 // Between the frequencies of a column of spectra, in elements: no power of two.
@@ -250,9 +251,7 @@ inline void multiply_spectra(
                     const TilesByChannels<A> tile{in.at(first / L, f), in.block_stride};
                     const auto multiply =
                         taps.mirrored ? product<A, false, TilesByChannels<A>> : product<A, true, TilesByChannels<A>>;
-                    multiply(
-                        tiles, count, tile, column + j * stride, 2 * L, out.at(block, f), out.tile_stride, first > 0
-                    );
+                    multiply(tiles, count, tile, column + j * stride, 2 * L, out.at(block, f), out.tile_stride, first > 0);
                 }
             }
         }

@@ -60,11 +60,12 @@ inline void convolve_backward(
                 A* const sums = weights.sums ? weights.sums + unit * unit_size<A>(c.tiling) : unit_buffer;
                 for (int64_t f = 0; f < F; ++f)
                     product<A, true, ChannelsByTiles<A>>(
-                        rows, group.count, {x_spectra.at(input / L, f) + input % L},
-                        g_spectra.at(block, f), g_spectra.tile_stride, sums + f * unit_stride<A>, 2 * L, !first
+                        rows, group.count, {x_spectra.at(input / L, f) + input % L}, g_spectra.at(block, f),
+                        g_spectra.tile_stride, sums + f * unit_stride<A>, 2 * L, !first
                     );
                 if (!last) return;
-                const int64_t lanes_used = std::min<int64_t>(outputs - block * L, L), count = std::min<int64_t>(rows, inputs - input);
+                const int64_t lanes_used = std::min<int64_t>(outputs - block * L, L),
+                              count = std::min<int64_t>(rows, inputs - input);
                 A* const row_spectra = scratch + rows * kk * L;
                 for (int64_t i = 0; i < count; ++i)
                     transform.backward(sums + i * 2 * L, unit_stride<A>, scratch + i * kk * L, row_spectra);

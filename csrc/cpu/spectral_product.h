@@ -18,7 +18,8 @@ constexpr int product_rows = 8, real_products = 4;
 constexpr int product_rows = 4, real_products = 4;
 #endif
 
-// How many vectors a complex vector takes in the spectra of what is convolved: with three products also the sum of both parts.
+// How many vectors a complex vector takes in the spectra of what is convolved: with three products also the sum of both
+// parts.
 constexpr int input_parts = real_products == 3 ? 3 : 2;
 
 // The spectra of tiles at one frequency as A, (tiles, channels) or (channels, tiles): element (m, k) at m * row_stride + k *
@@ -123,9 +124,7 @@ GCSA_EXT_INLINE void product_block(
 }
 
 template <class T, bool conjugate, class Matrix, int rows = product_rows>
-inline void product(
-    int64_t M, int64_t K, Matrix A, const T* B, int64_t b_stride, T* C, int64_t c_stride, bool accumulate
-) {
+inline void product(int64_t M, int64_t K, Matrix A, const T* B, int64_t b_stride, T* C, int64_t c_stride, bool accumulate) {
     for (; M >= rows; M -= rows) {
         product_block<T, rows, conjugate>(K, A, B, b_stride, C, c_stride, accumulate);
         A.data += rows * A.row_stride;

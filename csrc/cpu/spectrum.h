@@ -30,9 +30,9 @@ class TileTransform {
     // The scratch memory of one transform, in elements.
     static constexpr int64_t scratch(int64_t height, int64_t width) { return (width / 2 * height + width) * 2 * L; }
 
-    // row(y) returns the address of row y, `width` vectors, or null where it is zero; all rows are zero, and not read, outside
-    // of [begin, end). Frequency f goes to out + f * stride: the real parts, then the imaginary ones, and if it is to have
-    // three parts their sums.
+    // row(y) returns the address of row y, `width` vectors, or null where it is zero; all rows are zero, and not read,
+    // outside of [begin, end). Frequency f goes to out + f * stride: the real parts, then the imaginary ones, and if it is
+    // to have three parts their sums.
     template <int parts, class Row>
     void forward(const Row& row, int64_t begin, int64_t end, T* out, int64_t stride, T* scratch) const {
         const int64_t half = width_ / 2, H = height_;

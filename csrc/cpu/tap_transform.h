@@ -22,7 +22,10 @@ class TapTransform {
 
    public:
     TapTransform(int64_t height, int64_t width, int64_t kernel)
-        : height_(static_cast<int>(height)), width_(static_cast<int>(width)), radius_(static_cast<int>(kernel / 2)), scale_(T(1) / T(2 * height * width)) {
+        : height_(static_cast<int>(height)),
+          width_(static_cast<int>(width)),
+          radius_(static_cast<int>(kernel / 2)),
+          scale_(T(1) / T(2 * height * width)) {
         fill_(y_, height_, 1);
         fill_(x_, width_, 1);
         fill_(scaled_x_, width_, scale_);

@@ -53,13 +53,15 @@ inline void load_tile(
         const int height = static_cast<int>(range.count - p < L ? range.count - p : L);
         for (int64_t c = 0; c < map.channels; c += L) {
             const int width = static_cast<int>(map.channels - c < L ? map.channels - c : L);
-            vec<A> square[L] = {};
-            for (int i = 0; i < height; ++i) {
-                const T* at = from + (range.begin + p + i) * map.channels + c;
-                square[i] = width == L ? load(at, Full<T>{}) : load(at, width);
-            }
-            transpose<A>(square);
-            for (int i = 0; i < width; ++i) store(tile + shuffle.from(c + i) * columns + p, square[i], Full<A>{});
+            const T* const at = from + (range.begin + p) * map.channels + c;
+            transpose_square<A>(
+                height, width,
+                [&](int i) {
+                    const T* const row = at + i * map.channels;
+                    return width == L ? load(row, Full<T>{}) : load(row, width);
+                },
+                [&](int i, vec<A> value) { store(tile + shuffle.from(c + i) * columns + p, value, Full<A>{}); }
+            );
         }
     }
 }
@@ -82,16 +84,14 @@ inline void store_tile(
         const int height = static_cast<int>(range.count - p < L ? range.count - p : L);
         for (int64_t c = 0; c < map.channels; c += L) {
             const int width = static_cast<int>(map.channels - c < L ? map.channels - c : L);
-            vec<A> square[L] = {};
-            for (int i = 0; i < width; ++i) square[i] = load(tile + shuffle.from(c + i) * columns + p, Full<A>{});
-            transpose<A>(square);
-            for (int i = 0; i < height; ++i) {
-                T* at = to + (range.begin + p + i) * map.channels + c;
-                if (width == L)
-                    store(at, square[i], Full<T>{});
-                else
-                    store(at, square[i], width);
-            }
+            T* const at = to + (range.begin + p) * map.channels + c;
+            transpose_square<A>(
+                width, height, [&](int i) { return load(tile + shuffle.from(c + i) * columns + p, Full<A>{}); },
+                [&](int i, vec<A> value) {
+                    T* const row = at + i * map.channels;
+                    width == L ? store(row, value, Full<T>{}) : store(row, value, width);
+                }
+            );
         }
     }
 }
