@@ -89,10 +89,17 @@ inline int64_t inputs_at_once(const Tiling& tiling, int64_t kernel) {
          tiling.y.length * 2 * lanes<A>)*static_cast<int64_t>(sizeof(A));
     return std::min(std::max<int64_t>(cache / bytes / lanes<A>, 1) * lanes<A>, most);
 }
-// Between the frequencies of a column of spectra, in elements: no power of two.
+// Between the frequencies of their spectra, in elements: no power of two.
 template <class A>
-inline int64_t column_stride(int64_t inputs) {
+inline int64_t frequency_stride(int64_t inputs) {
     return (inputs | 1) * 2 * lanes<A>;
+}
+// Whether their whole spectra are transformed before they are multiplied, not one column after the other: where these stay
+// in the cache, the spectra of the rows stay in the first-level one.
+template <class A>
+inline bool whole_spectra(const Tiling& tiling, int64_t inputs) {
+    constexpr int64_t cache = 320 << 10;
+    return tiling.frequencies() * frequency_stride<A>(inputs) * static_cast<int64_t>(sizeof(A)) <= cache;
 }
 
 // Between a block of outputs' taps, `count` scalars in a row per output, and vectors of all outputs for each.
@@ -134,12 +141,12 @@ inline void scatter_taps(const A* from, int64_t output_stride, int64_t outputs, 
     }
 }
 
-// The spectra of the rows of the weights of some inputs and one block of outputs, `rows_size` apart. `gathered` is scratch
-// for kernel^2 vectors of as many inputs as a vector has lanes. `next` is where the first weights of the next call are.
-template <class A>
-inline void transform_tap_rows(
-    const Taps<A>& taps, int64_t block, int64_t first, int64_t count, const A* next, const TapTransform<A>& transform,
-    A* rows, int64_t rows_size, A* gathered
+// Calls take(i, vectors) for the taps of inputs first ... first + count and one block of outputs, i counted from `first`: a
+// vector of all outputs for each tap. `gathered` is scratch for kernel^2 vectors of as many inputs as a vector has lanes.
+// `next` is where the first weights of the next call are.
+template <class A, class Take>
+inline void for_each_taps(
+    const Taps<A>& taps, int64_t block, int64_t first, int64_t count, const A* next, A* gathered, const Take& take
 ) {
     constexpr int L = lanes<A>;
     const int64_t outputs = std::min<int64_t>(taps.outputs - block * L, L), size = taps.kernel * taps.kernel;
@@ -154,7 +161,7 @@ inline void transform_tap_rows(
             for (int64_t k = 0; k < outputs; ++k)
                 for (int64_t tap = 0; tap < size; tap += 64 / static_cast<int64_t>(sizeof(A)))
                     __builtin_prefetch(next + k * taps.output_stride + (i + j) * taps.input_stride + tap, 0, 2);
-            transform.forward_rows(gathered + j * size * L, rows + (i + j) * rows_size);
+            take(i + j, gathered + j * size * L);
         }
     }
 }
@@ -225,11 +232,12 @@ inline void multiply_spectra(
 ) {
     constexpr int L = lanes<A>;
     const TapTransform<A> transform(tiling.y.length, tiling.x.length, taps.kernel);
-    const int64_t at_once = inputs_at_once<A>(tiling, taps.kernel), stride = column_stride<A>(at_once);
+    const int64_t at_once = inputs_at_once<A>(tiling, taps.kernel), stride = frequency_stride<A>(at_once);
     const int64_t rows_size = TapTransform<A>::rows_size(tiling.x.length, taps.kernel);
+    const bool whole = whole_spectra<A>(tiling, at_once);
     A* const gathered = scratch;
-    A* const column = gathered + taps.kernel * taps.kernel * L * L;
-    A* const rows = column + tiling.y.length * stride;
+    A* const rows = gathered + taps.kernel * taps.kernel * L * L;
+    A* const spectra = rows + (whole ? 1 : at_once) * rows_size;
     // Where there are fewer blocks of outputs than threads, some share one and divide its columns.
     const int64_t shares = (team.size + out.blocks - 1) / out.blocks;
     // The tiles' spectra of these inputs stay in the cache for all blocks of outputs.
@@ -237,21 +245,32 @@ inline void multiply_spectra(
         const int64_t count = std::min(at_once, taps.inputs - first);
         const auto [begin, end] = team.share(out.blocks * shares);
         for (int64_t unit = begin; unit < end; ++unit) {
-            const int64_t block = unit / shares, share = unit % shares;
+            const int64_t block = unit / shares, share = unit % shares, columns = transform.columns();
+            const int first_column = static_cast<int>(columns * share / shares);
+            const int last_column = static_cast<int>(columns * (share + 1) / shares);
+            const auto spectrum_of = [&](int column) {
+                return spectra + (whole ? transform.first_frequency(column) : 0) * stride;
+            };
             if constexpr (transforms) {
                 const bool last = unit + 1 == end;
                 const A* const next = taps.at((last ? begin : unit + 1) / shares * L, last ? first + at_once : first);
-                transform_tap_rows(taps, block, first, count, next, transform, rows, rows_size, gathered);
+                for_each_taps(taps, block, first, count, next, gathered, [&](int64_t i, const A* vectors) {
+                    A* const to = whole ? rows : rows + i * rows_size;
+                    transform.forward_rows(vectors, to);
+                    for (int k = first_column; whole && k < last_column; ++k)
+                        transform.forward_column(to, 1, k, spectrum_of(k) + i * 2 * L, stride);
+                });
             }
-            const int columns = transform.columns(), last = static_cast<int>(columns * (share + 1) / shares);
-            for (int k = static_cast<int>(columns * share / shares); k < last; ++k) {
-                if constexpr (transforms) transform.forward_column(rows, count, k, column, stride);
+            for (int k = first_column; k < last_column; ++k) {
+                if (transforms && !whole) transform.forward_column(rows, count, k, spectra, stride);
                 for (int j = 0; j < transform.frequencies(k); ++j) {
                     const int64_t f = transform.first_frequency(k) + j;
                     const TilesByChannels<A> tile{in.at(first / L, f), in.block_stride};
                     const auto multiply =
                         taps.mirrored ? product<A, false, TilesByChannels<A>> : product<A, true, TilesByChannels<A>>;
-                    multiply(tiles, count, tile, column + j * stride, 2 * L, out.at(block, f), out.tile_stride, first > 0);
+                    multiply(
+                        tiles, count, tile, spectrum_of(k) + j * stride, 2 * L, out.at(block, f), out.tile_stride, first > 0
+                    );
                 }
             }
         }
@@ -277,8 +296,9 @@ struct Convolution {
     // Of each thread.
     int64_t scratch_size() const {
         const int64_t inputs = inputs_at_once<A>(tiling, kernel);
-        const int64_t taps = kernel * kernel * L * L + tiling.y.length * column_stride<A>(inputs) +
-                             inputs * TapTransform<A>::rows_size(tiling.x.length, kernel);
+        const int64_t taps =
+            kernel * kernel * L * L + inputs * TapTransform<A>::rows_size(tiling.x.length, kernel) +
+            (whole_spectra<A>(tiling, inputs) ? tiling.frequencies() : tiling.y.length) * frequency_stride<A>(inputs);
         const int64_t tile = tile_scratch<A>(tiling);
         return taps > tile ? taps : tile;
     }
