@@ -53,7 +53,7 @@ def channel_gate(
 def conv2d_same(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Convolve with 'same' zero padding and stride 1, as ``F.conv2d(x, weight, bias, padding=k // 2)`` does.
 
-    On a CPU, kernels of 5 to 11 are convolved by Fourier transforms of tiles (overlap-save) wherever that was
+    On a CPU, kernels of 3 to 11 are convolved by Fourier transforms of tiles (overlap-save) wherever that was
     measured to be faster than torch's convolution; `explain_convolution` says which it is and why.
 
     Args:

@@ -257,13 +257,19 @@ def explain_convolution(x: Tensor, weight: Tensor) -> tuple[str, str]:
     to 11, 4 to 256 channels and maps of 7x7 to 56x56: ``python benchmarks/crossover.py``.
     """
     (N, C, H, W), (out_channels, k) = x.shape, weight.shape[::3]
-    if k < 5 or k > 11:
-        return "direct", f"a {k}x{k} kernel has too few taps" if k < 5 else f"no tile for a {k}x{k} kernel"
-    if k < 9 and max(C, out_channels) < 8 and N * H * W > 3000:
+    positions = N * H * W
+    if k > 11:
+        return "direct", f"no tile for a {k}x{k} kernel"
+    if k < 3 or (k == 3 and (min(C, out_channels) < 16 or positions < 300)):
+        return (
+            "direct",
+            f"a {k}x{k} kernel has too few taps for {C}x{out_channels} channels at {positions} positions",
+        )
+    if k == 5 and max(C, out_channels) < 8:
         return "direct", f"{C} and {out_channels} channels leave most of a vector empty"
-    if k == 5 and N * H * W < 100 and C * out_channels > 10000:
-        return "direct", f"{C}x{out_channels} weights are transformed for {N * H * W} positions only"
-    return "fft", f"{k}x{k} taps cost more than the transforms of {N * H * W} positions"
+    if k == 5 and positions < 100 and C * out_channels > 4000:
+        return "direct", f"{C}x{out_channels} weights are transformed for {positions} positions only"
+    return "fft", f"{k}x{k} taps cost more than the transforms of {positions} positions"
 
 
 def conv2d_same(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
