@@ -68,6 +68,18 @@ def test_one_openmp_runtime_and_one_pool_of_threads() -> None:
     assert after == before >= 3
 
 
+def test_a_result_is_hardly_larger_than_asked_for() -> None:
+    """Large pages at its beginning, small ones at its end, so that a map of 3.1 MB does not take 4."""
+    _C.release_scratch()
+    bytes_ = 4 * 8 * 128 * 28 * 28
+    memory = torch.frombuffer(_C.Memory(bytes_), dtype=torch.uint8)
+    assert bytes_ <= memory.nbytes < bytes_ + 4096
+    assert memory.data_ptr() % 4096 == 0
+    memory.fill_(1)
+    del memory
+    assert bytes_ <= _C.release_scratch() < bytes_ + 4096
+
+
 TENSOR = torch.ones(4096)
 A = TENSOR.data_ptr()
 MAP = {"dtype": 0, "channels_last": False, "batch": 1, "channels": 4, "positions": 4, "threads": 1}
