@@ -323,5 +323,4 @@ PYBIND11_MODULE(_C, module) {
             );
         });
     module.def("release_scratch", &gcsa_ext::release_scratch);
-    module.def("kept_scratch", &gcsa_ext::kept_scratch);
 }

@@ -1,5 +1,6 @@
 #include "scratch.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <mutex>
 #include <new>
@@ -20,9 +21,10 @@ struct Piece {
     int64_t bytes;
 };
 
-constexpr int64_t page = 2 << 20;         // of the large kind, which spares most TLB misses
+constexpr int64_t page = 4096;
+constexpr int64_t large_page = 2 << 20;   // spares most TLB misses
 constexpr int64_t most_kept = 1ll << 30;  // bytes
-constexpr int64_t largest_result(int64_t bytes) { return bytes + bytes / 4 + page; }
+constexpr int64_t largest_result(int64_t bytes) { return bytes + bytes / 4 + large_page; }
 
 constexpr size_t most_pieces = 64;
 
@@ -50,10 +52,33 @@ int64_t kept_bytes() {
     return sum;
 }
 
+#ifdef __linux__
+// Not through malloc, which gives back neither what it skips for the alignment nor, always, what is freed.
+void* allocate(int64_t bytes) {
+    const int64_t mapped = bytes + large_page;
+    void* const all = mmap(nullptr, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (all == MAP_FAILED) throw std::bad_alloc();
+    const auto begin = reinterpret_cast<uintptr_t>(all), aligned = (begin + large_page - 1) / large_page * large_page;
+    if (aligned > begin) munmap(all, aligned - begin);
+    if (begin + large_page > aligned) munmap(reinterpret_cast<void*>(aligned + bytes), begin + large_page - aligned);
+    madvise(reinterpret_cast<void*>(aligned), bytes, MADV_HUGEPAGE);
+    return reinterpret_cast<void*>(aligned);
+}
+void give_back(const Piece& piece) { munmap(piece.data, piece.bytes); }
+#else
+void* allocate(int64_t bytes) {
+    if (void* const data = std::aligned_alloc(page, bytes)) return data;
+    throw std::bad_alloc();
+}
+void give_back(const Piece& piece) { std::free(piece.data); }
+#endif
+
 }  // namespace
 
-Scratch::Scratch(int64_t bytes, Use use) : data_(nullptr), bytes_((bytes + page - 1) / page * page) {
-    if (bytes_ == 0) bytes_ = page;
+Scratch::Scratch(int64_t bytes, Use use) : data_(nullptr) {
+    // A result ends in small pages: rounding maps of a few megabytes up to large ones would waste a fifth.
+    const int64_t unit = use == Use::result ? page : large_page;
+    bytes_ = std::max((bytes + unit - 1) / unit, int64_t(1)) * unit;
     {
         const std::lock_guard<std::mutex> lock(kept().mutex);
         auto& pieces = kept().pieces;
@@ -73,15 +98,11 @@ Scratch::Scratch(int64_t bytes, Use use) : data_(nullptr), bytes_((bytes + page 
         }
         // A larger workspace takes the place of the one that is too small now.
         if (use == Use::workspace && smaller != pieces.end()) {
-            std::free(smaller->data);
+            give_back(*smaller);
             pieces.erase(smaller);
         }
     }
-    data_ = std::aligned_alloc(page, bytes_);
-    if (!data_) throw std::bad_alloc();
-#ifdef MADV_HUGEPAGE
-    madvise(data_, bytes_, MADV_HUGEPAGE);
-#endif
+    data_ = allocate(bytes_);
 }
 
 Scratch::~Scratch() {
@@ -89,26 +110,21 @@ Scratch::~Scratch() {
     auto& pieces = kept().pieces;
     // What was used last is the likeliest to be asked for again; what has waited longest goes.
     while (!pieces.empty() && (kept_bytes() + bytes_ > most_kept || pieces.size() == most_pieces)) {
-        std::free(pieces.front().data);
+        give_back(pieces.front());
         pieces.erase(pieces.begin());
     }
     if (bytes_ <= most_kept)
         pieces.push_back({data_, bytes_});
     else
-        std::free(data_);
+        give_back({data_, bytes_});
 }
 
 int64_t release_scratch() {
     const std::lock_guard<std::mutex> lock(kept().mutex);
     const int64_t bytes = kept_bytes();
-    for (const Piece& piece : kept().pieces) std::free(piece.data);
+    for (const Piece& piece : kept().pieces) give_back(piece);
     kept().pieces.clear();
     return bytes;
-}
-
-int64_t kept_scratch() {
-    const std::lock_guard<std::mutex> lock(kept().mutex);
-    return kept_bytes();
 }
 
 }  // namespace gcsa_ext

@@ -27,7 +27,5 @@ class Scratch {
 
 // Gives back what nobody is using; returns how many bytes that was.
 int64_t release_scratch();
-// What is kept at the moment, in bytes, without what is in use.
-int64_t kept_scratch();
 
 }  // namespace gcsa_ext

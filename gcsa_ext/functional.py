@@ -5,7 +5,15 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._C import (
+    _are_functorch_transforms_active,
+    _get_tracing_state,
+    _len_torch_dispatch_stack,
+    _len_torch_function_stack,
+)
+from torch._C._autograd import _profiler_enabled
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 
 from gcsa_ext import ops, reference
 from gcsa_ext.backends import cpu, forced_backend, select, unsupported
@@ -17,7 +25,7 @@ def transformed() -> bool:
     torch.library's operators know only plain backward differentiation and would fail there, or drop the
     tangent without a word; the definition in plain PyTorch takes every transform.
     """
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    return _are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def channel_gate(
@@ -191,13 +199,16 @@ def goes_directly(*tensors: Tensor) -> bool:
     view, inference or zero tensor), no gradient wanted, and no compiler, transform, mode, trace or profiler
     that wants to see the call.
     """
+    # Bound names, since each attribute looked up on the way costs a wait for memory when the caches are full
+    # of spectrograms.
     if (
-        torch.compiler.is_compiling()
-        or transformed()
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch._C._len_torch_function_stack() > 0
-        or torch._C._get_tracing_state() is not None
-        or torch._C._autograd._profiler_enabled()
+        is_compiling()
+        or _are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or _len_torch_dispatch_stack() > 0
+        or _len_torch_function_stack() > 0
+        or _get_tracing_state() is not None
+        or _profiler_enabled()
     ):
         return False
     grad = torch.is_grad_enabled()
@@ -313,7 +324,10 @@ def _uniform(bands: int, like: Tensor | None) -> Tensor:
     if like is None:
         draws = torch.empty(bands, 2)
     else:
-        draws = torch.empty((bands, 2, *like.shape[:-2]), dtype=like.dtype, device=like.device)
+        shape = (bands, 2, *like.shape[:-2])
+        if like.is_cpu:
+            return torch.rand(shape, dtype=like.dtype)
+        draws = torch.empty(shape, dtype=like.dtype, device=like.device)
     if draws.is_cpu:
         return draws.uniform_()
     # Only the CPU's generator gives one call the numbers that it would give several calls.

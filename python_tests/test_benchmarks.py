@@ -141,6 +141,12 @@ def test_a_ratio_is_against_the_fastest_peer_or_the_named_ones() -> None:
     assert measured(("torchaudio",))["measured"] is None
 
 
+def test_masking_shows_what_a_plain_copy_would_reach() -> None:
+    found = bars._beside_clone(passed(CASES[0], ours=2.0, torchaudio=6.0, clone=1.5))
+    assert (found.value, found.note) == (3.0, "torchaudio 6e+03 ms, ours 2e+03 ms; clone would be 4.00x")
+    assert bars._beside_clone(passed(CASES[0], ours=2.0, clone=1.5)).value is None
+
+
 def test_a_disturbed_case_shows_in_the_bar() -> None:
     case = CASES[0]
     results = {str(case): {**passed(case, ours=1.0, eager=4.0), "waited": 0.5}}

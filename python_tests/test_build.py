@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import platform
 import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,6 +32,31 @@ def test_links_neither_torch_nor_cuda() -> None:
     assert not re.search(r"\((RPATH|RUNPATH)\).*/", dynamic), "no path of the building machine"
 
 
+X86_64 = {
+    "baseline": (16, ()),
+    "avx2": (32, ("-mavx2", "-mfma")),
+    "avx512": (64, ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma")),
+}
+COMPILERS = [("g++", isa) for isa in X86_64] + [("clang++", isa) for isa in X86_64]
+COMPILERS += [("aarch64-linux-gnu-g++", "baseline")]
+
+
+@pytest.mark.parametrize(("compiler", "isa"), COMPILERS)
+def test_other_compilers_and_processors_take_the_sources(compiler: str, isa: str) -> None:
+    if shutil.which(compiler) is None:
+        pytest.skip(f"no {compiler} here")
+    if not compiler.startswith("aarch64") and platform.machine() not in ("x86_64", "AMD64"):
+        pytest.skip(f"{compiler} compiles for {platform.machine()}")
+    folder = Path(__file__).parents[1] / "csrc"
+    sources = [*sorted(folder.glob("cpu/*.cpp")), folder / "scratch.cpp"]
+    vector_bytes, flags = X86_64[isa]
+    command = [compiler, "-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", *flags]
+    command += [f"-DGCSA_EXT_ISA={isa}", f"-DGCSA_EXT_VECTOR_BYTES={vector_bytes}", *map(str, sources)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert len(sources) > 8
+
+
 def test_build_info() -> None:
     info = _C.build_info()
     assert set(info) == {"compiler", "isas", "openmp"}
@@ -44,6 +71,8 @@ def test_one_openmp_runtime_and_one_pool_of_threads() -> None:
     """torch's threads are used: the kernels start none of their own beside them."""
     if not _C.build_info()["openmp"]:
         pytest.skip("built without OpenMP, by a compiler that has none")
+    if "Clang" in _C.build_info()["compiler"]:
+        pytest.skip("Clang's OpenMP has a runtime and threads of its own")
     printed = python(
         """
         import pathlib, re, torch, gcsa_ext
@@ -66,6 +95,18 @@ def test_one_openmp_runtime_and_one_pool_of_threads() -> None:
     assert runtimes.startswith("1 "), runtimes
     before, after = map(int, counts.split())
     assert after == before >= 3
+
+
+def test_a_result_is_hardly_larger_than_asked_for() -> None:
+    """Large pages at its beginning, small ones at its end, so that a map of 3.1 MB does not take 4."""
+    _C.release_scratch()
+    bytes_ = 4 * 8 * 128 * 28 * 28
+    memory = torch.frombuffer(_C.Memory(bytes_), dtype=torch.uint8)
+    assert bytes_ <= memory.nbytes < bytes_ + 4096
+    assert memory.data_ptr() % 4096 == 0
+    memory.fill_(1)
+    del memory
+    assert bytes_ <= _C.release_scratch() < bytes_ + 4096
 
 
 TENSOR = torch.ones(4096)

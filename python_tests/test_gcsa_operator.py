@@ -17,6 +17,7 @@ import torch
 from pairs import assert_same_step, pair, step
 from subprocesses import python
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import gcsa_ext
 from gcsa_ext import GCSA, backends, functional
@@ -438,6 +439,22 @@ def test_bfloat16_and_autocast() -> None:
     found = fused.bfloat16()(x.bfloat16())
     assert found.dtype == torch.bfloat16
     torch.testing.assert_close(found.float(), exact, rtol=0.05, atol=0.05)
+
+
+def test_what_has_no_gradient_gets_no_zeros() -> None:
+    called = []
+
+    class Recorded(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            called.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    x = torch.randn(2, 8, 5, 5, requires_grad=True)
+    out = GCSA(8)(x)
+    with Recorded():
+        out.backward(torch.ones_like(out))
+    assert "gcsa_ext.gcsa_backward.default" in called
+    assert not [name for name in called if "zeros" in name]
 
 
 def test_workspace_is_given_back() -> None:

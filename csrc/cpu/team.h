@@ -30,7 +30,7 @@ struct Team {
 
 // Calls body(team) on every one of at most `threads` threads, which form one team.
 template <class Body>
-inline void parallel_team(int threads, const Body& body) {
+inline void parallel_team([[maybe_unused]] int threads, const Body& body) {
 #ifdef _OPENMP
     if (threads > 1) {
 #pragma omp parallel num_threads(threads)

@@ -27,6 +27,7 @@ MASK_DTYPES = {
     torch.float16: torch.int16,
 }
 
+_CPU = torch.device("cpu")
 _forked = False
 
 
@@ -45,7 +46,7 @@ def unsupported(operator: str, device: torch.device, dtype: torch.dtype) -> str 
     reason = native.load_error or _isa_error
     if reason is not None:
         return reason
-    if device.type != "cpu":
+    if device != _CPU and device.type != "cpu":  # the first, which is much faster, settles nearly all
         return f"the cpu backend takes tensors on the CPU, not on {device}"
     dtypes = MASK_DTYPES if operator.startswith("frequency_mask") else DTYPES
     if dtype not in dtypes:
@@ -82,6 +83,7 @@ def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
+_LARGE_RESULT = 1 << 20
 _ALWAYS_FRESH = 32 << 20
 """From this size on glibc gets every block from the system, and gives it back."""
 
@@ -90,12 +92,11 @@ def _empty(
     shape: Sequence[int],
     dtype: torch.dtype,
     layout: torch.memory_format = torch.contiguous_format,
-    kept_from: int = 1 << 20,
 ) -> Tensor:
-    """An uninitialised tensor. One of `kept_from` bytes lies in memory that is kept from call to call
-    (csrc/scratch.h) and goes back there when the last tensor that uses it is gone."""
+    """An uninitialised tensor. A large one lies in memory that is kept from call to call (csrc/scratch.h) and
+    goes back there when the last tensor that uses it is gone."""
     bytes_ = math.prod(shape) * dtype.itemsize
-    if bytes_ < kept_from:
+    if bytes_ < _LARGE_RESULT:
         return torch.empty(shape, dtype=dtype, memory_format=layout)
     assert native.extension is not None
     flat = torch.frombuffer(native.extension.Memory(bytes_), dtype=dtype, count=math.prod(shape))
@@ -446,7 +447,7 @@ def _bits(value: float, sign: float, dtype: torch.dtype) -> int:
 def _mask_sizes(
     spectrogram: Tensor, bands: int, shared: bool, value: float
 ) -> tuple[int, int, int, int, int, bool, int, int]:
-    freq, time = spectrogram.shape[-2:]
+    *_, freq, time = spectrogram.shape
     return (
         spectrogram.numel() // (freq * time),
         freq,
@@ -457,6 +458,14 @@ def _mask_sizes(
         spectrogram.element_size(),
         _bits(value, math.copysign(1.0, value), spectrogram.dtype),
     )
+
+
+def _empty_like(spectrogram: Tensor) -> Tensor:
+    """Room for a masked copy. What glibc has kept is used by everybody, so that it is likelier to be in the
+    caches than memory of our own."""
+    if spectrogram.nbytes < _ALWAYS_FRESH:
+        return torch.empty_like(spectrogram, memory_format=torch.contiguous_format)
+    return _empty(spectrogram.shape, spectrogram.dtype)
 
 
 def _mask(spectrogram: Tensor, start: Tensor, width: Tensor, value: float, out: Tensor) -> None:
@@ -480,7 +489,7 @@ def _mask(spectrogram: Tensor, start: Tensor, width: Tensor, value: float, out: 
 def frequency_mask(spectrogram: Tensor, start: Tensor, width: Tensor, value: float) -> Tensor:
     """See reference.frequency_mask; contiguous."""
     spectrogram = spectrogram.contiguous()
-    out = _empty(spectrogram.shape, spectrogram.dtype, kept_from=_ALWAYS_FRESH)
+    out = _empty_like(spectrogram)
     _mask(spectrogram, start, width, value, out)
     return out
 
@@ -495,7 +504,7 @@ def random_frequency_mask(
 ) -> Tensor:
     """See functional.random_frequency_mask; draws in float32; in place contiguous spectrograms only."""
     spectrogram = spectrogram.contiguous()
-    out = spectrogram if inplace else _empty(spectrogram.shape, spectrogram.dtype, kept_from=_ALWAYS_FRESH)
+    out = spectrogram if inplace else _empty_like(spectrogram)
     if out.numel() == 0:
         return out
     draws = draws.contiguous()

@@ -224,10 +224,13 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     ctx.batch = a.mean1 is None, a.mean2 is None
     ctx.settings = *a.eps, a.groups, a.sigmoid
     ctx.mark_non_differentiable(*others)
+    ctx.set_materialize_grads(False)  # no zeros, as large as u1 and u2, for what has no gradient
     ctx.save_for_backward(*a.differentiable, *others)
 
 
-def _autograd(ctx: Any, grad_out: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+def _autograd(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    if grad_out is None:
+        return len(ctx.needs_input_grad) * (None,)
     saved = ctx.saved_tensors  # asked for once: checkpoints give it only once
     inputs, (u1, u2, *used) = saved[:_DIFFERENTIABLE], saved[_DIFFERENTIABLE:]
     need, others = ctx.needs_input_grad[:_DIFFERENTIABLE], ctx.needs_input_grad[_DIFFERENTIABLE:]
