@@ -14,14 +14,15 @@ template <class T>
 class BlockedGate {
     using A = accumulator<T>;
     static constexpr int L = lanes<A>;
-    static constexpr int64_t columns = tile_columns<A>;
 
    public:
     // `packed` has packed_size(C, h) elements, to be filled by `pack`.
     BlockedGate(const ChannelGateForward& p, const Perceptron<A>& mlp, A* packed)
         : p_(p), mlp_(mlp), shuffle_{p.groups, p.map.channels / p.groups}, w2_(packed) {}
     static int64_t packed_size(int64_t C, int64_t h) { return (C + L - 1) / L * (h + 1) * L; }
-    static int64_t scratch_size(int64_t C, int64_t h) { return Pieces<A>::size(C * columns) + Pieces<A>::size(h * columns); }
+    static int64_t scratch_size(int64_t C, int64_t h) {
+        return Pieces<A>::size(C * tile_columns<A>) + Pieces<A>::size(h * tile_columns<A>);
+    }
 
     // For every block of shuffled channels the weights of the second layer, [hidden][lane], and behind them the bias.
     void pack(const Team& team) const {
@@ -41,18 +42,18 @@ class BlockedGate {
         const int64_t C = p_.map.channels, positions = p_.map.positions, total = count * positions;
         const T* const from = static_cast<const T*>(p_.x) + first * C * positions;
         A* const tile = scratch;
-        A* const hidden = scratch + Pieces<A>::size(C * columns);
-        team.for_each((total + columns - 1) / columns, [&](int64_t i) {
-            const TileRange range{i * columns, std::min(columns, total - i * columns)};
+        A* const hidden = scratch + Pieces<A>::size(C * tile_columns<A>);
+        const auto [begin, end] = team.share((total + L - 1) / L);
+        for_each_tile<A>(begin, end, total, block_vectors, [&](TileRange range, int64_t columns) {
             const int64_t image = range.begin / positions, at = range.begin % positions;
             if constexpr (std::is_same_v<T, A>) {
                 if (p_.map.layout == Layout::contiguous && at + columns <= positions) {
-                    run_tile_(range, from + image * C * positions + at, positions, z, hidden);
+                    run_tile_(range, columns, from + image * C * positions + at, positions, z, hidden);
                     return;
                 }
             }
             load_tile(p_.map, from, range, columns, tile, ChannelShuffle{1, C});
-            run_tile_(range, tile, columns, z, hidden);
+            run_tile_(range, columns, tile, columns, z, hidden);
         });
     }
 
@@ -60,17 +61,18 @@ class BlockedGate {
     A* packed_(int64_t block) const { return w2_ + block * (p_.hidden + 1) * L; }
 
     // x: channel c of the tile's positions at x + c * stride
-    void run_tile_(TileRange range, const A* x, int64_t stride, const BlockedMap<A>& z, A* hidden) const {
+    void run_tile_(TileRange range, int64_t columns, const A* x, int64_t stride, const BlockedMap<A>& z, A* hidden) const {
         first_layer(mlp_, p_.map.channels, p_.hidden, columns, x, stride, hidden);
         for (int64_t block = 0; block < z.blocks(); ++block)
             for (int64_t column = 0; column < range.count; column += L)
-                p_.sigmoid ? run_square_<true>(range, block, column, x, stride, z, hidden)
-                           : run_square_<false>(range, block, column, x, stride, z, hidden);
+                p_.sigmoid ? run_square_<true>(range, columns, block, column, x, stride, z, hidden)
+                           : run_square_<false>(range, columns, block, column, x, stride, z, hidden);
     }
 
     template <bool with_sigmoid>
     void run_square_(
-        TileRange range, int64_t block, int64_t column, const A* x, int64_t stride, const BlockedMap<A>& z, const A* hidden
+        TileRange range, int64_t columns, int64_t block, int64_t column, const A* x, int64_t stride, const BlockedMap<A>& z,
+        const A* hidden
     ) const {
         const A* const w2 = packed_(block);
         const A* const b2 = w2 + p_.hidden * L;

@@ -17,25 +17,23 @@ void forward(const ChannelGateForward& p) {
     const PerceptronWeights<T> weights(p);
 
     const int64_t per_thread = Pieces<A>::size(C * P) + gate_scratch<A>(h);
-    const int64_t tiles = (total + P - 1) / P;
-    const Workspace<A> workspace(per_thread * useful_threads(p.map.threads, tiles));
-    parallel_for(p.map.threads, tiles, [&](int thread, int64_t begin, int64_t end) {
+    const int64_t vectors = (total + lanes<A> - 1) / lanes<A>;
+    const Workspace<A> workspace(per_thread * useful_threads(p.map.threads, vectors));
+    parallel_for(p.map.threads, vectors, [&](int thread, int64_t begin, int64_t end) {
         Pieces<A> pieces(workspace.data() + thread * per_thread);
         A* x = pieces.take(C * P);
         A* scratch = pieces.take(gate_scratch<A>(h));
-        for (int64_t tile = begin; tile < end; ++tile) {
-            const TileRange range{tile * P, total - tile * P < P ? total - tile * P : P};
-            load_tile(p.map, static_cast<const T*>(p.x), range, P, x, plain);
-            gate_tile(weights.get(), C, h, p.sigmoid, x, scratch);
-            store_tile(p.map, static_cast<T*>(p.out), range, P, x, shuffle);
-        }
+        for_each_tile<A>(begin, end, total, block_vectors, [&](TileRange range, int64_t columns) {
+            load_tile(p.map, static_cast<const T*>(p.x), range, columns, x, plain);
+            gate_tile(weights.get(), C, h, p.sigmoid, columns, x, scratch);
+            store_tile(p.map, static_cast<T*>(p.out), range, columns, x, shuffle);
+        });
     });
 }
 
 template <class T>
 void backward(const ChannelGateBackward& q) {
     using A = accumulator<T>;
-    constexpr int64_t P = tile_columns<A>;
     const ChannelGateForward& p = q.forward;
     const bool want_weights = q.grad_w1 != nullptr;
     const int64_t C = p.map.channels, h = p.hidden, total = p.map.batch * p.map.positions;
@@ -43,22 +41,21 @@ void backward(const ChannelGateBackward& q) {
     const PerceptronWeights<T> weights(p);
 
     const int64_t per_thread = GateGradient<A>::size(C, h, want_weights);
-    const int64_t tiles = (total + P - 1) / P;
-    const int threads = useful_threads(p.map.threads, tiles);
+    const int64_t vectors = (total + lanes<A> - 1) / lanes<A>;
+    const int threads = useful_threads(p.map.threads, vectors);
     const Workspace<A> workspace(per_thread * threads);
     const auto gradient_of = [&](int thread) {
         return GateGradient<A>(workspace.data() + thread * per_thread, C, h, want_weights);
     };
     for (int thread = 0; thread < threads; ++thread) gradient_of(thread).clear_sums();
-    parallel_for(threads, tiles, [&](int thread, int64_t begin, int64_t end) {
+    parallel_for(threads, vectors, [&](int thread, int64_t begin, int64_t end) {
         GateGradient<A> gradient = gradient_of(thread);
-        for (int64_t tile = begin; tile < end; ++tile) {
-            const TileRange range{tile * P, total - tile * P < P ? total - tile * P : P};
-            load_tile(p.map, static_cast<const T*>(p.x), range, P, gradient.x, plain);
-            load_tile(p.map, static_cast<const T*>(q.grad_out), range, P, gradient.grad, shuffle);
-            gradient.run(weights.get(), p.sigmoid, range.count, q.grad_x != nullptr);
-            if (q.grad_x) store_tile(p.map, static_cast<T*>(q.grad_x), range, P, gradient.grad, plain);
-        }
+        for_each_tile<A>(begin, end, total, block_vectors, [&](TileRange range, int64_t columns) {
+            load_tile(p.map, static_cast<const T*>(p.x), range, columns, gradient.x, plain);
+            load_tile(p.map, static_cast<const T*>(q.grad_out), range, columns, gradient.grad, shuffle);
+            gradient.run(weights.get(), p.sigmoid, columns, range.count, q.grad_x != nullptr);
+            if (q.grad_x) store_tile(p.map, static_cast<T*>(q.grad_x), range, columns, gradient.grad, plain);
+        });
     });
     if (!want_weights) return;
     // Add up the threads in their order: the same number of threads gives the same bits.

@@ -67,14 +67,13 @@ inline void second_layer(
     }
 }
 
-// x (C, columns) *= gate(x). The scratch holds gate_scratch elements.
+// x (C, P) *= gate(x), with P of at most tile_columns. The scratch holds gate_scratch elements.
 template <class A>
 constexpr int64_t gate_scratch(int64_t h) {
     return Pieces<A>::size(h * tile_columns<A>) + Pieces<A>::size(block_rows * tile_columns<A>);
 }
 template <class A>
-inline void gate_tile(const Perceptron<A>& mlp, int64_t C, int64_t h, bool with_sigmoid, A* x, A* scratch) {
-    constexpr int64_t P = tile_columns<A>;
+inline void gate_tile(const Perceptron<A>& mlp, int64_t C, int64_t h, bool with_sigmoid, int64_t P, A* x, A* scratch) {
     Pieces<A> pieces(scratch);
     A* const hidden = pieces.take(h * P);
     A* const block = pieces.take(block_rows * P);
@@ -94,12 +93,11 @@ template <class A>
 inline void transpose_tile(const A* from, int64_t rows, int64_t columns, A* to, int64_t out_stride) {
     constexpr int L = lanes<A>;
     for (int64_t i = 0; i < out_stride; i += L)
-        for (int64_t j = 0; j < columns; j += L) {
-            vec<A> square[L] = {};
-            for (int k = 0; k < L && i + k < rows; ++k) square[k] = load(from + (i + k) * columns + j, Full<A>{});
-            transpose<A>(square);
-            for (int k = 0; k < L; ++k) store(to + (j + k) * out_stride + i, square[k], Full<A>{});
-        }
+        for (int64_t j = 0; j < columns; j += L)
+            transpose_square<A>(
+                rows - i, L, [&](int k) { return load(from + (i + k) * columns + j, Full<A>{}); },
+                [&](int k, vec<A> value) { store(to + (j + k) * out_stride + i, value, Full<A>{}); }
+            );
 }
 
 // Columns from `begin` on become zero.
@@ -122,12 +120,12 @@ inline A sum_row(const A* row, int64_t columns) {
 // The backward pass of one thread, tile by tile, and its sums of the weights' gradients.
 template <class A>
 class GateGradient {
-    static constexpr int64_t P = tile_columns<A>;
+    static constexpr int64_t widest = tile_columns<A>;
 
    public:
     static int64_t size(int64_t C, int64_t h, bool want_weights) {
-        return (want_weights ? sums_size(C, h) : 0) + 3 * Pieces<A>::size(C * P) + 2 * Pieces<A>::size(h * P) +
-               Pieces<A>::size(block_rows * P) + Pieces<A>::size(round_up(h, lanes<A>) * P);
+        return (want_weights ? sums_size(C, h) : 0) + 3 * Pieces<A>::size(C * widest) + 2 * Pieces<A>::size(h * widest) +
+               Pieces<A>::size(block_rows * widest) + Pieces<A>::size(round_up(h, lanes<A>) * widest);
     }
     GateGradient(A* memory, int64_t C, int64_t h, bool want_weights)
         : C_(C), h_(h), padded_h_(round_up(h, lanes<A>)), want_weights_(want_weights) {
@@ -139,13 +137,13 @@ class GateGradient {
             sum_b2_ = pieces.take(C);
             sum_b1_ = pieces.take(h);
         }
-        x = pieces.take(C * P);
-        grad = pieces.take(C * P);
-        grad_pre_ = pieces.take(C * P);
-        hidden_ = pieces.take(h * P);
-        grad_hidden_ = pieces.take(h * P);
-        block_ = pieces.take(block_rows * P);
-        transposed_ = pieces.take(padded_h_ * P);
+        x = pieces.take(C * widest);
+        grad = pieces.take(C * widest);
+        grad_pre_ = pieces.take(C * widest);
+        hidden_ = pieces.take(h * widest);
+        grad_hidden_ = pieces.take(h * widest);
+        block_ = pieces.take(block_rows * widest);
+        transposed_ = pieces.take(padded_h_ * widest);
     }
     void clear_sums() {
         if (want_weights_) __builtin_memset(sums_, 0, sums_size(C_, h_) * sizeof(A));
@@ -153,8 +151,8 @@ class GateGradient {
 
     A *x, *grad;  // tiles to be filled: x, and the gradient of x * gate, which becomes that of x
 
-    // `count` columns hold a position.
-    void run(const Perceptron<A>& mlp, bool with_sigmoid, int64_t count, bool want_x) {
+    // Of P columns, at most tile_columns, `count` hold a position.
+    void run(const Perceptron<A>& mlp, bool with_sigmoid, int64_t P, int64_t count, bool want_x) {
         first_layer(mlp, C_, h_, P, x, P, hidden_);
         second_layer(mlp, C_, h_, P, hidden_, block_, [&](int64_t c, const A* gate) {
             for (int64_t j = 0; j < P; j += lanes<A>) {

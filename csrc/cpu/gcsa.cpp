@@ -551,17 +551,14 @@ void backward(const GcsaBackward& q) {
             );
         if (!want_z) return;
 
-        constexpr int64_t columns = tile_columns<A>;
         const ChannelShuffle plain{1, C}, shuffle{p.gate.groups, C / p.gate.groups};
         GateGradient<A> gradient(own + after_sums, C, h, want_gate);
         gradient.clear_sums();
-        const int64_t positions = N * g.P;
-        team.for_each((positions + columns - 1) / columns, [&](int64_t tile) {
-            const int64_t left = positions - tile * columns;
-            const TileRange range{tile * columns, left < columns ? left : columns};
+        const auto [begin, end] = team.share((N * g.P + L - 1) / L);
+        for_each_tile<A>(begin, end, N * g.P, block_vectors, [&](TileRange range, int64_t columns) {
             load_tile(p.gate.map, static_cast<const T*>(p.gate.x), range, columns, gradient.x, plain);
             load_tile(grad_z, range, columns, gradient.grad, shuffle);
-            gradient.run(weights.get(), p.gate.sigmoid, range.count, q.grad_x != nullptr);
+            gradient.run(weights.get(), p.gate.sigmoid, columns, range.count, q.grad_x != nullptr);
             if (q.grad_x) store_tile(p.gate.map, static_cast<T*>(q.grad_x), range, columns, gradient.grad, plain);
         });
         team.barrier();

@@ -60,6 +60,15 @@ inline void matmul_panel(
     }
 }
 
+// The columns that do not fill a panel are one narrower panel.
+template <class T, int vectors>
+inline void matmul_rest(
+    int64_t M, int64_t N, int64_t K, MatrixView<T> A, const T* B, int64_t b_stride, T* C, int64_t c_stride, bool accumulate
+) {
+    if (N == vectors * lanes<T>) return matmul_panel<T, vectors>(M, K, A, B, b_stride, C, c_stride, accumulate);
+    if constexpr (vectors > 1) matmul_rest<T, vectors - 1>(M, N, K, A, B, b_stride, C, c_stride, accumulate);
+}
+
 // N is a multiple of the vector's lanes: pad B and C.
 template <class T>
 inline void matmul(
@@ -68,7 +77,7 @@ inline void matmul(
     constexpr int64_t panel = block_vectors * lanes<T>;
     int64_t j = 0;
     for (; j + panel <= N; j += panel) matmul_panel<T, block_vectors>(M, K, A, B + j, b_stride, C + j, c_stride, accumulate);
-    for (; j < N; j += lanes<T>) matmul_panel<T, 1>(M, K, A, B + j, b_stride, C + j, c_stride, accumulate);
+    matmul_rest<T, block_vectors - 1>(M, N - j, K, A, B + j, b_stride, C + j, c_stride, accumulate);
 }
 
 }  // namespace gcsa_ext::cpu::GCSA_EXT_ISA

@@ -20,6 +20,18 @@ struct TileRange {
     int64_t begin, count;  // positions, counted through the batch
 };
 
+// Cuts vectors begin ... end of `positions` positions, lanes of them in each, into tiles of about the same width, at most
+// `widest` vectors: body(range, columns), the last columns holding no position where these end within a vector.
+template <class A, class Body>
+inline void for_each_tile(int64_t begin, int64_t end, int64_t positions, int64_t widest, const Body& body) {
+    constexpr int64_t L = lanes<A>;
+    const int64_t tiles = (end - begin + widest - 1) / widest;
+    for (int64_t i = 0; i < tiles; ++i) {
+        const int64_t from = begin + (end - begin) * i / tiles, to = begin + (end - begin) * (i + 1) / tiles;
+        body(TileRange{from * L, (to * L < positions ? to * L : positions) - from * L}, (to - from) * L);
+    }
+}
+
 // Calls run(tile column, offset of the run's first position in channel 0, count) for the parts of a tile that lie in one
 // image.
 template <class Run>
