@@ -8,6 +8,7 @@
 #include <memory>
 #include <stdexcept>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "cpu/dispatch.h"
@@ -313,6 +314,24 @@ PYBIND11_MODULE(_C, module) {
             return kernels().product_rate({batch, inputs, outputs, height, width, kernel, threads, seconds});
         }
     );
+    module.def(
+        "time_products", [](int64_t batch, int64_t inputs, int64_t outputs, int64_t height, int64_t width, int64_t kernel,
+                            int threads, Address weight, bool transforms) {
+            require(batch >= 1 && threads >= 1, "a batch and threads of at least 1");
+            convolution(0, false, batch, inputs, height, width, threads, outputs, kernel, 1, weight, 0, 1);  // checks them
+            const py::gil_scoped_release release;
+            const auto found = kernels().time_products(
+                {batch, inputs, outputs, height, width, kernel, pointer(weight), transforms, threads}
+            );
+            return std::pair(found.seconds, found.spectra_bytes);
+        }
+    );
+    module.def("time_reading", [](Address data, int64_t bytes, int threads) {
+        require(bytes >= 0 && threads >= 1, "bytes of at least 0 and at least 1 thread");
+        require_addresses(data);
+        const py::gil_scoped_release release;
+        return kernels().time_reading(pointer(data), bytes, threads);
+    });
     py::class_<gcsa_ext::Scratch>(module, "Memory", py::buffer_protocol())
         .def(py::init([](int64_t bytes) {
             return std::make_unique<gcsa_ext::Scratch>(bytes, gcsa_ext::Scratch::Use::result);

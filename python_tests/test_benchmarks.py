@@ -17,6 +17,7 @@ import report
 import scaling
 import slow_state
 import torch
+import weights_cache
 from bars import Bar, Measured
 from cases import CASES, Call, Case, gcsa_case
 from ceiling import Ceiling
@@ -429,3 +430,39 @@ def test_the_gpu_report_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["gpu.py"])
     with pytest.raises(SystemExit, match=r"is_available\(\) is False"):
         gpu.main()
+
+
+def test_a_cache_of_the_weights_is_judged_by_its_bytes() -> None:
+    found = weights_cache.Found(
+        shape=(1, 8, 5, 5),
+        call=10e-3,
+        transforms=4e-3,
+        products=(1e-3, 2e-3),
+        reading=(2e-3, 0.5e-3),
+        noticing=0.5e-3,
+        weight_bytes=2_000_000,
+        spectra_bytes=30_000_000,
+    )
+    assert found.cached(overlapping=False) == pytest.approx(9e-3)
+    assert found.cached(overlapping=True) == pytest.approx(
+        7.5e-3
+    )  # of the reading 1 ms and 0.5 ms are hidden
+    row = "| 1x8x5x5 | 10.00 | 4.00 | 3.00 | 2.0 | 0.50 | 30.0 | 2.50 | 1.11x to 1.33x |"
+    assert weights_cache.table([found]).splitlines()[2] == row
+
+
+@pytest.mark.parametrize("shape", [(1, 64, 6, 5), (3, 20, 14, 9)])
+def test_what_a_cache_is_made_of_is_measured(shape: tuple[int, int, int, int]) -> None:
+    C = shape[1]
+    found = weights_cache.compare(shape, 0.0)
+    assert found.weight_bytes == 2 * 4 * C * (C // 4) * 49
+    assert found.spectra_bytes > found.weight_bytes
+    assert min(found.call, *found.products, *found.reading, found.noticing) > 0.0
+    assert found.transforms >= 0.0
+
+
+def test_a_cache_needs_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(native, "extension", None)
+    monkeypatch.setattr(native, "load_error", "no such file")
+    with pytest.raises(RuntimeError, match="no such file"):
+        weights_cache.compare((1, 64, 6, 5), 0.0)

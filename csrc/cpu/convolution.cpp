@@ -44,15 +44,13 @@ void forward(const ConvolutionForward& p) {
     BlockedMap<A> in{nullptr, inputs, p.height, p.width}, out{nullptr, p.outputs, p.height, p.width};
     const int64_t per_thread = S::size(c.scratch_size());
     const Scratch memory(
-        (S::size(N * in.image_size()) + S::size(N * out.image_size()) + S::size(c.input_size()) + S::size(c.output_size()) +
-         threads * per_thread) *
+        (S::size(N * in.image_size()) + S::size(N * out.image_size()) + c.spectra_size() + threads * per_thread) *
         static_cast<int64_t>(sizeof(A))
     );
     S pieces(static_cast<A*>(memory.data()));
     in.data = pieces.take(N * in.image_size());
     out.data = pieces.take(N * out.image_size());
-    A* const in_buffer = pieces.take(c.input_size());
-    A* const out_buffer = pieces.take(c.output_size());
+    A* const spectra = pieces.take(c.spectra_size());
     A* const thread_memory = pieces.take(threads * per_thread);
 
     parallel_team(threads, [&](const Team& team) {
@@ -60,7 +58,7 @@ void forward(const ConvolutionForward& p) {
         pack(team, p.map, static_cast<const T*>(p.x), in);
         team.barrier();
         convolve(
-            team, c, in, {0, c.tiles()}, taps, in_buffer, out_buffer, scratch,
+            team, c, in, {0, c.tiles()}, taps, spectra, scratch,
             [&](int64_t image, int64_t block, int64_t at, int64_t count, const A* run, int64_t step) {
                 vec<A> bias{};
                 if (p.bias) {
@@ -97,8 +95,8 @@ void backward(const ConvolutionBackward& q) {
     const int64_t sums_size =
         several && q.grad_weight ? S::size(weight_gradient_units<A>(inputs, outputs) * unit_size<A>(c.tiling)) : 0;
     const Scratch memory(
-        (x_size + grad_x_size + S::size(N * grad.image_size()) + sums_size + S::size(c.input_size()) +
-         S::size(c.other_input_size()) + threads * per_thread) *
+        (x_size + grad_x_size + S::size(N * grad.image_size()) + sums_size + c.gradient_spectra_size() +
+         threads * per_thread) *
         static_cast<int64_t>(sizeof(A))
     );
     S pieces(static_cast<A*>(memory.data()));
@@ -106,8 +104,7 @@ void backward(const ConvolutionBackward& q) {
     grad_x.data = pieces.take(grad_x_size);
     grad.data = pieces.take(N * grad.image_size());
     A* const sums = sums_size ? pieces.take(sums_size) : nullptr;
-    A* const in_buffer = pieces.take(c.input_size());
-    A* const out_buffer = pieces.take(c.other_input_size());
+    A* const spectra = pieces.take(c.gradient_spectra_size());
     A* const thread_memory = pieces.take(threads * per_thread);
 
     parallel_team(threads, [&](const Team& team) {
@@ -117,7 +114,7 @@ void backward(const ConvolutionBackward& q) {
         if (q.grad_weight) pack(team, p.map, static_cast<const T*>(p.x), x);
         team.barrier();
         convolve_backward(
-            team, c, grad, mirrored, in_buffer, out_buffer, unit_buffer, scratch,
+            team, c, grad, mirrored, spectra, unit_buffer, scratch,
             {q.grad_weight ? &x : nullptr, static_cast<A*>(q.grad_weight), sums}, q.grad_x != nullptr,
             [&](int64_t image, int64_t block, int64_t at, int64_t count, const A* run, int64_t step) {
                 A* const to = grad_x.block(image, block) + at * L;

@@ -289,10 +289,15 @@ struct Convolution {
 
     static constexpr int L = lanes<A>;
     int64_t tiles() const { return batch * tiling.per_image(); }
-    int64_t input_size() const { return InputSpectra<A>(nullptr, inputs, group, tiling.frequencies()).size(); }
-    int64_t output_size() const { return OutputSpectra<A>(nullptr, outputs, group, tiling.frequencies()).size(); }
-    // Of the map that a gradient of the weights also needs the spectra of, and which has the channels of the output.
-    int64_t other_input_size() const { return InputSpectra<A>(nullptr, outputs, group, tiling.frequencies()).size(); }
+    InputSpectra<A> input_spectra(A* data) const { return {data, inputs, group, tiling.frequencies()}; }
+    OutputSpectra<A> output_spectra(A* data) const { return {data, outputs, group, tiling.frequencies()}; }
+    // Of the map that a gradient of the weights needs besides, and which has the channels of the output.
+    InputSpectra<A> other_input_spectra(A* data) const { return {data, outputs, group, tiling.frequencies()}; }
+    // The memory for what is in use at the same time, in elements: inputs and outputs, or inputs and the other inputs, in
+    // whose place the outputs come later.
+    int64_t input_size() const { return Pieces<A>::size(input_spectra(nullptr).size()); }
+    int64_t spectra_size() const { return input_size() + Pieces<A>::size(output_spectra(nullptr).size()); }
+    int64_t gradient_spectra_size() const { return input_size() + Pieces<A>::size(other_input_spectra(nullptr).size()); }
     // Of each thread.
     int64_t scratch_size() const {
         const int64_t inputs = inputs_at_once<A>(tiling, kernel);
@@ -304,15 +309,14 @@ struct Convolution {
     }
 };
 
-// The tiles of some images, group by group.
+// The tiles of some images, group by group; `spectra` is memory of spectra_size elements.
 template <class A, class Epilogue>
 inline void convolve(
     const Team& team, const Convolution<A>& c, const BlockedMap<A>& in, TileRangeOfBatch range, const Taps<A>& taps,
-    A* in_buffer, A* out_buffer, A* scratch, const Epilogue& epilogue
+    A* spectra, A* scratch, const Epilogue& epilogue
 ) {
-    const int64_t F = c.tiling.frequencies();
-    const InputSpectra<A> in_spectra(in_buffer, c.inputs, c.group, F);
-    const OutputSpectra<A> out_spectra(out_buffer, c.outputs, c.group, F);
+    const InputSpectra<A> in_spectra = c.input_spectra(spectra);
+    const OutputSpectra<A> out_spectra = c.output_spectra(spectra + c.input_size());
     for (int64_t done = 0; done < range.count; done += c.group) {
         const int64_t left = range.count - done;
         const TileRangeOfBatch group{range.first + done, left < c.group ? left : c.group};

@@ -37,16 +37,16 @@ inline int64_t unit_size(const Tiling& tiling) {
 // epilogue is never called, without weights.input no gradient of the weights is computed.
 template <class A, class Epilogue>
 inline void convolve_backward(
-    const Team& team, const Convolution<A>& c, const BlockedMap<A>& g, const Taps<A>& taps, A* in_buffer, A* out_buffer,
-    A* unit_buffer, A* scratch, const WeightGradient<A>& weights, bool want_input, const Epilogue& epilogue
+    const Team& team, const Convolution<A>& c, const BlockedMap<A>& g, const Taps<A>& taps, A* spectra, A* unit_buffer,
+    A* scratch, const WeightGradient<A>& weights, bool want_input, const Epilogue& epilogue
 ) {
     constexpr int L = lanes<A>, rows = static_cast<int>(inputs_per_unit<A>);
     const TapTransform<A> transform(c.tiling.y.length, c.tiling.x.length, c.kernel);
     const int64_t F = c.tiling.frequencies(), tiles = c.tiles();
     // From here on with the names of the forward convolution: c takes its outputs and gives its inputs.
     const int64_t inputs = c.outputs, outputs = c.inputs, kk = c.kernel * c.kernel;
-    const InputSpectra<A> g_spectra(in_buffer, outputs, c.group, F), x_spectra(out_buffer, inputs, c.group, F);
-    const OutputSpectra<A> out_spectra(out_buffer, inputs, c.group, F);  // after x_spectra
+    const InputSpectra<A> g_spectra = c.input_spectra(spectra), x_spectra = c.other_input_spectra(spectra + c.input_size());
+    const OutputSpectra<A> out_spectra = c.output_spectra(x_spectra.data);  // after x_spectra
     for (int64_t done = 0; done < tiles; done += c.group) {
         const TileRangeOfBatch group{done, tiles - done < c.group ? tiles - done : c.group};
         transform_tiles(team, g, c.tiling, group, true, g_spectra, scratch);

@@ -14,7 +14,7 @@ inline int64_t tiles_per_group(const Convolution<A>& c, int threads, int64_t mos
     Convolution<A> one = c;
     one.group = 1;
     const int64_t cache = (int64_t(3) << 20) / static_cast<int64_t>(sizeof(A)) * (c.apart ? 1 : threads);
-    const int64_t count = cache / (one.input_size() + one.output_size()) / product_rows * product_rows;
+    const int64_t count = cache / one.spectra_size() / product_rows * product_rows;
     return std::min(std::max<int64_t>(count, product_rows), most);
 }
 

@@ -172,10 +172,8 @@ void infer(const GcsaForward& p) {
     const int teams = apart ? g.threads : 1;
     using S = Pieces<A>;
     const int64_t vectors = Affine<A>::vectors * (S::size(round_up(C, L)) + S::size(round_up(h, L)));
-    const int64_t in_size = std::max(c1.input_size(), c2.input_size());
-    const int64_t out_size = std::max(c1.output_size(), c2.output_size());
-    const int64_t per_team =
-        S::size(g.map_size(C, chunk)) + S::size(g.map_size(h, chunk)) + S::size(in_size) + S::size(out_size);
+    const int64_t spectra_size = std::max(c1.spectra_size(), c2.spectra_size());
+    const int64_t per_team = S::size(g.map_size(C, chunk)) + S::size(g.map_size(h, chunk)) + spectra_size;
     const int64_t per_thread = S::size(std::max({c1.scratch_size(), c2.scratch_size(), BlockedGate<T>::scratch_size(C, h)}));
     const int64_t packed = S::size(BlockedGate<T>::packed_size(C, h));
     const Scratch memory((vectors + packed + teams * per_team + g.threads * per_thread) * static_cast<int64_t>(sizeof(A)));
@@ -194,8 +192,7 @@ void infer(const GcsaForward& p) {
         A* const scratch = thread_memory + all.rank * per_thread;
         S own(team_memory + (apart ? all.rank : 0) * per_team);
         const BlockedMap<A> z = g.map(own.take(g.map_size(C, chunk)), C), a1 = g.map(own.take(g.map_size(h, chunk)), h);
-        A* const in_buffer = own.take(in_size);
-        A* const out_buffer = own.take(out_size);
+        A* const spectra = own.take(spectra_size);
 
         const int64_t begin = apart ? N * all.rank / all.size : 0, end = apart ? N * (all.rank + 1) / all.size : N;
         gate.pack(all);
@@ -205,13 +202,13 @@ void infer(const GcsaForward& p) {
             gate.run(team, first, count, z, scratch);
             team.barrier();
             convolve(
-                team, c1, z, {0, count * c1.tiling.per_image()}, g.taps1(p), in_buffer, out_buffer, scratch,
+                team, c1, z, {0, count * c1.tiling.per_image()}, g.taps1(p), spectra, scratch,
                 [&](int64_t image, int64_t block, int64_t at, int64_t n, const A* run, int64_t step) {
                     relu_run(affine1, block, n, run, step, a1.block(image, block) + at * L);
                 }
             );
             convolve(
-                team, c2, a1, {0, count * c2.tiling.per_image()}, g.taps2(p), in_buffer, out_buffer, scratch,
+                team, c2, a1, {0, count * c2.tiling.per_image()}, g.taps2(p), spectra, scratch,
                 [&](int64_t image, int64_t block, int64_t at, int64_t n, const A* run, int64_t step) {
                     A* const to = z.block(image, block) + at * L;
                     for (int64_t i = 0; i < n; ++i) {
@@ -260,14 +257,13 @@ void forward(const GcsaForward& p) {
 
     using S = Pieces<A>;
     const int teams = apart ? g.threads : 1;
-    const int64_t in_size = S::size(std::max(c1.input_size(), c2.input_size()));
-    const int64_t out_size = S::size(std::max(c1.output_size(), c2.output_size()));
+    const int64_t spectra_size = std::max(c1.spectra_size(), c2.spectra_size());
     const int64_t saved = p.u1 ? 0 : S::size(g.map_size(C, N)) + S::size(g.map_size(h, N));
     const int64_t per_thread = S::size(std::max({c1.scratch_size(), c2.scratch_size(), BlockedGate<T>::scratch_size(C, h)}));
     const int64_t packed = S::size(BlockedGate<T>::packed_size(C, h));
     const int64_t statistics = S::size(Statistics<A>::size(most_blocks));
     const int64_t total = Affine<A>::vectors * (S::size(C_blocks * L) + S::size(h_blocks * L)) + S::size(g.map_size(C, N)) +
-                          S::size(g.map_size(h, N)) + packed + saved + teams * (in_size + out_size) +
+                          S::size(g.map_size(h, N)) + packed + saved + teams * spectra_size +
                           g.threads * (per_thread + statistics);
     const Scratch memory(total * static_cast<int64_t>(sizeof(A)));
     S pieces(static_cast<A*>(memory.data()));
@@ -276,7 +272,7 @@ void forward(const GcsaForward& p) {
     T* const u1 = p.u1 ? static_cast<T*>(p.u1) : reinterpret_cast<T*>(pieces.take(g.map_size(h, N)));
     T* const u2 = p.u2 ? static_cast<T*>(p.u2) : reinterpret_cast<T*>(pieces.take(g.map_size(C, N)));
     const BlockedGate<T> gate(p.gate, weights.get(), pieces.take(packed));
-    A* const team_memory = pieces.take(teams * (in_size + out_size));
+    A* const team_memory = pieces.take(teams * spectra_size);
     A* const thread_memory = pieces.take(g.threads * per_thread);
     A* const statistics_memory = pieces.take(g.threads * statistics);
     for (int i = 0; i < g.threads; ++i) Statistics<A>(statistics_memory + i * statistics, most_blocks).clear(most_blocks);
@@ -287,8 +283,7 @@ void forward(const GcsaForward& p) {
         const Team team = apart ? Team{0, 1} : all;
         const int64_t begin = apart ? N * all.rank / all.size : 0, end = apart ? N * (all.rank + 1) / all.size : N;
         A* const scratch = thread_memory + all.rank * per_thread;
-        A* const in_buffer = team_memory + (apart ? all.rank : 0) * (in_size + out_size);
-        A* const out_buffer = in_buffer + in_size;
+        A* const spectra = team_memory + (apart ? all.rank : 0) * spectra_size;
         A* const own_statistics = statistics_memory + all.rank * statistics;
         // A convolution's result plus bias into u, with statistics where they are wanted.
         const auto save = [&](const Affine<A>& affine, const BatchNorm& norm, int64_t channels, T* u) {
@@ -319,7 +314,7 @@ void forward(const GcsaForward& p) {
         gate.run(team, begin, end - begin, z.from(begin), scratch);
         all.barrier();
         const TileRangeOfBatch tiles1{begin * c1.tiling.per_image(), (end - begin) * c1.tiling.per_image()};
-        convolve(team, c1, z, tiles1, g.taps1(p), in_buffer, out_buffer, scratch, save(affine1, p.norm1, h, u1));
+        convolve(team, c1, z, tiles1, g.taps1(p), spectra, scratch, save(affine1, p.norm1, h, u1));
         finish(p.norm1, h, affine1);
         team.for_each(block_ranges(end - begin, h_blocks, g.P), [&](int64_t i) {
             const BlockRange r = block_range(i, h_blocks, g.P);
@@ -330,7 +325,7 @@ void forward(const GcsaForward& p) {
         Statistics<A>(own_statistics, C_blocks).clear(C_blocks);
         team.barrier();
         const TileRangeOfBatch tiles2{begin * c2.tiling.per_image(), (end - begin) * c2.tiling.per_image()};
-        convolve(team, c2, a1, tiles2, g.taps2(p), in_buffer, out_buffer, scratch, save(affine2, p.norm2, C, u2));
+        convolve(team, c2, a1, tiles2, g.taps2(p), spectra, scratch, save(affine2, p.norm2, C, u2));
         finish(p.norm2, C, affine2);
         T* const out = static_cast<T*>(p.gate.out);
         team.for_each(block_ranges(end - begin, C_blocks, g.P), [&](int64_t i) {
@@ -418,8 +413,7 @@ void backward(const GcsaBackward& q) {
     const PerceptronWeights<T> weights(p.gate);
 
     using S = Pieces<A>;
-    const int64_t in_size = S::size(std::max(c1.input_size(), c2.input_size()));
-    const int64_t out_size = S::size(std::max(c1.other_input_size(), c2.other_input_size()));
+    const int64_t spectra_size = std::max(c1.gradient_spectra_size(), c2.gradient_spectra_size());
     const auto sums_size = [&](const Convolution<A>& c, const void* wanted) {
         return wanted && c.group < c.tiles() ? weight_gradient_units<A>(c.outputs, c.inputs) * unit_size<A>(c.tiling) : 0;
     };
@@ -430,7 +424,7 @@ void backward(const GcsaBackward& q) {
     const int64_t per_thread = S::size(std::max(c1.scratch_size(), c2.scratch_size())) + S::size(gate_size) + unit +
                                S::size(ChannelSums<A>::size(most_blocks));
     const int64_t total = NormGradient<A>::size(C) + NormGradient<A>::size(h) + 3 * S::size(g.map_size(C, N)) +
-                          2 * S::size(g.map_size(h, N)) + packed + in_size + out_size + unit_sums + g.threads * per_thread;
+                          S::size(g.map_size(h, N)) + packed + spectra_size + unit_sums + g.threads * per_thread;
     const Scratch memory(total * static_cast<int64_t>(sizeof(A)));
     S pieces(static_cast<A*>(memory.data()));
     NormGradient<A> norm2(p.norm2, C, pieces.take(NormGradient<A>::size(C)));
@@ -438,11 +432,10 @@ void backward(const GcsaBackward& q) {
     const BlockedMap<A> z = g.map(pieces.take(g.map_size(C, N)), C);
     const BlockedMap<A> grad_z = g.map(pieces.take(g.map_size(C, N)), C);
     const BlockedMap<A> grad_u2 = g.map(pieces.take(g.map_size(C, N)), C);
-    const BlockedMap<A> a1 = g.map(pieces.take(g.map_size(h, N)), h);
-    const BlockedMap<A> grad_u1 = g.map(pieces.take(g.map_size(h, N)), h);
+    // The gradient of u1 comes in a1's place: the spectra of a group of tiles are taken before its gradients are written.
+    const BlockedMap<A> a1 = g.map(pieces.take(g.map_size(h, N)), h), grad_u1 = a1;
     const BlockedGate<T> gate(p.gate, weights.get(), pieces.take(packed));
-    A* const in_buffer = pieces.take(in_size);
-    A* const out_buffer = pieces.take(out_size);
+    A* const spectra = pieces.take(spectra_size);
     A* const unit_memory = unit_sums ? pieces.take(unit_sums) : nullptr;
     A* const thread_memory = pieces.take(g.threads * per_thread);
     // Of each thread: sums over channels, the gate's gradient, then scratch.
@@ -514,7 +507,7 @@ void backward(const GcsaBackward& q) {
         team.barrier();
 
         convolve_backward(
-            team, c2, grad_u2, mirrored2, in_buffer, out_buffer, unit_buffer, scratch,
+            team, c2, grad_u2, mirrored2, spectra, unit_buffer, scratch,
             {q.grad_conv2 ? &a1 : nullptr, static_cast<A*>(q.grad_conv2), unit_memory}, true,
             [&](int64_t image, int64_t block, int64_t at, int64_t count, const A* run, int64_t step) {
                 const auto n = norm1.block(block);
@@ -541,7 +534,7 @@ void backward(const GcsaBackward& q) {
         team.barrier();
         if (want_z || q.grad_conv1)
             convolve_backward(
-                team, c1, grad_u1, mirrored1, in_buffer, out_buffer, unit_buffer, scratch,
+                team, c1, grad_u1, mirrored1, spectra, unit_buffer, scratch,
                 {q.grad_conv1 ? &z : nullptr, static_cast<A*>(q.grad_conv1), unit_memory}, want_z,
                 [&](int64_t image, int64_t block, int64_t at, int64_t count, const A* run, int64_t step) {
                     A* const to = grad_z.block(image, block) + at * L;

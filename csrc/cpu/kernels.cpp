@@ -21,6 +21,8 @@ const Kernels table = {
     gcsa_backward,
     fma_peak,
     product_rate,
+    time_products,
+    time_reading,
 };
 
 }  // namespace gcsa_ext::cpu::GCSA_EXT_ISA

@@ -23,6 +23,8 @@ struct Kernels {
     void (*gcsa_backward)(const GcsaBackward&);
     double (*fma_peak)(int threads, double seconds);
     double (*product_rate)(const ProductRate&);
+    ProductsTime (*time_products)(const Products&);
+    double (*time_reading)(const void* data, int64_t bytes, int threads);
 };
 
 #ifdef GCSA_EXT_ISA
@@ -38,6 +40,8 @@ void gcsa_forward(const GcsaForward&);
 void gcsa_backward(const GcsaBackward&);
 double fma_peak(int threads, double seconds);
 double product_rate(const ProductRate&);
+ProductsTime time_products(const Products&);
+double time_reading(const void* data, int64_t bytes, int threads);
 }  // namespace GCSA_EXT_ISA
 #endif
 

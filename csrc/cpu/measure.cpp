@@ -1,5 +1,6 @@
 // Floating-point operations per second: of products and sums in registers, which nothing exceeds, and of the products of
 // spectra, with the memory traffic that they have in a convolution but without the transforms of the weights between them.
+// And what keeping the weights' transforms would be made of: benchmarks/weights_cache.py.
 
 #include "../measure.h"
 
@@ -9,6 +10,7 @@
 #include "../scratch.h"
 #include "fft_plan.h"
 #include "kernels.h"
+#include "workspace.h"
 
 namespace gcsa_ext::cpu::GCSA_EXT_ISA {
 namespace {
@@ -48,20 +50,68 @@ double product_rate(const ProductRate& p) {
         plan_convolution<A>(p.batch, p.inputs, p.outputs, p.height, p.width, p.kernel, p.threads, false);
     using S = Pieces<A>;
     const int64_t weights = S::size(p.outputs * p.inputs * p.kernel * p.kernel), per_thread = S::size(c.scratch_size());
-    const int64_t count = weights + S::size(c.input_size()) + S::size(c.output_size()) + p.threads * per_thread;
+    const int64_t count = weights + c.spectra_size() + p.threads * per_thread;
     const Scratch memory(count * static_cast<int64_t>(sizeof(A)));
     S pieces(static_cast<A*>(memory.data()));
     for (int64_t i = 0; i < count; ++i) static_cast<A*>(memory.data())[i] = static_cast<A>(i % 7 - 3) / 4;
     const int64_t kk = p.kernel * p.kernel;
     const Taps<A> taps{pieces.take(weights), p.outputs, p.inputs, p.inputs * kk, kk, p.kernel, false};
-    const InputSpectra<A> in(pieces.take(c.input_size()), p.inputs, c.group, c.tiling.frequencies());
-    const OutputSpectra<A> out(pieces.take(c.output_size()), p.outputs, c.group, c.tiling.frequencies());
+    A* const spectra = pieces.take(c.spectra_size());
+    const InputSpectra<A> in = c.input_spectra(spectra);
+    const OutputSpectra<A> out = c.output_spectra(spectra + c.input_size());
     A* const scratch = pieces.take(p.threads * per_thread);
     const double products =
         static_cast<double>(c.group * c.tiling.frequencies() * p.inputs) * static_cast<double>(p.outputs);
     return best_rate(p.threads, p.seconds, 8 * products, [&](const Team& team) {
         multiply_spectra<A, false>(team, c.tiling, c.group, in, taps, out, scratch + team.rank * per_thread);
     });
+}
+
+ProductsTime time_products(const Products& p) {
+    using A = float;
+    const auto plan = [&](bool apart) {
+        return plan_convolution<A>(p.batch, p.inputs, p.outputs, p.height, p.width, p.kernel, p.threads, apart);
+    };
+    const Convolution<A> c = better_apart(plan(true), plan(false), p.threads) ? plan(true) : plan(false);
+    using S = Pieces<A>;
+    const int64_t kk = p.kernel * p.kernel, F = c.tiling.frequencies(), teams = c.apart ? p.threads : 1;
+    const int64_t per_thread = S::size(c.scratch_size()), per_team = c.spectra_size();
+    const int64_t count = teams * per_team + p.threads * per_thread;
+    const Scratch memory(count * static_cast<int64_t>(sizeof(A)));
+    S pieces(static_cast<A*>(memory.data()));
+    for (int64_t i = 0; i < count; ++i) static_cast<A*>(memory.data())[i] = static_cast<A>(i % 7 - 3) / 4;
+    A* const team_memory = pieces.take(teams * per_team);
+    A* const thread_memory = pieces.take(p.threads * per_thread);
+    const Taps<A> taps{static_cast<const A*>(p.weight), p.outputs, p.inputs, p.inputs * kk, kk, p.kernel, false};
+    const double begin = now();
+    parallel_team(p.threads, [&](const Team& all) {
+        const Team team = c.apart ? Team{0, 1} : all;
+        A* const spectra = team_memory + (c.apart ? all.rank : 0) * per_team;
+        const InputSpectra<A> in = c.input_spectra(spectra);
+        const OutputSpectra<A> out = c.output_spectra(spectra + c.input_size());
+        A* const scratch = thread_memory + all.rank * per_thread;
+        const int64_t images = c.apart ? p.batch * (all.rank + 1) / all.size - p.batch * all.rank / all.size : p.batch;
+        for (int64_t left = images * c.tiling.per_image(); left > 0; left -= c.group) {
+            const int64_t tiles = std::min(left, c.group);
+            p.transforms ? multiply_spectra<A, true>(team, c.tiling, tiles, in, taps, out, scratch)
+                         : multiply_spectra<A, false>(team, c.tiling, tiles, in, taps, out, scratch);
+            team.barrier();
+        }
+    });
+    return {now() - begin, round_up(p.outputs, lanes<A>) * p.inputs * F * 2 * static_cast<int64_t>(sizeof(A))};
+}
+
+double time_reading(const void* data, int64_t bytes, int threads) {
+    constexpr int64_t step = 4 * lanes<uint64_t>;
+    const auto* const words = static_cast<const uint64_t*>(data);
+    const double begin = now();
+    parallel_for(threads, bytes / static_cast<int64_t>(sizeof(uint64_t)) / step, [&](int, int64_t first, int64_t end) {
+        vec<uint64_t> sum[4] = {};
+        for (int64_t i = first * step; i < end * step; i += step)
+            for (int j = 0; j < 4; ++j) sum[j] += load(words + i + j * lanes<uint64_t>, Full<uint64_t>{});
+        asm volatile("" : : "m"(sum));
+    });
+    return now() - begin;
 }
 
 }  // namespace gcsa_ext::cpu::GCSA_EXT_ISA
