@@ -76,6 +76,8 @@ def test_every_kernel_size(
         ((1, 12, 50, 47), {"channels": 12}),
         ((40, 8, 5, 6), {"channels": 8}),
         ((2, 80, 7, 7), {"channels": 80, "kernel_size": 5}),
+        # Many tiles, in several groups, and a grad_x whose memory serves for another gradient before.
+        ((2, 32, 70, 75), {"channels": 32}),
     ],
     ids=str,
 )

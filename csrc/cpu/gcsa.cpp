@@ -423,15 +423,19 @@ void backward(const GcsaBackward& q) {
     const int64_t packed = S::size(BlockedGate<T>::packed_size(C, h));
     const int64_t per_thread = S::size(std::max(c1.scratch_size(), c2.scratch_size())) + S::size(gate_size) + unit +
                                S::size(ChannelSums<A>::size(most_blocks));
-    const int64_t total = NormGradient<A>::size(C) + NormGradient<A>::size(h) + 3 * S::size(g.map_size(C, N)) +
-                          S::size(g.map_size(h, N)) + packed + spectra_size + unit_sums + g.threads * per_thread;
+    // The gradient of u2 is done with before that of x is written: where it fits, it comes in its place.
+    const bool in_grad_x = q.grad_x && std::is_same_v<T, A> && C % L == 0;
+    const int64_t grad_u2_size = in_grad_x ? 0 : S::size(g.map_size(C, N));
+    const int64_t total = NormGradient<A>::size(C) + NormGradient<A>::size(h) + 2 * S::size(g.map_size(C, N)) +
+                          grad_u2_size + S::size(g.map_size(h, N)) + packed + spectra_size + unit_sums +
+                          g.threads * per_thread;
     const Scratch memory(total * static_cast<int64_t>(sizeof(A)));
     S pieces(static_cast<A*>(memory.data()));
     NormGradient<A> norm2(p.norm2, C, pieces.take(NormGradient<A>::size(C)));
     NormGradient<A> norm1(p.norm1, h, pieces.take(NormGradient<A>::size(h)));
     const BlockedMap<A> z = g.map(pieces.take(g.map_size(C, N)), C);
     const BlockedMap<A> grad_z = g.map(pieces.take(g.map_size(C, N)), C);
-    const BlockedMap<A> grad_u2 = g.map(pieces.take(g.map_size(C, N)), C);
+    const BlockedMap<A> grad_u2 = g.map(in_grad_x ? static_cast<A*>(q.grad_x) : pieces.take(grad_u2_size), C);
     // The gradient of u1 comes in a1's place: the spectra of a group of tiles are taken before its gradients are written.
     const BlockedMap<A> a1 = g.map(pieces.take(g.map_size(h, N)), h), grad_u1 = a1;
     const BlockedGate<T> gate(p.gate, weights.get(), pieces.take(packed));
