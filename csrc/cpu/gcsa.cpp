@@ -170,7 +170,7 @@ void infer(const GcsaForward& p) {
     constexpr int L = lanes<A>;
     Geometry<T> g(p);
     Convolution<A>&c1 = g.conv1, &c2 = g.conv2;
-    const bool apart = c1.apart;
+    const bool apart = c1.team < g.threads;
     const int64_t N = g.N, C = g.C, h = g.h;
     int64_t chunk = std::min(N, std::max<int64_t>(1, std::max(c1.group, c2.group) / c1.tiling.per_image()));
     if (apart) chunk = std::min(chunk, (N + g.threads - 1) / g.threads);
@@ -258,7 +258,7 @@ void forward(const GcsaForward& p) {
     constexpr int L = lanes<A>;
     Geometry<T> g(p);
     Convolution<A>&c1 = g.conv1, &c2 = g.conv2;
-    const bool apart = c1.apart;
+    const bool apart = c1.team < g.threads;
     const int64_t N = g.N, C = g.C, h = g.h, C_blocks = g.blocks(C), h_blocks = g.blocks(h);
     const int64_t most_blocks = std::max(C_blocks, h_blocks);  // h may be more than C
     const PerceptronWeights<T> weights(p.gate);
