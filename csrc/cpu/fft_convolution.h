@@ -86,15 +86,15 @@ struct Taps {
     const A* at(int64_t output, int64_t input) const { return data + output * output_stride + input * input_stride; }
 };
 
-// How many inputs' weights are transformed and multiplied at a time: the spectra of their rows, and of them one column of
-// all, stay in the second-level cache.
+// How many inputs are multiplied at a time: the spectra of their weights' rows, of these one column of all, and those of
+// their tiles stay about in the second-level cache.
 template <class A>
 inline int64_t inputs_at_once(const Tiling& tiling, int64_t kernel) {
-    constexpr int64_t most = 32, cache = 640 << 10;
-    const int64_t bytes =
-        (TapTransform<A>::rows_size(tiling.x.length, kernel) +
-         tiling.y.length * 2 * lanes<A>)*static_cast<int64_t>(sizeof(A));
-    return std::min(std::max<int64_t>(cache / bytes / lanes<A>, 1) * lanes<A>, most);
+    constexpr int64_t most = 32, cache = 2304 << 10;
+    const int64_t weights = TapTransform<A>::rows_size(tiling.x.length, kernel) + tiling.y.length * 2 * lanes<A>;
+    const int64_t tiles = product_rows * tiling.frequencies() * input_parts;
+    const int64_t inputs = cache / static_cast<int64_t>(sizeof(A)) / (weights + tiles);
+    return std::min(std::max<int64_t>(inputs / lanes<A>, 1) * lanes<A>, most);
 }
 // Between the frequencies of their spectra, in elements: no power of two.
 template <class A>
