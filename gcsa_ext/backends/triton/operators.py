@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gcsa_ext.backends import reference
-from gcsa_ext.backends.triton import gates
+from gcsa_ext.backends.triton import convolution, gates
 from gcsa_ext.backends.triton.gates import Norm
 from gcsa_ext.layout import memory_format
 
@@ -193,8 +193,9 @@ def gcsa(
 ) -> tuple[Tensor, ...]:
     """See reference.gcsa; arguments and results as those of cpu.gcsa.
 
-    Convolutions are torch's, without their bias: it is added inside the normalisation. So with running
-    statistics nothing is computed that folding them into the weights would save.
+    Convolutions are torch's, but where `convolution.unsupported` has no objection to Triton's, and without
+    their bias: it is added inside the normalisation. So with running statistics nothing is computed that
+    folding them into the weights would save.
     """
     layout, padding = convolution_layout(x), convolutions[0].shape[-1] // 2
     used: list[Tensor] = []
@@ -205,14 +206,22 @@ def gcsa(
         u, saved = z, []
         for i, (weight, offset) in enumerate((convolutions[:2], convolutions[2:])):
             offset = _contiguous(offset)
-            u = F.conv2d(u, weight.to(x.dtype, memory_format=layout), padding=padding)
-            u = u.contiguous(memory_format=layout)
-            mean, var = _used_statistics(u, statistics[2 * i], statistics[2 * i + 1], offset, layout)
+            given, gated = (statistics[2 * i], statistics[2 * i + 1]), z if i else None
+            out_layout = memory_format(x) if i else layout
+            fused = not save and given[0] is not None and convolution.unsupported(u, weight) is None
+            if not fused:
+                u = F.conv2d(u, weight.to(x.dtype, memory_format=layout), padding=padding)
+                u = u.contiguous(memory_format=layout)
+            mean, var = _used_statistics(u, *given, offset, layout)
             used += mean, var
             saved.append(_to_saved(u, layout) if save else x.new_empty(0))
             scale, shift = (_contiguous(v) for v in norms[2 * i : 2 * i + 2])
             norm = Norm(scale, shift, mean, var, offset, eps[i])
-            u = gates.norm_forward(u, z if i else None, norm, layout, memory_format(x) if i else layout)
+            if fused:
+                taps = weight.to(x.dtype, memory_format=torch.channels_last)
+                u = convolution.convolution_norm(u, taps, gated, norm, layout, out_layout)
+            else:
+                u = gates.norm_forward(u, gated, norm, layout, out_layout)
     return u, *saved, *used
 
 

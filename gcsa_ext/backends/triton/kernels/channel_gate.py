@@ -87,7 +87,7 @@ def channel_gate_forward(
     the weights and goes through some blocks of positions: the next ones are on their way while one is
     computed.
     """
-    P = P_UNITS * UNIT
+    P = count_positions(P_UNITS, UNIT, WIDE)
     positions = count_positions(position_units, UNIT, WIDE)
     dtype: tl.constexpr = x.dtype.element_ty
     unit = tl.arange(0, BLOCK_H)
@@ -118,7 +118,7 @@ def channel_gate_forward_split(
     Two passes over the channels: the first block of them stays in registers between the passes, the others
     are read a second time, out of the cache.
     """
-    P = P_UNITS * UNIT
+    P = count_positions(P_UNITS, UNIT, WIDE)
     positions = count_positions(position_units, UNIT, WIDE)
     dtype: tl.constexpr = x.dtype.element_ty
     position, is_position = block_of_positions(tl.program_id(0), positions, BLOCK_P, WIDE)
@@ -166,7 +166,7 @@ def channel_gate_backward(
     into its row of partial: (programs, h * C + h + C * h + C) float32, the gradients of w1, b1, w2, b2 side
     by side.
     """
-    P = P_UNITS * UNIT
+    P = count_positions(P_UNITS, UNIT, WIDE)
     positions = count_positions(position_units, UNIT, WIDE)
     dtype: tl.constexpr = x.dtype.element_ty
     unit = tl.arange(0, BLOCK_H)
@@ -226,7 +226,7 @@ def channel_gate_backward_x(
 
     grad_x may be None. hidden_out, g1_out: (h, positions), for `channel_gate_backward_weights`, or None.
     """
-    P = P_UNITS * UNIT
+    P = count_positions(P_UNITS, UNIT, WIDE)
     positions = count_positions(position_units, UNIT, WIDE)
     dtype: tl.constexpr = x.dtype.element_ty
     position, is_position = block_of_positions(tl.program_id(0), positions, BLOCK_P, WIDE)
@@ -283,7 +283,7 @@ def channel_gate_backward_weights(
     hidden_in, g1_in: (h, positions), of the first half; partial: (programs along i, ...) as in
     `channel_gate_backward`.
     """
-    P = P_UNITS * UNIT
+    P = count_positions(P_UNITS, UNIT, WIDE)
     positions = count_positions(position_units, UNIT, WIDE)
     dtype: tl.constexpr = x.dtype.element_ty
     unit = tl.arange(0, BLOCK_H)
