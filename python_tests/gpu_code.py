@@ -25,7 +25,7 @@ from gcsa_ext.backends.triton.kernels import batch_norm, channel_gate, frequency
 
 ELEMENTS = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 MAPS = (
-    *("x", "z", "u", "out", "grad", "grad2", "grad_x", "grad_u", "grad_z", "spectrogram"),
+    *("x", "z", "u", "out", "grad", "grad_x", "grad_u", "grad_z", "spectrogram"),
     *("hidden_out", "g1_out", "hidden_in", "g1_in"),
 )
 INTEGERS = (
@@ -114,8 +114,11 @@ def norm_kernels(
 ) -> Iterator[tuple[str, Any]]:
     last, out_last = (layout == torch.channels_last for layout in (u_layout, out_layout))
     constants = {"UNIT": 16, "WIDE": False, "LAST": last, **gates.norm_blocks(64, u_layout, out_layout)}
-    forward, backward = {**constants, "OUT_LAST": out_last}, {**constants, "GRAD_LAST": out_last}
+    forward = {**constants, "Z_LAST": last, "OUT_LAST": out_last, "ADD": False}
     yield "forward", compile_kernel(batch_norm.norm_forward, ELEMENTS[dtype], forward)
+    added = {**constants, "Z_LAST": out_last, "OUT_LAST": last, "ADD": True}
+    yield "forward, added", compile_kernel(batch_norm.norm_forward, ELEMENTS[dtype], added)
+    backward = {**constants, "GRAD_LAST": out_last}
     for what, without in (("sums", ("sums", "grad_u", "grad_z")), ("gradients", ("partial",))):
         yield (
             f"backward, {what}",
@@ -139,19 +142,24 @@ def unusual_calls() -> Iterator[tuple[str, Any]]:
             (
                 channel_gate.channel_gate_backward,
                 {**gate, "GRAD_LAST": True},
-                ("grad2",),
+                (),
                 ("partial",),
                 ("grad_x",),
             ),
             (
                 channel_gate.channel_gate_backward_x,
                 {**gate, "GRAD_LAST": True},
-                ("grad2", "hidden_out", "g1_out"),
+                ("hidden_out", "g1_out"),
                 ("grad_x",),
             ),
-            (channel_gate.channel_gate_backward_weights, {**gate, "GRAD_LAST": True}, ("grad2",)),
+            (channel_gate.channel_gate_backward_weights, {**gate, "GRAD_LAST": True}, ()),
             (batch_norm.batch_statistics, norm, ("partial",), ("offset",)),
-            (batch_norm.norm_forward, {**norm, "OUT_LAST": True}, ("z",), ("weight", "bias", "offset")),
+            (
+                batch_norm.norm_forward,
+                {**norm, "Z_LAST": False, "OUT_LAST": True, "ADD": False},
+                ("z",),
+                ("weight", "bias", "offset"),
+            ),
             (
                 batch_norm.norm_backward,
                 {**norm, "GRAD_LAST": True},

@@ -134,7 +134,7 @@ def channel_gate(
 
 
 def channel_gate_backward(
-    grads: tuple[Tensor, Tensor | None],
+    grad: Tensor,
     x: Tensor,
     weights: Sequence[Tensor],
     groups: int,
@@ -144,7 +144,7 @@ def channel_gate_backward(
     need_x: bool,
     need_weights: bool,
 ) -> tuple[Tensor | None, list[Tensor | None]]:
-    """The gradients of x, in its `layout`, and of the weights; `grads` add up to that of the result."""
+    """The gradients of x, in its `layout`, and of the weights, from that of the result, `grad`."""
     sizes, h = Sizes.of(x), weights[0].shape[0]
     C = sizes.channels
     grad_x = torch.empty_like(x, memory_format=layout) if need_x else None
@@ -165,7 +165,7 @@ def channel_gate_backward(
         if need_weights:
             partial = x.new_empty((count, sum(lengths)), dtype=torch.float32)
         channel_gate_kernels.channel_gate_backward[(count,)](
-            *grads,
+            grad,
             x,
             *weights,
             grad_x,
@@ -180,7 +180,7 @@ def channel_gate_backward(
         hidden, g1 = (x.new_empty((h, sizes.positions)) if need_weights else None for _ in range(2))
         along_p, along_c = triton.cdiv(sizes.positions, blocks["BLOCK_P"]), triton.cdiv(C, blocks["BLOCK_C"])
         channel_gate_kernels.channel_gate_backward_x[(along_p,)](
-            *grads,
+            grad,
             x,
             *weights,
             grad_x,
@@ -196,7 +196,7 @@ def channel_gate_backward(
             count = min(triton.cdiv(programs(x, 2), along_c), along_p)
             partial = x.new_empty((count, sum(lengths)), dtype=torch.float32)
             channel_gate_kernels.channel_gate_backward_weights[(count, along_c)](
-                *grads,
+                grad,
                 x,
                 *weights[2:],
                 hidden,
@@ -262,11 +262,14 @@ def norm_forward(
     norm: Norm,
     layout: torch.memory_format,
     out_layout: torch.memory_format,
+    z_layout: torch.memory_format | None = None,
+    add_to: Tensor | None = None,
 ) -> Tensor:
-    """z * sigmoid(norm(u)), or relu(norm(u)) without z; u, z (N, C, H, W) in `layout`."""
-    sizes = Sizes.of(u)
-    blocks = norm_blocks(sizes.channels, layout, out_layout)
-    out = torch.empty_like(u, memory_format=out_layout)
+    """z * sigmoid(norm(u)), or relu(norm(u)) without z; u (N, C, H, W) in `layout`, z in `z_layout` or in
+    that of u, the result in `out_layout`: a new map, or what `add_to` holds with this added to it."""
+    sizes, z_layout = Sizes.of(u), z_layout or layout
+    blocks = norm_blocks(sizes.channels, layout, z_layout, out_layout)
+    out = torch.empty_like(u, memory_format=out_layout) if add_to is None else add_to
     grid = (
         triton.cdiv(sizes.positions, blocks["BLOCK_P"]),
         triton.cdiv(sizes.channels, blocks["BLOCK_C"]),
@@ -280,7 +283,9 @@ def norm_forward(
         *sizes.arguments,
         **sizes.constants,
         LAST=is_last(layout),
+        Z_LAST=is_last(z_layout),
         OUT_LAST=is_last(out_layout),
+        ADD=add_to is not None,
         **blocks,
     )
     return out

@@ -119,24 +119,30 @@ def load_norm(weight, bias, mean, var, offset, eps, channel, is_channel):
 
 @triton.jit
 def store_activated(
-    out, v, z, channel, is_channel, position, is_position, C, P, LAST: tl.constexpr, OUT_LAST: tl.constexpr
-):
-    """Write ``z * sigmoid(v)``, or ``relu(v)`` where z is None, for a tile v (channels, positions)."""
+    out, v, z, channel, is_channel, position, is_position, C, P,
+    Z_LAST: tl.constexpr, OUT_LAST: tl.constexpr, ADD: tl.constexpr,
+):  # fmt: skip
+    """Write ``z * sigmoid(v)``, or ``relu(v)`` where z is None, for a tile v (channels, positions); or add
+    it to what out holds."""
     if z is None:
         result = tl.where(v < 0.0, 0.0, v)
     else:
-        gated = load_tile(z, channel, is_channel, position, is_position, C, P, LAST)
+        gated = load_tile(z, channel, is_channel, position, is_position, C, P, Z_LAST)
         result = gated.to(tl.float32) * tl.sigmoid(v)
+    if ADD:
+        result += load_tile(out, channel, is_channel, position, is_position, C, P, OUT_LAST).to(tl.float32)
     store_tile(out, result, channel, is_channel, position, is_position, C, P, OUT_LAST)
 
 
 @triton.jit(do_not_specialize=["position_units", "P_UNITS"])
 def norm_forward(
     u, z, weight, bias, mean, var, offset, out, eps, position_units, C, P_UNITS,
-    UNIT: tl.constexpr, WIDE: tl.constexpr, LAST: tl.constexpr, OUT_LAST: tl.constexpr,
+    UNIT: tl.constexpr, WIDE: tl.constexpr,
+    LAST: tl.constexpr, Z_LAST: tl.constexpr, OUT_LAST: tl.constexpr, ADD: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """``out = z * sigmoid(v)``, or ``relu(v)`` where z is None; u, z in LAST's layout, out in OUT_LAST's."""
+    """``out = z * sigmoid(v)``, or ``relu(v)`` where z is None, or that added to out if ADD; u, z and out
+    each in its own layout."""
     P = count_positions(P_UNITS, UNIT, WIDE)
     positions = count_positions(position_units, UNIT, WIDE)
     position, is_position = block_of_positions(tl.program_id(0), positions, BLOCK_P, WIDE)
@@ -145,7 +151,7 @@ def norm_forward(
     shift, rstd, scale, at_zero = load_norm(weight, bias, mean, var, offset, eps, channel, is_channel)
     tile = load_tile(u, channel, is_channel, position, is_position, C, P, LAST).to(tl.float32)
     v = (tile - shift) * rstd * scale + at_zero
-    store_activated(out, v, z, channel, is_channel, position, is_position, C, P, LAST, OUT_LAST)
+    store_activated(out, v, z, channel, is_channel, position, is_position, C, P, Z_LAST, OUT_LAST, ADD)
 
 
 @triton.jit(do_not_specialize=["position_units", "P_UNITS"])

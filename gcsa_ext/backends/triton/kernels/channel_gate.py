@@ -65,15 +65,6 @@ def _gate(w2_tile, hidden, bias2, SIGMOID: tl.constexpr, PRECISION: tl.constexpr
     return a, slope
 
 
-@triton.jit
-def _load_gradient(grad, grad2, channel, is_channel, position, is_position, C, P, LAST: tl.constexpr):
-    """The gradient of out, float32: of one map, or the sum of two."""
-    g = load_tile(grad, channel, is_channel, position, is_position, C, P, LAST).to(tl.float32)
-    if grad2 is not None:
-        g += load_tile(grad2, channel, is_channel, position, is_position, C, P, LAST).to(tl.float32)
-    return g
-
-
 @triton.jit(do_not_specialize=["position_units", "P_UNITS"])
 def channel_gate_forward(
     x, w1, b1, w2, b2, out, position_units, C, P_UNITS, h, groups,
@@ -151,7 +142,7 @@ def channel_gate_forward_split(
 
 @triton.jit(do_not_specialize=["position_units", "P_UNITS"])
 def channel_gate_backward(
-    grad, grad2, x, w1, b1, w2, b2, grad_x, partial, position_units, C, P_UNITS, h, groups,
+    grad, x, w1, b1, w2, b2, grad_x, partial, position_units, C, P_UNITS, h, groups,
     UNIT: tl.constexpr, WIDE: tl.constexpr, X_LAST: tl.constexpr, GRAD_LAST: tl.constexpr,
     SIGMOID: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_P: tl.constexpr,
@@ -161,10 +152,9 @@ def channel_gate_backward(
         g2 = unshuffle(grad) * x * a (1 - a),   g1 = (v1 > 0) w2' g2,   grad_x = unshuffle(grad) * a + w1' g1
         grad_w2 = g2 hidden',   grad_b2 = sum g2,   grad_w1 = g1 x',   grad_b1 = sum g1
 
-    grad, and grad2 to be added to it or None: (N, C, P) in GRAD_LAST's layout; x, grad_x: in X_LAST's;
-    grad_x and partial may be None. Every program goes through some blocks of positions and writes its sums
-    into its row of partial: (programs, h * C + h + C * h + C) float32, the gradients of w1, b1, w2, b2 side
-    by side.
+    grad: (N, C, P) in GRAD_LAST's layout; x, grad_x: in X_LAST's; grad_x and partial may be None. Every
+    program goes through some blocks of positions and writes its sums into its row of partial:
+    (programs, h * C + h + C * h + C) float32, the gradients of w1, b1, w2, b2 side by side.
     """
     P = count_positions(P_UNITS, UNIT, WIDE)
     positions = count_positions(position_units, UNIT, WIDE)
@@ -184,7 +174,8 @@ def channel_gate_backward(
         position, is_position = block_of_positions(block, positions, BLOCK_P, WIDE)
         inside = is_channel[:, None] & is_position[None, :]
         tile = load_tile(x, channel, is_channel, position, is_position, C, P, X_LAST)
-        g = _load_gradient(grad, grad2, out_channel, is_channel, position, is_position, C, P, GRAD_LAST)
+        g = load_tile(grad, out_channel, is_channel, position, is_position, C, P, GRAD_LAST)
+        g = g.to(tl.float32)
         v1 = tl.dot(weight1, tile, input_precision=PRECISION) + bias1[:, None]
         hidden = _activate(v1, is_unit, is_position, dtype)
         a, slope = _gate(weight2, hidden, bias2, SIGMOID, PRECISION)
@@ -217,7 +208,7 @@ def _store_sums(row, sum_w1, sum_w2, sum_b2, channel, is_channel, unit, is_unit,
 
 @triton.jit(do_not_specialize=["position_units", "P_UNITS"])
 def channel_gate_backward_x(
-    grad, grad2, x, w1, b1, w2, b2, grad_x, hidden_out, g1_out, position_units, C, P_UNITS, h, groups,
+    grad, x, w1, b1, w2, b2, grad_x, hidden_out, g1_out, position_units, C, P_UNITS, h, groups,
     UNIT: tl.constexpr, WIDE: tl.constexpr, X_LAST: tl.constexpr, GRAD_LAST: tl.constexpr,
     SIGMOID: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_P: tl.constexpr,
@@ -245,7 +236,8 @@ def channel_gate_backward_x(
     for start in range(0, C, BLOCK_C):
         out_channel, channel, is_channel = _channels(start, C, groups, BLOCK_C)
         tile = load_tile(x, channel, is_channel, position, is_position, C, P, X_LAST)
-        g = _load_gradient(grad, grad2, out_channel, is_channel, position, is_position, C, P, GRAD_LAST)
+        g = load_tile(grad, out_channel, is_channel, position, is_position, C, P, GRAD_LAST)
+        g = g.to(tl.float32)
         weight = _load_w2(w2, channel, is_channel, unit, is_unit, h, dtype)
         a, slope = _gate(weight, hidden, load_vector(b2, channel, is_channel, 0.0), SIGMOID, PRECISION)
         inside = is_channel[:, None] & is_position[None, :]
@@ -262,7 +254,8 @@ def channel_gate_backward_x(
     if grad_x is not None:
         for start in range(0, C, BLOCK_C):
             out_channel, channel, is_channel = _channels(start, C, groups, BLOCK_C)
-            g = _load_gradient(grad, grad2, out_channel, is_channel, position, is_position, C, P, GRAD_LAST)
+            g = load_tile(grad, out_channel, is_channel, position, is_position, C, P, GRAD_LAST)
+            g = g.to(tl.float32)
             weight = _load_w2(w2, channel, is_channel, unit, is_unit, h, dtype)
             a, slope = _gate(weight, hidden, load_vector(b2, channel, is_channel, 0.0), SIGMOID, PRECISION)
             weight = _load_w1(w1, channel, is_channel, unit, is_unit, C, dtype)
@@ -272,7 +265,7 @@ def channel_gate_backward_x(
 
 @triton.jit(do_not_specialize=["position_units", "P_UNITS"])
 def channel_gate_backward_weights(
-    grad, grad2, x, w2, b2, hidden_in, g1_in, partial, position_units, C, P_UNITS, h, groups,
+    grad, x, w2, b2, hidden_in, g1_in, partial, position_units, C, P_UNITS, h, groups,
     UNIT: tl.constexpr, WIDE: tl.constexpr, X_LAST: tl.constexpr, GRAD_LAST: tl.constexpr,
     SIGMOID: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_P: tl.constexpr,
@@ -302,7 +295,8 @@ def channel_gate_backward_weights(
         hidden = tl.load(hidden_in + at, mask=at_unit, other=0.0)
         g1 = tl.load(g1_in + at, mask=at_unit, other=0.0)
         tile = load_tile(x, channel, is_channel, position, is_position, C, P, X_LAST)
-        g = _load_gradient(grad, grad2, out_channel, is_channel, position, is_position, C, P, GRAD_LAST)
+        g = load_tile(grad, out_channel, is_channel, position, is_position, C, P, GRAD_LAST)
+        g = g.to(tl.float32)
         _a, slope = _gate(weight2, hidden, bias2, SIGMOID, PRECISION)
         inside = is_channel[:, None] & is_position[None, :]
         g2 = tl.where(inside, g * tile.to(tl.float32) * slope, 0.0)

@@ -86,7 +86,9 @@ def convolution_norm(
     if partial is None:
         mean_, rstd, scale_, shift_ = load_norm(scale, shift, mean, var, offset, eps, filter_, is_filter)
         v = (tl.trans(sums) - mean_) * rstd * scale_ + shift_
-        store_activated(out, v, z, filter_, is_filter, position, is_position, filters, P, LAST, OUT_LAST)
+        store_activated(
+            out, v, z, filter_, is_filter, position, is_position, filters, P, LAST, OUT_LAST, ADD=False
+        )
     else:
         at_sum = (tl.program_id(2).to(tl.int64) * positions + position) * filters
         inside = is_position[:, None] & is_filter[None, :]
@@ -112,4 +114,6 @@ def finish_convolution_norm(
         sums += tl.load(at + tl.cast(split, tl.int64) * positions * filters, mask=inside, other=0.0)
     mean_, rstd, scale_, shift_ = load_norm(scale, shift, mean, var, offset, eps, filter_, is_filter)
     v = (tl.trans(sums) - mean_) * rstd * scale_ + shift_
-    store_activated(out, v, z, filter_, is_filter, position, is_position, filters, P, LAST, OUT_LAST)
+    store_activated(
+        out, v, z, filter_, is_filter, position, is_position, filters, P, LAST, OUT_LAST, ADD=False
+    )
