@@ -11,9 +11,10 @@ import torch
 import triton
 from torch import Tensor
 
-from gcsa_ext.backends.triton.gates import Norm, norm_blocks
+from gcsa_ext.backends.triton.gates import Norm, norm_blocks, with_stages
 from gcsa_ext.backends.triton.kernels import convolution as kernels
 from gcsa_ext.backends.triton.launch import Sizes, convolution_precision, is_last, power_of_two, programs
+from gcsa_ext.backends.triton.tuning import Configuration, launch_fastest
 
 KERNEL_SIZES = (3, 5, 7, 9, 11)
 
@@ -56,7 +57,7 @@ def unsupported(x: Tensor, weight: Tensor) -> str | None:
     return None
 
 
-def blocks(channels: int, filters: int, positions: int, dtype: torch.dtype, precision: str) -> dict[str, int]:
+def blocks(channels: int, filters: int, positions: int, dtype: torch.dtype, precision: str) -> Configuration:
     """Of `convolution_norm`: the largest for which code for sm_90 keeps everything in registers, and fewer
     positions where there are few."""
     if dtype.itemsize == 2:
@@ -71,7 +72,6 @@ def blocks(channels: int, filters: int, positions: int, dtype: torch.dtype, prec
         "BLOCK_O": block_o,
         "BLOCK_C": min(power_of_two(channels, 16), along_c),
         "num_warps": 8 if block_o == 128 else 4,
-        "num_stages": 3,
     }
 
 
@@ -114,14 +114,26 @@ def convolution_norm(
     if splits > 1:
         partial = x.new_empty((splits, sizes.positions, filters), dtype=torch.float32)
     position_units, channels, units = sizes.arguments
-    kernels.convolution_norm[(along_p, along_o, splits)](
-        *(x, weight, z, *norm[:5], out, partial, norm.eps),
-        *(position_units, channels, units, x.shape[3], filters, per_split),
-        **constants,
-        KERNEL=kernel_size,
-        PRECISION=precision,
-        **found,
+
+    def launch(configuration: Configuration) -> None:
+        kernels.convolution_norm[(along_p, along_o, splits)](
+            *(x, weight, z, *norm[:5], out, partial, norm.eps),
+            *(position_units, channels, units, x.shape[3], filters, per_split),
+            **constants,
+            KERNEL=kernel_size,
+            PRECISION=precision,
+            **configuration,
+        )
+
+    shape_class = (
+        "convolution_norm",
+        *ShapeClass.of(x, weight)[1:],
+        z is None,
+        layout,
+        out_layout,
+        precision,
     )
+    launch_fastest(shape_class, with_stages(found), launch, x)
     if partial is not None:
         found = norm_blocks(filters, torch.channels_last)
         grid = (triton.cdiv(sizes.positions, found["BLOCK_P"]), triton.cdiv(filters, found["BLOCK_C"]))

@@ -41,6 +41,11 @@ class Sizes(NamedTuple):
         return self.positions // self.unit, self.channels, self.units
 
     @property
+    def shape_class(self) -> tuple[int, ...]:
+        """Channels, positions rounded up to a power of two, unit: maps alike in these take equally long."""
+        return self.channels, power_of_two(self.positions), self.unit
+
+    @property
     def constants(self) -> dict[str, Any]:
         return {"UNIT": self.unit, "WIDE": self.positions >= _LARGEST_32_BITS}
 
