@@ -133,7 +133,7 @@ def convolution_norm(
         out_layout,
         precision,
     )
-    launch_fastest(shape_class, with_stages(found), launch, x)
+    launch_fastest(shape_class, with_stages(found, 3, 2, 4), launch, x)
     if partial is not None:
         found = norm_blocks(filters, torch.channels_last)
         grid = (triton.cdiv(sizes.positions, found["BLOCK_P"]), triton.cdiv(filters, found["BLOCK_C"]))

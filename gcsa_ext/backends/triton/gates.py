@@ -98,9 +98,10 @@ def backward_blocks(channels: int, hidden: int, dtype: torch.dtype) -> Configura
     return table[power_of_two(hidden, 16)].constants(channels, hidden)
 
 
-def with_stages(blocks: Configuration) -> list[Configuration]:
-    """The same blocks, with loads issued two (Triton's default), one or three steps ahead of their use."""
-    return [{**blocks, "num_stages": stages} for stages in (3, 2, 4)]
+def with_stages(blocks: Configuration, *stages: int) -> list[Configuration]:
+    """The same blocks, with loads issued so many stages, less one, ahead of their use; Triton's default is
+    3."""
+    return [{**blocks, "num_stages": number} for number in stages]
 
 
 def channel_gate(
@@ -140,7 +141,9 @@ def channel_gate(
         )
 
     shape_class = ("channel_gate", *sizes.shape_class, h, layout, out_layout, precision(x))
-    launch_fastest(shape_class, with_stages(forward_blocks(sizes.channels, h, x.dtype)), launch, x)
+    blocks = forward_blocks(sizes.channels, h, x.dtype)
+    stages = (3, 2, 4) if fits else (3, 2)  # more of them would take more registers than there are
+    launch_fastest(shape_class, with_stages(blocks, *stages), launch, x)
     return out
 
 
@@ -183,7 +186,7 @@ def channel_gate_backward(
 
         wanted = need_x, need_weights
         shape_class = ("channel_gate_backward", *sizes.shape_class, h, layout, grad_layout, precision(x))
-        launch_fastest((*shape_class, *wanted), with_stages(blocks), launch, x)
+        launch_fastest((*shape_class, *wanted), with_stages(blocks, 3, 2, 4), launch, x)
     else:
         hidden, g1 = (x.new_empty((h, sizes.positions)) if need_weights else None for _ in range(2))
         along_p, along_c = triton.cdiv(sizes.positions, blocks["BLOCK_P"]), triton.cdiv(C, blocks["BLOCK_C"])
