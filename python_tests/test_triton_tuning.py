@@ -74,6 +74,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[int, float]], Devic
         return device
 
     monkeypatch.setattr(tuning, "_chosen", {})
+    monkeypatch.setattr(tuning, "enabled", True)
     return start
 
 
@@ -141,6 +142,11 @@ def test_nothing_is_measured_while_a_graph_is_captured(start: Start) -> None:
 
 def test_nothing_is_measured_on_a_cpu(start: Start) -> None:
     assert run(start({3: 1.0, 2: 0.5, 4: 0.7}), "kernel", 64, x=torch.ones(1)) == [3]
+
+
+def test_nothing_is_measured_where_it_is_switched_off(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuning, "enabled", False)
+    assert run(start({3: 1.0, 2: 0.5, 4: 0.7}), "kernel", 64) == [3]
 
 
 def test_an_error_of_the_first_configuration_is_told(start: Start) -> None:

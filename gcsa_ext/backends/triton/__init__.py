@@ -14,6 +14,7 @@ from gcsa_ext.backends.reference import conv2d_same
 load_error: str | None = None
 INTERPRETED = False
 try:
+    from gcsa_ext.backends.triton import convolution, tuning
     from gcsa_ext.backends.triton.interpreter import INTERPRETED, compute_as_a_gpu_does
     from gcsa_ext.backends.triton.mask import frequency_mask, frequency_mask_
     from gcsa_ext.backends.triton.operators import (
@@ -73,6 +74,7 @@ __all__ = [
     "channel_gate_backward",
     "conv2d_same",
     "conv2d_same_backward",
+    "convolution",
     "frequency_mask",
     "frequency_mask_",
     "gcsa",
@@ -80,5 +82,6 @@ __all__ = [
     "norm_gate",
     "norm_gate_backward",
     "saved_shape",
+    "tuning",
     "unsupported",
 ]

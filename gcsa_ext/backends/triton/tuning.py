@@ -20,6 +20,9 @@ Configuration = dict[str, int]
 _SHARE = 0.95
 """Of the time of the best configuration so far another one must stay below: the first is the safe one."""
 
+enabled = True
+"""Whether anything is timed. Tests switch it off, which compile hundreds of kernels to call each once."""
+
 _chosen: dict[Hashable, Configuration] = {}
 
 
@@ -41,7 +44,7 @@ def launch_fastest(
     key = (x.device, x.dtype, *shape_class)
     configuration = _chosen.get(key)
     if configuration is None:
-        if x.is_cuda and not torch.cuda.is_current_stream_capturing():
+        if enabled and x.is_cuda and not torch.cuda.is_current_stream_capturing():
             configuration = _chosen[key] = _fastest(configurations, launch)
         else:
             configuration = next(iter(configurations))
