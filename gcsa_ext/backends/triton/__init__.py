@@ -40,6 +40,9 @@ MASK_DTYPES = (*DTYPES, torch.float64)
 def unsupported(operator: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """Why this backend cannot run `operator` on such tensors, or None if it can.
 
+    What it can run it may still leave to torch in part: convolutions, see `convolution.unsupported`, and the
+    channel gate of a perceptron with more than gates.LARGEST_HIDDEN hidden units.
+
     Under TRITON_INTERPRET=1 it takes tensors on the CPU too, for tests, but only when it is forced: nobody
     wants the interpreter's speed by accident.
     """
