@@ -90,12 +90,12 @@ def usage(compiled: Any) -> dict[str, Any]:
 
 
 def channel_gate_kernels(
-    dtype: torch.dtype, channels: int, hidden: int, stages: int
+    dtype: torch.dtype, channels: int, hidden: int, stages: int, x_last: bool = False
 ) -> Iterator[tuple[str, Any]]:
-    """As inside of an attention: in 16 bits all maps but x are channels_last."""
-    last = dtype.itemsize == 2
-    constants = {"UNIT": 16, "WIDE": False, "X_LAST": False, "SIGMOID": True, "PRECISION": "ieee"}
-    constants["num_stages"] = stages
+    """As inside of an attention: in 16 bits all maps but x are channels_last, and in 32 bits if x is."""
+    last = x_last or dtype.itemsize == 2
+    constants = {"UNIT": 16, "WIDE": False, "X_LAST": x_last, "SIGMOID": True, "PRECISION": "ieee"}
+    constants |= {"num_stages": stages, "GROUPS": 4 if x_last and dtype.itemsize == 2 else 0}
     forward = {**constants, "OUT_LAST": last, **gates.forward_blocks(channels, hidden, dtype)}
     fits = gates.fits_one_block(channels, hidden, dtype)
     kernel = channel_gate.channel_gate_forward if fits else channel_gate.channel_gate_forward_split
@@ -155,7 +155,7 @@ def convolution_kernels_of(
 
 def unusual_calls() -> Iterator[tuple[str, Any]]:
     """Arguments that are missing, numbers that are 1 (they become constants), positions beyond 32 bits."""
-    gate = {"UNIT": 1, "X_LAST": False, "SIGMOID": False, "PRECISION": "tf32", "groups": 1}
+    gate = {"UNIT": 1, "X_LAST": False, "SIGMOID": False, "PRECISION": "tf32", "groups": 1, "GROUPS": 0}
     gate |= {"BLOCK_C": 16, "BLOCK_H": 16, "BLOCK_P": 16}
     norm = {"UNIT": 1, "LAST": False, "BLOCK_C": 1, "BLOCK_P": 1024}
     few: dict[str, Any]
@@ -219,6 +219,9 @@ def every_kernel() -> Iterator[tuple[str, Any]]:
             for number in other_stages.get((dtype, channels), (3,)):
                 for name, compiled in channel_gate_kernels(dtype, channels, channels // 4, number):
                     yield f"channel gate, {name}, {channels} channels, {element}, {number} stages", compiled
+        for channels in (64, 256, 512):
+            for name, compiled in channel_gate_kernels(dtype, channels, channels // 4, 3, x_last=True):
+                yield f"channel gate, channels_last, {name}, {channels} channels, {element}", compiled
         layouts = (torch.contiguous_format, torch.channels_last)
         for u_layout in layouts:
             for out_layout in layouts:

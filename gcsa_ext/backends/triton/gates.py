@@ -98,6 +98,17 @@ def backward_blocks(channels: int, hidden: int, dtype: torch.dtype) -> Configura
     return table[power_of_two(hidden, 16)].constants(channels, hidden)
 
 
+def _contiguous_groups(groups: int, x: Tensor, layout: torch.memory_format, blocks: Configuration) -> int:
+    """The number of groups where tiles are in the order of x's channels, else 0; see the kernels.
+
+    Not for float32: its products on ordinary units leave no registers for that, and values to be gathered are
+    twice as wide.
+    """
+    if not is_last(layout) or x.dtype.itemsize != 2:
+        return 0
+    return groups if 1 < groups <= blocks["BLOCK_C"] and groups == power_of_two(groups) else 0
+
+
 def with_stages(blocks: Configuration, *stages: int) -> list[Configuration]:
     """The same blocks, with loads issued so many stages, less one, ahead of their use; Triton's default is
     3."""
@@ -137,12 +148,14 @@ def channel_gate(
             OUT_LAST=is_last(out_layout),
             SIGMOID=sigmoid,
             PRECISION=precision(x),
+            GROUPS=_contiguous_groups(groups, x, layout, blocks),
             **blocks,
         )
 
-    shape_class = ("channel_gate", *sizes.shape_class, h, layout, out_layout, precision(x))
+    shape_class = ("channel_gate", *sizes.shape_class, h, groups, layout, out_layout, precision(x))
     blocks = forward_blocks(sizes.channels, h, x.dtype)
-    stages = (3, 2, 4) if fits else (3, 2)  # more of them would take more registers than there are
+    # Other numbers would take more registers than there are.
+    stages = (3, 2, 4) if fits else (3, 2) if x.dtype.itemsize == 2 else (3,)
     launch_fastest(shape_class, with_stages(blocks, *stages), launch, x)
     return out
 
@@ -174,6 +187,7 @@ def channel_gate_backward(
     lengths = [w.numel() for w in weights]
 
     blocks = backward_blocks(C, h, x.dtype)
+    constants["GROUPS"] = _contiguous_groups(groups, x, layout, blocks)
     if fits_one_block(C, h, x.dtype):
         count = min(programs(x, 2), triton.cdiv(sizes.positions, blocks["BLOCK_P"]))
         if need_weights:
@@ -185,7 +199,15 @@ def channel_gate_backward(
             )
 
         wanted = need_x, need_weights
-        shape_class = ("channel_gate_backward", *sizes.shape_class, h, layout, grad_layout, precision(x))
+        shape_class = (
+            "channel_gate_backward",
+            *sizes.shape_class,
+            h,
+            groups,
+            layout,
+            grad_layout,
+            precision(x),
+        )
         launch_fastest((*shape_class, *wanted), with_stages(blocks, 3, 2, 4), launch, x)
     else:
         hidden, g1 = (x.new_empty((h, sizes.positions)) if need_weights else None for _ in range(2))
