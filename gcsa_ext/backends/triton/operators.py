@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gcsa_ext.backends import reference
-from gcsa_ext.backends.triton import gates
+from gcsa_ext.backends.triton import convolution, gates
 from gcsa_ext.backends.triton.gates import Norm
 from gcsa_ext.layout import memory_format
 
@@ -61,7 +61,7 @@ def channel_gate_backward(
         with torch.cuda.device_of(x):
             x, grad_out = x.contiguous(memory_format=layout), grad_out.contiguous(memory_format=layout)
             grad_x, grads = gates.channel_gate_backward(
-                (grad_out, None), x, weights, groups, sigmoid, layout, layout, need_x, need_weights
+                grad_out, x, weights, groups, sigmoid, layout, layout, need_x, need_weights
             )
     return grad_x, grads[0], grads[1], grads[2], grads[3]
 
@@ -193,8 +193,9 @@ def gcsa(
 ) -> tuple[Tensor, ...]:
     """See reference.gcsa; arguments and results as those of cpu.gcsa.
 
-    Convolutions are torch's, without their bias: it is added inside the normalisation. So with running
-    statistics nothing is computed that folding them into the weights would save.
+    Convolutions are torch's, but where `convolution.unsupported` has no objection to Triton's, and without
+    their bias: it is added inside the normalisation. So with running statistics nothing is computed that
+    folding them into the weights would save.
     """
     layout, padding = convolution_layout(x), convolutions[0].shape[-1] // 2
     used: list[Tensor] = []
@@ -205,14 +206,22 @@ def gcsa(
         u, saved = z, []
         for i, (weight, offset) in enumerate((convolutions[:2], convolutions[2:])):
             offset = _contiguous(offset)
-            u = F.conv2d(u, weight.to(x.dtype, memory_format=layout), padding=padding)
-            u = u.contiguous(memory_format=layout)
-            mean, var = _used_statistics(u, statistics[2 * i], statistics[2 * i + 1], offset, layout)
+            given, gated = (statistics[2 * i], statistics[2 * i + 1]), z if i else None
+            out_layout = memory_format(x) if i else layout
+            fused = not save and given[0] is not None and convolution.unsupported(u, weight) is None
+            if not fused:
+                u = F.conv2d(u, weight.to(x.dtype, memory_format=layout), padding=padding)
+                u = u.contiguous(memory_format=layout)
+            mean, var = _used_statistics(u, *given, offset, layout)
             used += mean, var
             saved.append(_to_saved(u, layout) if save else x.new_empty(0))
             scale, shift = (_contiguous(v) for v in norms[2 * i : 2 * i + 2])
             norm = Norm(scale, shift, mean, var, offset, eps[i])
-            u = gates.norm_forward(u, z if i else None, norm, layout, memory_format(x) if i else layout)
+            if fused:
+                taps = weight.to(x.dtype, memory_format=torch.channels_last)
+                u = convolution.convolution_norm(u, taps, gated, norm, layout, out_layout)
+            else:
+                u = gates.norm_forward(u, gated, norm, layout, out_layout)
     return u, *saved, *used
 
 
@@ -248,36 +257,32 @@ def gcsa_backward(
         mean1, var1, mean2, var2 = cast("Sequence[Tensor]", used)  # the forward pass returned them all
         norm1 = Norm(scale1, shift1, mean1, var1, offsets[0], eps[0])
         norm2 = Norm(scale2, shift2, mean2, var2, offsets[1], eps[1])
-        z = _gate(x, gate, groups, sigmoid, layout)
 
-        needed = (need_u2, need_z, need[11], need[12])
+        def gated() -> Tensor:
+            return _gate(x, gate, groups, sigmoid, layout)
+
+        # As few maps as possible live at once: z is computed twice rather than kept, each map is let go after
+        # its last use, and both gradients of z are added up in one.
+        needed = (need_u2, False, need[11], need[12])
         grads2 = gates.norm_backward(
-            grad_out, u2, z, norm2, batch_statistics[1], needed, layout, outside, need[8]
+            grad_out, u2, gated(), norm2, batch_statistics[1], needed, layout, outside, need[8]
         )
-        hidden = gates.norm_forward(u1, None, norm1, layout, layout) if need_u2 else None
-        grad_hidden, grad_weight2 = _convolution_backward(
-            grads2.u, hidden, weights[1], need_hidden, need[7], layout
-        )
+        hidden = gates.norm_forward(u1, None, norm1, layout, layout) if need[7] else None
+        _, grad_weight2 = _convolution_backward(grads2.u, hidden, weights[1], False, need[7], layout)
         del hidden
-        grads2 = grads2._replace(u=None)  # the memory is wanted again
-        grads1 = (
-            gates.norm_backward(
-                grad_hidden,
-                u1,
-                None,
-                norm1,
-                batch_statistics[0],
-                (need_u1, False, need[9], need[10]),
-                layout,
-                layout,
-                need[6],
+        grad_hidden, _ = _convolution_backward(grads2.u, u1, weights[1], need_hidden, False, layout)
+        grads2 = grads2._replace(u=None)
+        grads1 = gates.NormGradients(None, None, None, None, None)
+        if grad_hidden is not None:
+            needed = (need_u1, False, need[9], need[10])
+            grads1 = gates.norm_backward(
+                grad_hidden, u1, None, norm1, batch_statistics[0], needed, layout, layout, need[6]
             )
-            if grad_hidden is not None
-            else gates.NormGradients(None, None, None, None, None)
-        )
         del grad_hidden
-        grad_z, grad_weight1 = _convolution_backward(grads1.u, z, weights[0], need_z, need[5], layout)
+        z = gated() if need[5] else None
+        _, grad_weight1 = _convolution_backward(grads1.u, z, weights[0], False, need[5], layout)
         del z
+        grad_z, _ = _convolution_backward(grads1.u, u2, weights[0], need_z, False, layout)
         grads1 = grads1._replace(u=None)
         biases = [
             _offset_gradient(norm, grads, batch) if needed else None
@@ -285,10 +290,10 @@ def gcsa_backward(
                 (norm1, norm2), (grads1, grads2), batch_statistics, (need[6], need[8]), strict=True
             )
         ]
-        if need_z:
-            assert grads2.z is not None and grad_z is not None
+        if grad_z is not None:
+            gates.norm_forward(u2, grad_out, norm2, layout, layout, outside, add_to=grad_z)
             grad_x, gate_grads = _gate_backward(
-                (grads2.z, grad_z), x, gate, groups, sigmoid, layout, need_x, any(need_gate)
+                grad_z, x, gate, groups, sigmoid, layout, need_x, any(need_gate)
             )
         else:
             grad_x, gate_grads = None, [None, None, None, None]
@@ -312,7 +317,7 @@ def _convolution_backward(
     need_weight: bool,
     layout: torch.memory_format,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients of x and weight by torch's convolution."""
+    """The gradients of x and weight by torch's convolution; for that of x only its shape counts."""
     if grad is None or x is None or not (need_x or need_weight):
         return None, None
     padding = 2 * [weight.shape[-1] // 2]
@@ -333,7 +338,7 @@ def _offset_gradient(norm: Norm, grads: gates.NormGradients, batch_statistics: b
 
 
 def _gate_backward(
-    grads: tuple[Tensor, Tensor],
+    grad: Tensor,
     x: Tensor,
     gate: Sequence[Tensor],
     groups: int,
@@ -344,11 +349,10 @@ def _gate_backward(
 ) -> tuple[Tensor | None, list[Tensor | None]]:
     if gate[0].shape[0] > gates.LARGEST_HIDDEN:
         w1, b1, w2, b2 = (w.to(x.dtype) for w in gate)
-        grad = grads[0] + grads[1]
         grad_x, *found = reference.channel_gate_backward(
             grad, x, w1, b1, w2, b2, groups, sigmoid, need_x, need_weights
         )
         return grad_x, [None if g is None else g.to(w.dtype) for g, w in zip(found, gate, strict=True)]
     return gates.channel_gate_backward(
-        grads, x, gate, groups, sigmoid, memory_format(x), layout, need_x, need_weights
+        grad, x, gate, groups, sigmoid, memory_format(x), layout, need_x, need_weights
     )
