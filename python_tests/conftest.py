@@ -15,6 +15,10 @@ else:
 
 import gcsa_ext
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Threads of several processes would wait for each other's cores. Tests of threads ask for theirs.
+    torch.set_num_threads(1)
+
 
 @pytest.fixture(autouse=True)
 def seeded() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from subprocesses import python
+from torch.utils.dlpack import from_dlpack
 
 from gcsa_ext import backends
 
@@ -100,13 +101,32 @@ def test_one_openmp_runtime_and_one_pool_of_threads() -> None:
 def test_a_result_is_hardly_larger_than_asked_for() -> None:
     """Large pages at its beginning, small ones at its end, so that a map of 3.1 MB does not take 4."""
     _C.release_scratch()
-    bytes_ = 4 * 8 * 128 * 28 * 28
-    memory = torch.frombuffer(_C.Memory(bytes_), dtype=torch.uint8)
-    assert bytes_ <= memory.nbytes < bytes_ + 4096
-    assert memory.data_ptr() % 4096 == 0
-    memory.fill_(1)
-    del memory
+    shape, stride = [8, 128, 28, 28], [128 * 28 * 28, 28 * 28, 28, 1]
+    result = from_dlpack(_C.empty(2, 32, shape, stride))
+    assert result.dtype == torch.float32 and list(result.shape) == shape and list(result.stride()) == stride
+    assert result.data_ptr() % 4096 == 0
+    bytes_ = result.fill_(1).nbytes
+    kept = result[1:2, ::3]
+    del result
+    assert _C.release_scratch() == 0 and kept.eq(1).all()
+    del kept
     assert bytes_ <= _C.release_scratch() < bytes_ + 4096
+
+
+def test_a_result_that_nobody_takes_over_goes_back() -> None:
+    _C.release_scratch()
+    capsule = _C.empty(2, 32, [4096], [1])
+    del capsule
+    assert _C.release_scratch() == 4 * 4096
+
+
+def test_statistics_check_their_arguments() -> None:
+    good = (0, A, A, A, A, A, 4, 9, 0.1)
+    for i, wrong in ((0, 2), (0, -1), *((i, 0) for i in range(1, 6)), (7, 1)):
+        with pytest.raises(ValueError, match=r"gcsa_ext\._C: expected "):
+            _C.update_running_statistics(*good[:i], wrong, *good[i + 1 :])
+    with pytest.raises(ValueError, match=r"gcsa_ext\._C: expected "):
+        _C.empty(2, 32, [4, 4], [1])
 
 
 TENSOR = torch.ones(4096)
