@@ -27,7 +27,7 @@ struct Index {
 struct Copy {
     unsigned char* shared;
     const unsigned char* global;
-    int bytes;
+    int bytes, written;  // how many are read, and how many are written, the rest as 0
 };
 
 struct Warp;

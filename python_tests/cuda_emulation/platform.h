@@ -29,7 +29,16 @@ inline void copy_async(void* shared, const void* global, int bytes = 16) {
     if (bytes > 0) require_alignment(global, 16);
     auto& groups = emulation::current->copies;
     if (groups.empty()) groups.emplace_back();
-    groups.back().push_back({static_cast<unsigned char*>(shared), static_cast<const unsigned char*>(global), bytes});
+    groups.back().push_back({static_cast<unsigned char*>(shared), static_cast<const unsigned char*>(global), bytes, 16});
+}
+
+template <int bytes>
+void copy_few_async(void* shared, const void* global) {
+    require_alignment(shared, bytes);
+    require_alignment(global, bytes);
+    auto& groups = emulation::current->copies;
+    if (groups.empty()) groups.emplace_back();
+    groups.back().push_back({static_cast<unsigned char*>(shared), static_cast<const unsigned char*>(global), bytes, bytes});
 }
 
 inline void commit_copies() {
@@ -43,7 +52,7 @@ void wait_for_copies() {
     auto& groups = emulation::current->copies;
     while (groups.size() > size_t(newest) + 1) {
         for (const auto& copy : groups.front()) {
-            std::memset(copy.shared, 0, 16);
+            std::memset(copy.shared, 0, copy.written);
             std::memcpy(copy.shared, copy.global, copy.bytes);
         }
         groups.erase(groups.begin());

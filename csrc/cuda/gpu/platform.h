@@ -39,6 +39,13 @@ __device__ inline void copy_async(void* shared, const void* global, int bytes = 
                  : "memory");
 }
 
+// 4 or 8 bytes, on multiples of as many.
+template <int bytes>
+__device__ inline void copy_few_async(void* shared, const void* global) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(shared_address(shared)), "l"(global), "n"(bytes)
+                 : "memory");
+}
+
 __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
 // Until at most the `newest` last committed groups of this thread are under way. A barrier then shows them to other threads.
