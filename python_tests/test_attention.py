@@ -107,7 +107,7 @@ def with_norms(module: nn.Module, **options: Any) -> nn.Module:
 
 @pytest.mark.parametrize(
     ("backend", "dtype"),
-    [("cpu", torch.float32), ("cpu", torch.float64), ("triton", torch.float32)],
+    [("cpu", torch.float32), ("cpu", torch.float64), ("triton", torch.float32), ("cuda", torch.float32)],
     ids=str,
     indirect=["backend"],
 )

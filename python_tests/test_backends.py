@@ -71,7 +71,7 @@ def test_reference_backend_differentiates() -> None:
 
 def test_unknown_backend() -> None:
     with (
-        pytest.raises(ValueError, match=r"unknown backend 'gpu' .* one of cpu, triton, reference"),
+        pytest.raises(ValueError, match=r"unknown backend 'gpu' .* one of cpu, triton, cuda, reference"),
         gcsa_ext.use_backend("gpu"),
     ):
         pass

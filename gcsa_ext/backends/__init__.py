@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from gcsa_ext.backends import cpu, forced, native, reference, triton
+from gcsa_ext.backends import cpu, cuda, forced, native, reference, triton
 
 _warned: set[str] = set()
 
@@ -118,7 +118,7 @@ class Backend(Protocol):
     ) -> Sequence[Tensor | None]: ...
 
 
-_BACKENDS: dict[str, Backend] = {"cpu": cpu, "triton": triton, "reference": reference}
+_BACKENDS: dict[str, Backend] = {"cpu": cpu, "triton": triton, "cuda": cuda, "reference": reference}
 ORDER = tuple(_BACKENDS)
 """The backends, best first."""
 
@@ -185,7 +185,7 @@ def use_backend(name: str) -> Iterator[None]:
     It acts on calls that run, forward and backward; a compiled graph asks for the backend whenever it runs.
 
     Args:
-        name: "reference", "cpu" or "triton".
+        name: "reference", "cpu", "triton" or "cuda".
 
     Raises:
         ValueError: there is no such backend.
@@ -207,6 +207,7 @@ __all__ = [
     "ORDER",
     "Backend",
     "cpu",
+    "cuda",
     "forced",
     "forced_backend",
     "has_kernels",

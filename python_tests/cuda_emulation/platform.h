@@ -148,6 +148,8 @@ inline void load_matrices(uint32_t (&r)[2], const void* row) { emulation::load_m
 inline void load_matrices_transposed(uint32_t (&r)[4], const void* row) { emulation::load_matrices<4, true>(r, row); }
 inline void load_matrices_transposed(uint32_t (&r)[2], const void* row) { emulation::load_matrices<2, true>(r, row); }
 
+inline std::string platform_error() { return ""; }
+
 template <class Parameter>
 void launch(void (*kernel)(Parameter), const Plan& plan, Stream, Parameter parameter) {
     check(plan);

@@ -121,6 +121,13 @@ __device__ inline void load_matrices_transposed(uint32_t (&r)[2], const void* ro
 
 // ---- The launch.
 
+// Why the runtime finds no device, or an empty string.
+inline std::string platform_error() {
+    int devices = 0;
+    const auto code = cudaGetDeviceCount(&devices);
+    return code == cudaSuccess ? "" : cudaGetErrorString(code);
+}
+
 inline void require_success(cudaError_t code, const Plan& plan) {
     if (code == cudaSuccess) return;
     cudaGetLastError();  // or the next call would report it again
