@@ -63,8 +63,8 @@ def emulated_cuda() -> Iterator[ModuleType]:
 
 @pytest.fixture(params=["cpu", "triton", "cuda"])
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The test once for each backend whose kernels take tensors on the CPU: Triton's are interpreted, those of
-    CUDA are emulated."""
+    """The test once for each backend whose kernels take tensors on the CPU: Triton's are interpreted, those
+    of CUDA are emulated."""
     name: str = request.param
     if name != "cpu" and torch.cuda.is_available():
         pytest.skip("kernels for GPUs are compiled where there is one: see test_gpu.py")

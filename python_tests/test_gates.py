@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from layouts import BACKEND_DTYPES, DTYPES, LAYOUTS, SIZES, expected_format
 from torch import Tensor
 
-import gcsa_ext
 from gcsa_ext import backends, functional, reference
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -20,9 +20,7 @@ using Address = uintptr_t;
 using Target = std::tuple<int, Address, int64_t, int64_t>;
 
 inline Device device(const Target& target) { return {std::get<2>(target), std::get<3>(target)}; }
-inline Stream stream(const Target& target) {
-    return {std::get<0>(target), reinterpret_cast<void*>(std::get<1>(target))};
-}
+inline Stream stream(const Target& target) { return {std::get<0>(target), reinterpret_cast<void*>(std::get<1>(target))}; }
 
 inline void require(bool condition, const char* expectation) {
     if (!condition) throw std::invalid_argument(std::string("gcsa_ext._C.cuda: expected ") + expectation);

@@ -36,11 +36,11 @@ void bind_frequency_mask(pybind11::module_& module) {
         "frequency_mask",
         [](const Target& target, int64_t batch, int64_t bins, int64_t frames, int64_t bands, bool shared,
            int64_t element_size, Address start, Address width, uint64_t value, Address input, Address output) {
-            const auto call = frequency_mask_call(
-                batch, bins, frames, bands, shared, element_size, start, width, value, input, output
-            );
+            const auto call =
+                frequency_mask_call(batch, bins, frames, bands, shared, element_size, start, width, value, input, output);
             const auto number = [](int64_t n) { return std::to_string(n); };
-            const auto sizes = "a batch of " + number(batch) + " x " + number(bins) + " bins x " + number(frames) + " frames";
+            const auto sizes =
+                "a batch of " + number(batch) + " x " + number(bins) + " bins x " + number(frames) + " frames";
             with_sizes(sizes, [&] { frequency_mask(call, device(target), stream(target)); });
         }
     );
@@ -48,9 +48,8 @@ void bind_frequency_mask(pybind11::module_& module) {
         "plan_frequency_mask",
         [](const Target& target, int64_t batch, int64_t bins, int64_t frames, int64_t bands, bool shared,
            int64_t element_size, Address start, Address width, uint64_t value, Address input, Address output) {
-            const auto call = frequency_mask_call(
-                batch, bins, frames, bands, shared, element_size, start, width, value, input, output
-            );
+            const auto call =
+                frequency_mask_call(batch, bins, frames, bands, shared, element_size, start, width, value, input, output);
             return to_dict(plan_frequency_mask(call, device(target)));
         }
     );
@@ -94,18 +93,20 @@ NormForward forward_call(
     require(last || !out_last, "u that is channels_last where out or grad is");
     require(last == out_last || element != 0, "one layout of all maps of float32");
     require_addresses(u, mean, var);
-    return {map(element, batch, channels, positions),
-            last,
-            out_last,
-            eps,
-            pointer(u),
-            pointer(z),
-            vector(weight),
-            vector(bias),
-            vector(offset),
-            pointer<float>(mean),
-            pointer<float>(var),
-            pointer(out)};
+    return {
+        map(element, batch, channels, positions),
+        last,
+        out_last,
+        eps,
+        pointer(u),
+        pointer(z),
+        vector(weight),
+        vector(bias),
+        vector(offset),
+        pointer<float>(mean),
+        pointer<float>(var),
+        pointer(out)
+    };
 }
 
 NormBackward backward_call(
@@ -118,12 +119,9 @@ NormBackward backward_call(
 }
 
 void bind_norm(pybind11::module_& module) {
-    module.def(
-        "norm_parts",
-        [](int element, bool last, bool mixed, int64_t batch, int64_t channels, int64_t positions) {
-            return norm_parts(map(element, batch, channels, positions), last, mixed);
-        }
-    );
+    module.def("norm_parts", [](int element, bool last, bool mixed, int64_t batch, int64_t channels, int64_t positions) {
+        return norm_parts(map(element, batch, channels, positions), last, mixed);
+    });
     module.def(
         "norm_statistics",
         [](const Target& target, int element, bool last, int64_t batch, int64_t channels, int64_t positions, Address u,
@@ -133,8 +131,7 @@ void bind_norm(pybind11::module_& module) {
         }
     );
     module.def(
-        "plan_norm_statistics",
-        [](int element, bool last, int64_t batch, int64_t channels, int64_t positions, Address u) {
+        "plan_norm_statistics", [](int element, bool last, int64_t batch, int64_t channels, int64_t positions, Address u) {
             Share share;
             const auto plan = plan_norm_statistics(
                 statistics_call(element, last, batch, channels, positions, u, {0, 0}, 16, 16, 16), share
@@ -144,8 +141,8 @@ void bind_norm(pybind11::module_& module) {
     );
     module.def(
         "norm_forward",
-        [](const Target& target, int element, bool last, bool out_last, int64_t batch, int64_t channels,
-           int64_t positions, float eps, Address u, Address z, const VectorArgument& weight, const VectorArgument& bias,
+        [](const Target& target, int element, bool last, bool out_last, int64_t batch, int64_t channels, int64_t positions,
+           float eps, Address u, Address z, const VectorArgument& weight, const VectorArgument& bias,
            const VectorArgument& offset, Address mean, Address var, Address out) {
             require_addresses(out);
             const auto call = forward_call(
@@ -155,9 +152,8 @@ void bind_norm(pybind11::module_& module) {
         }
     );
     module.def(
-        "plan_norm_forward",
-        [](int element, bool last, bool out_last, int64_t batch, int64_t channels, int64_t positions, Address u,
-           Address out) {
+        "plan_norm_forward", [](int element, bool last, bool out_last, int64_t batch, int64_t channels, int64_t positions,
+                                Address u, Address out) {
             Share share;
             const auto plan = plan_norm_forward(
                 forward_call(
@@ -169,11 +165,10 @@ void bind_norm(pybind11::module_& module) {
         }
     );
     module.def(
-        "norm_backward",
-        [](const Target& target, int element, bool last, bool grad_last, int64_t batch, int64_t channels,
-           int64_t positions, float eps, Address u, Address z, const VectorArgument& weight, const VectorArgument& bias,
-           const VectorArgument& offset, Address mean, Address var, Address grad, Address grad_u, Address grad_z,
-           Address sums, Address partial) {
+        "norm_backward", [](const Target& target, int element, bool last, bool grad_last, int64_t batch, int64_t channels,
+                            int64_t positions, float eps, Address u, Address z, const VectorArgument& weight,
+                            const VectorArgument& bias, const VectorArgument& offset, Address mean, Address var,
+                            Address grad, Address grad_u, Address grad_z, Address sums, Address partial) {
             const auto forward = forward_call(
                 element, last, grad_last, batch, channels, positions, eps, u, z, weight, bias, offset, mean, var, 0
             );
@@ -182,9 +177,8 @@ void bind_norm(pybind11::module_& module) {
         }
     );
     module.def(
-        "plan_norm_backward",
-        [](int element, bool last, bool grad_last, int64_t batch, int64_t channels, int64_t positions, Address u,
-           Address grad, Address partial) {
+        "plan_norm_backward", [](int element, bool last, bool grad_last, int64_t batch, int64_t channels, int64_t positions,
+                                 Address u, Address grad, Address partial) {
             const auto forward = forward_call(
                 element, last, grad_last, batch, channels, positions, 0.0f, u, 16, {0, 0}, {0, 0}, {0, 0}, 16, 16, 0
             );
@@ -194,9 +188,8 @@ void bind_norm(pybind11::module_& module) {
         }
     );
     module.def(
-        "norm_sums",
-        [](const Target& target, int64_t parts, int64_t channels, Address partial, Address sums,
-           const VectorArgument& grad_weight, const VectorArgument& grad_bias) {
+        "norm_sums", [](const Target& target, int64_t parts, int64_t channels, Address partial, Address sums,
+                        const VectorArgument& grad_weight, const VectorArgument& grad_bias) {
             require(parts >= 1 && channels >= 1, "parts and channels of at least 1");
             require_addresses(partial, sums);
             const NormSums call{
@@ -211,6 +204,10 @@ void bind_norm(pybind11::module_& module) {
 
 void bind(pybind11::module_& module) {
     module.def("driver_error", &driver_error);
+    module.def("device_limits", [](int number) {
+        const auto limits = device_limits(number);
+        return std::pair(limits.multiprocessors, limits.shared_bytes);
+    });
     bind_frequency_mask(module);
     bind_norm(module);
 }

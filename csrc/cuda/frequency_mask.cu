@@ -4,11 +4,10 @@
 //
 // Out of place every block copies one tile of the whole tensor, wherever its rows begin and end, and reads nothing of masked
 // rows. In place the bands are filled and nothing else is touched: the bins of a band are one contiguous piece of a sample.
-#include "frequency_mask.h"
-
 #include <algorithm>
 
 #include "element.h"
+#include "frequency_mask.h"
 
 namespace gcsa_ext::cuda {
 
@@ -128,8 +127,12 @@ Plan plan_frequency_mask(const FrequencyMask& call, const Device& device) {
         const int64_t pieces = call.batch * call.bands;
         const int64_t tiles = ceil_div(call.bins * call.frames, accesses_per_tile * 16 / call.element_size);
         const int64_t wanted = ceil_div(8 * device.multiprocessors, pieces);
-        return {"frequency_mask, in place", std::min(pieces, largest_grid_x), std::min({tiles, wanted, largest_grid_yz}), 1,
-                threads, 0};
+        return {"frequency_mask, in place",
+                std::min(pieces, largest_grid_x),
+                std::min({tiles, wanted, largest_grid_yz}),
+                1,
+                threads,
+                0};
     }
     const int64_t tile = accesses_per_tile * elements_at_a_time(call);
     const int64_t rows = std::min(tile, tile / call.frames + 2);

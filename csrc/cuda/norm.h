@@ -3,8 +3,8 @@
 //   xhat = (u + offset - mean) / sqrt(var + eps),   v = weight * xhat + bias
 //   out  = z * sigmoid(v)   or, without z, relu(v)
 //
-// u, z and out are maps (N, C, H, W); the vectors have C values, and `offset` is the bias of the convolution that made u, which
-// is left to these kernels. Everything between loads and stores is float32.
+// u, z and out are maps (N, C, H, W); the vectors have C values, and `offset` is the bias of the convolution that made u,
+// which is left to these kernels. Everything between loads and stores is float32.
 #pragma once
 
 #include <cstdint>
@@ -24,8 +24,9 @@ struct Vector {
 };
 
 // How the values of a map are shared out. An access has `width` values: of one channel at as many positions (contiguous), or
-// of as many channels at one position (channels_last). Blocks along x have other channels, blocks along y take turns with the
-// accesses of the same ones; a block's threads are `channel_lanes` accesses wide and as many rows high as threads there are.
+// of as many channels at one position (channels_last). Blocks along x have other channels, blocks along y take turns with
+// the accesses of the same ones; a block's threads are `channel_lanes` accesses wide and as many rows high as threads there
+// are.
 struct Share {
     int width;
     int channel_lanes;        // 1 if contiguous
@@ -38,11 +39,11 @@ struct Share {
 
 struct NormStatistics {
     Map map;
-    bool last;      // u is channels_last
+    bool last;  // u is channels_last
     const void* u;
-    Vector offset;  // or null: 0
-    float* mean;    // (C), with the offset
-    float* var;     // (C), biased
+    Vector offset;   // or null: 0
+    float* mean;     // (C), with the offset
+    float* var;      // (C), biased
     float* partial;  // (3, parts, C): means without origin and offset, sums of squares about them, counts
 };
 
@@ -52,12 +53,12 @@ struct NormForward {
     bool out_last;  // as `last`, or false where that is true
     float eps;
     const void* u;
-    const void* z;         // or null: relu
-    Vector weight;         // or null: 1
-    Vector bias;           // or null: 0
-    Vector offset;         // or null: 0
-    const float* mean;     // (C)
-    const float* var;      // (C)
+    const void* z;      // or null: relu
+    Vector weight;      // or null: 1
+    Vector bias;        // or null: 0
+    Vector offset;      // or null: 0
+    const float* mean;  // (C)
+    const float* var;   // (C)
     void* out;
 };
 
@@ -88,7 +89,8 @@ struct NormSums {
 // contiguous while u is channels_last.
 int64_t norm_parts(const Map& map, bool last, bool mixed);
 
-// How many values an access has: 16 bytes of them, where the shape and all these addresses, which may be null, allow it; or one.
+// How many values an access has: 16 bytes of them, where the shape and all these addresses, which may be null, allow it; or
+// one.
 int norm_width(const Map& map, bool last, std::initializer_list<const void*> addresses);
 
 Plan plan_norm_statistics(const NormStatistics& call, Share& share);

@@ -1,8 +1,8 @@
 // The gradients of norm_forward, or the sums that they need, or both in one pass; see norm.h.
 //
 // With batch statistics the gradient of u needs sums over all positions, hence two passes: the first fills `partial`, the
-// second has `sums`. Otherwise one pass does all. The sums of a block's threads are made by shuffles and in shared memory, those
-// of blocks by norm_sums, each in an order that never changes.
+// second has `sums`. Otherwise one pass does all. The sums of a block's threads are made by shuffles and in shared memory,
+// those of blocks by norm_sums, each in an order that never changes.
 #include "norm_device.h"
 
 namespace gcsa_ext::cuda {
@@ -230,8 +230,14 @@ void norm_backward(const NormBackward& call, Stream stream) {
 }
 
 void norm_sums(const NormSums& call, Stream stream) {
-    const Plan plan{"norm_sums", ceil_div(2 * call.channels, sum_columns), 1, 1, sum_columns * sum_rows,
-                    sum_columns * sum_rows * int64_t(sizeof(float))};
+    const Plan plan{
+        "norm_sums",
+        ceil_div(2 * call.channels, sum_columns),
+        1,
+        1,
+        sum_columns * sum_rows,
+        sum_columns * sum_rows * int64_t(sizeof(float))
+    };
     launch(sum_partial, plan, stream, call);
 }
 

@@ -89,8 +89,8 @@ struct Normalisation {
     __device__ float xhat(float u, int i) const { return (u - shift[i]) * rstd[i]; }
 };
 
-// Where value (channel, position) of a transposed tile lies in shared memory. Eight positions stay together; which eight come
-// where changes with every eight channels, so that neither lanes along channels nor along positions meet in a bank.
+// Where value (channel, position) of a transposed tile lies in shared memory. Eight positions stay together; which eight
+// come where changes with every eight channels, so that neither lanes along channels nor along positions meet in a bank.
 __device__ inline int tile_index(int channel, int position) {
     const int eight = position / 8 ^ channel / 8 % 8;
     return channel * mixed_tile_positions + eight * 8 + position % 8;

@@ -44,8 +44,15 @@ Plan plan_share(const char* kernel, const Map& map, bool last, bool mixed, int w
     const int64_t threads = last ? norm_threads : std::min<int64_t>(norm_threads, ceil_div(accesses, 32) * 32);
     const int64_t per_plane = map.positions / width, stride = parts * (threads / lanes);
     const int64_t planes = stride / per_plane, rest = stride - planes * per_plane;
-    share = {width, lanes, accesses, per_plane, stride, last ? 0 : rest,
-             last ? stride * map.channels : planes * map.channels * map.positions + rest * width};
+    share = {
+        width,
+        lanes,
+        accesses,
+        per_plane,
+        stride,
+        last ? 0 : rest,
+        last ? stride * map.channels : planes * map.channels * map.positions + rest * width
+    };
     // Sums of a block's warps, or the tile that is transposed.
     const int64_t values = mixed ? mixed_tile_bytes : 0;
     return {kernel, channel_blocks(map, last, width, lanes), parts, 1, threads, values};
@@ -76,9 +83,8 @@ int64_t norm_parts(const Map& map, bool last, bool mixed) {
 
 Plan plan_norm_statistics(const NormStatistics& call, Share& share) {
     const int width = norm_width(call.map, call.last, {call.u});
-    auto plan = plan_share(
-        "norm_statistics", call.map, call.last, false, width, norm_parts(call.map, call.last, false), share
-    );
+    auto plan =
+        plan_share("norm_statistics", call.map, call.last, false, width, norm_parts(call.map, call.last, false), share);
     plan.shared_bytes = plan.threads / 32 * share.channel_lanes * (call.last ? width : 1) * 3 * int64_t(sizeof(float));
     return plan;
 }
@@ -93,9 +99,8 @@ Plan plan_norm_forward(const NormForward& call, Share& share) {
 Plan plan_norm_backward(const NormBackward& call, Share& share) {
     const auto& forward = call.forward;
     const bool mixed = forward.last != forward.out_last;
-    const int width = norm_width(
-        forward.map, forward.last, {forward.u, forward.z, call.grad_u, call.grad_z, mixed ? nullptr : call.grad}
-    );
+    const int width =
+        norm_width(forward.map, forward.last, {forward.u, forward.z, call.grad_u, call.grad_z, mixed ? nullptr : call.grad});
     const auto parts = call.partial ? norm_parts(forward.map, forward.last, mixed)
                                     : independent_parts(forward.map, forward.last, mixed, width);
     auto plan = plan_share("norm_backward", forward.map, forward.last, mixed, width, parts, share);

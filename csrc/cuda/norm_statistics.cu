@@ -6,7 +6,7 @@
 //   n = a + b,   mean = mean_a + (mean_b - mean_a) b / n,   square = square_a + square_b + (mean_b - mean_a)^2 a b / n
 //
 // then threads and blocks are joined by the same formula, in an order that never changes. All means are distances from the
-// channel's first value, so that neither a mean far from zero nor a long sum costs digits.
+// median of three of the channel's values, so that neither a mean far from zero nor a long sum nor an outlier costs digits.
 #include "norm_device.h"
 
 namespace gcsa_ext::cuda {
@@ -46,6 +46,18 @@ __device__ inline Moments join_lanes(const Moments& own, int distance) {
     return threadIdx.x & distance ? join(other, own) : join(own, other);
 }
 
+template <class T>
+__device__ float origin_of(const NormStatistics& call, int64_t channel) {
+    const auto& map = call.map;
+    const auto value = [&](int64_t image, int64_t position) {
+        const int64_t at = call.last ? (image * map.positions + position) * map.channels + channel
+                                     : (image * map.channels + channel) * map.positions + position;
+        return to_float(static_cast<const T*>(call.u)[at]);
+    };
+    const float a = value(0, 0), b = value(map.batch / 2, map.positions / 2), c = value(map.batch - 1, map.positions - 1);
+    return fmaxf(fminf(a, b), fminf(fmaxf(a, b), c));
+}
+
 template <class T, int width, bool last>
 __global__ void __launch_bounds__(norm_threads) statistics(const Parameters p) {
     constexpr int channels = last ? width : 1;
@@ -56,8 +68,7 @@ __global__ void __launch_bounds__(norm_threads) statistics(const Parameters p) {
     Moments moments[channels];
 #pragma unroll
     for (int i = 0; i < channels; ++i) {
-        const int64_t first = channel < map.channels ? channel + i : 0;
-        origin[i] = to_float(u[last ? first : first * map.positions]);
+        origin[i] = origin_of<T>(p.call, channel < map.channels ? channel + i : 0);
     }
     Walk<width, last> walk(p.share, map, channel);
     while (walk.inside()) {
@@ -137,8 +148,7 @@ __global__ void __launch_bounds__(32 * merge_warps) merge_parts(const Merge p) {
     }
     for (int distance = 16; distance > 0; distance /= 2) all = join_lanes(all, distance);
     if (lane == 0 && channel < channels) {
-        const float origin = to_float(static_cast<const T*>(call.u)[call.last ? channel : channel * call.map.positions]);
-        call.mean[channel] = origin + all.mean + load(call.offset, channel, 0.0f);
+        call.mean[channel] = origin_of<T>(call, channel) + all.mean + load(call.offset, channel, 0.0f);
         call.var[channel] = all.square / all.count;
     }
 }

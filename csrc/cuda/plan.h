@@ -1,5 +1,5 @@
-// How a kernel is launched. A plan is a pure function of a call's sizes and of the device's limits, so that every plan can be
-// looked at without a GPU.
+// How a kernel is launched. A plan is a pure function of a call's sizes and of the device's limits, so that every plan can
+// be looked at without a GPU.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,8 @@ namespace gcsa_ext::cuda {
 // What a plan depends on.
 struct Device {
     int64_t multiprocessors;
-    int64_t shared_bytes;  // that a block may have at most: 163 KB (sm_80), 99 KB (sm_86, sm_89, sm_120), 227 KB (sm_90, sm_100)
+    int64_t
+        shared_bytes;  // that a block may have at most: 163 KB (sm_80), 99 KB (sm_86, sm_89, sm_120), 227 KB (sm_90, sm_100)
 };
 
 // Where the work goes: the caller's device and its current stream, a cudaStream_t.
@@ -23,8 +24,8 @@ struct Stream {
 struct Plan {
     const char* kernel;  // its name, for messages
     int64_t grid_x, grid_y, grid_z;
-    int64_t threads;        // of a block
-    int64_t shared_bytes;   // of a block; all shared memory is dynamic
+    int64_t threads;           // of a block
+    int64_t shared_bytes;      // of a block; all shared memory is dynamic
     bool cooperative = false;  // all blocks run at the same time and may wait for each other
 };
 

@@ -22,7 +22,7 @@ inline __half __float2half_rn(float x) {
     const uint32_t sign = bits >> 16 & 0x8000, size = bits & 0x7fffffff;
     if (x != x) return {0x7fff};
     if (size >= 0x477ff000) return {uint16_t(sign | 0x7c00)};  // 65520 and more round to infinity
-    if (size < 0x38800000) {  // below 2^-14 all steps are 2^-24; nearbyint rounds to even
+    if (size < 0x38800000) {                                   // below 2^-14 all steps are 2^-24; nearbyint rounds to even
         return {uint16_t(sign | uint32_t(std::nearbyint(std::ldexp(std::fabs(x), 24))))};
     }
     const uint32_t rounded = size - 0x38000000 + 0xfff + (size >> 13 & 1);

@@ -1,4 +1,5 @@
-// Of CUDA's header of this name what the kernels use, on a CPU: every thread of a block is a fiber, which runs until it waits.
+// Of CUDA's header of this name what the kernels use, on a CPU: every thread of a block is a fiber, which runs until it
+// waits.
 #pragma once
 
 #include <cmath>
@@ -141,6 +142,7 @@ void __stcg(T* address, T value) {
     *address = value;
 }
 
+using std::fmaxf, std::fminf;
 inline float __expf(float x) { return std::exp(x); }
 inline float __fdividef(float a, float b) { return a / b; }
 inline float __frcp_rn(float x) { return 1.0f / x; }

@@ -1,9 +1,9 @@
-// Threads of a GPU as fibers of one thread of the CPU. A fiber runs until it waits for others (a barrier, a shuffle, a matrix
-// product), so that two threads that race in between show in the order of fibers: `shuffle_order` changes it.
+// Threads of a GPU as fibers of one thread of the CPU. A fiber runs until it waits for others (a barrier, a shuffle, a
+// matrix product), so that two threads that race in between show in the order of fibers: `shuffle_order` changes it.
 //
 // Errors, which a GPU would turn into wrong results, hangs or nothing at all, end the launch with an exception: threads that
-// wait for each other at different places or for one that is finished, reads and writes beyond the shared memory's ends (found
-// when the block is done), accesses that are not aligned. Shared memory is full of NaN before a block starts, and
+// wait for each other at different places or for one that is finished, reads and writes beyond the shared memory's ends
+// (found when the block is done), accesses that are not aligned. Shared memory is full of NaN before a block starts, and
 // asynchronous copies arrive as late as they may.
 #pragma once
 

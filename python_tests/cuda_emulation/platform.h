@@ -126,9 +126,7 @@ void load_matrices(uint32_t (&r)[matrices], const void* row) {
 }  // namespace emulation
 
 inline void multiply_add(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], __nv_bfloat16) {
-    emulation::multiply_add<16>(d, a, b, [](uint32_t bits, int e) {
-        return __bfloat162float({uint16_t(bits >> 16 * e)});
-    });
+    emulation::multiply_add<16>(d, a, b, [](uint32_t bits, int e) { return __bfloat162float({uint16_t(bits >> 16 * e)}); });
 }
 inline void multiply_add(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], __half) {
     emulation::multiply_add<16>(d, a, b, [](uint32_t bits, int e) { return __half2float({uint16_t(bits >> 16 * e)}); });
@@ -149,6 +147,7 @@ inline void load_matrices_transposed(uint32_t (&r)[4], const void* row) { emulat
 inline void load_matrices_transposed(uint32_t (&r)[2], const void* row) { emulation::load_matrices<2, true>(r, row); }
 
 inline std::string platform_error() { return ""; }
+inline Device platform_limits(int) { return {3, 227 * 1024}; }
 
 template <class Parameter>
 void launch(void (*kernel)(Parameter), const Plan& plan, Stream, Parameter parameter) {

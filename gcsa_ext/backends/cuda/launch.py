@@ -20,8 +20,8 @@ _emulation: ModuleType | None = None
 
 
 def emulate(module: ModuleType | None) -> None:
-    """Compute with the kernels as `module` emulates them on the CPU (see python_tests/emulated_cuda.py), or no
-    longer."""
+    """Compute with the kernels as `module` emulates them on the CPU (see python_tests/emulated_cuda.py), or
+    no longer."""
     global _emulation
     _emulation = module
 
@@ -51,8 +51,8 @@ def missing() -> str | None:
 
 @functools.cache
 def _limits(device: int) -> tuple[int, int]:
-    found = torch.cuda.get_device_properties(device)
-    return found.multi_processor_count, found.shared_memory_per_block_optin
+    multiprocessors, shared_bytes = kernels().device_limits(device)
+    return multiprocessors, shared_bytes
 
 
 def target(x: Tensor) -> tuple[int, int, int, int]:

@@ -15,7 +15,7 @@ _INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 @functools.lru_cache(maxsize=256)
 def _bits(value: float, sign: float, dtype: torch.dtype) -> int:
-    """The bits of `value` in `dtype`, as an unsigned integer; `sign` keeps 0.0 and -0.0 apart in the cache."""
+    """The bits of `value` in `dtype`, as an unsigned number; `sign` keeps 0.0 and -0.0 apart in the cache."""
     signed = int(torch.tensor(value, dtype=dtype, device="cpu").view(_INTEGERS[dtype.itemsize]).item())
     return signed & (1 << 8 * dtype.itemsize) - 1
 

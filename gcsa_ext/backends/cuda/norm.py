@@ -1,7 +1,7 @@
 """The launches of batch normalisation with what follows it, see csrc/cuda/norm.h.
 
-Sums over positions are made in two stages without atomic additions, in an order that depends on the shape alone,
-so that two runs give the same bits.
+Sums over positions are made in two stages without atomic additions, in an order that depends on the shape
+alone, so that two runs give the same bits.
 """
 
 from __future__ import annotations
@@ -115,7 +115,9 @@ def norm_backward(
     grad_bias = torch.empty_like(norm.bias) if need_bias and norm.bias is not None else None
     arguments = _arguments(u, z, norm, layout, grad_layout)
 
-    def run(grad_u: Tensor | None, grad_z: Tensor | None, sums: Tensor | None, partial: Tensor | None) -> None:
+    def run(
+        grad_u: Tensor | None, grad_z: Tensor | None, sums: Tensor | None, partial: Tensor | None
+    ) -> None:
         kernels().norm_backward(*arguments, *map(address, (grad, grad_u, grad_z, sums, partial)))
 
     first_for_sums = batch_statistics and need_u
