@@ -1,4 +1,4 @@
-"""The machine code of the CUDA kernels in the compiled module: for which GPUs, and that it keeps to registers."""
+"""The machine code of the CUDA kernels in the compiled module: for which GPUs, and whether it spills."""
 
 from __future__ import annotations
 
