@@ -210,6 +210,7 @@ void bind(pybind11::module_& module) {
     });
     bind_frequency_mask(module);
     bind_norm(module);
+    bind_channel_gate(module);
 }
 
 }  // namespace gcsa_ext::cuda

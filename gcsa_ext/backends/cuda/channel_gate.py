@@ -21,7 +21,9 @@ def takes_channel_gate(channels: int, hidden: int, dtype: torch.dtype) -> bool:
 
     Beyond, matrix products are nearly all of the time, and torch's are left to do them.
     """
-    return hidden <= kernels().largest_gate_hidden() and _fits(channels, hidden, dtype, _shared_bytes())
+    return hidden <= kernels().largest_gate_hidden(ELEMENTS[dtype]) and _fits(
+        channels, hidden, dtype, _shared_bytes()
+    )
 
 
 @functools.cache
@@ -59,11 +61,23 @@ def tf32(x: Tensor) -> bool:
 
 
 def _arguments(
-    x: Tensor, hidden: int, groups: int, sigmoid: bool, layout: torch.memory_format, other: torch.memory_format
+    x: Tensor,
+    hidden: int,
+    groups: int,
+    sigmoid: bool,
+    layout: torch.memory_format,
+    other: torch.memory_format,
 ) -> tuple[Any, ...]:
     N, C, H, W = x.shape
     gate = (hidden, groups, sigmoid, tf32(x))
-    return target(x), ELEMENTS[x.dtype], (N, C, H * W), gate, layout == torch.channels_last, other == torch.channels_last
+    return (
+        target(x),
+        ELEMENTS[x.dtype],
+        (N, C, H * W),
+        gate,
+        layout == torch.channels_last,
+        other == torch.channels_last,
+    )
 
 
 def channel_gate(
