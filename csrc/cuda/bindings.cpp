@@ -1,5 +1,7 @@
 #include "bindings.h"
 
+#include <array>
+
 #include "binding.h"
 #include "driver.h"
 #include "frequency_mask.h"
@@ -85,18 +87,26 @@ NormStatistics statistics_call(
     };
 }
 
+using Layouts = std::array<bool, 3>;  // of u, z and the result: whether it is channels_last
+
 NormForward forward_call(
-    int element, bool last, bool out_last, int64_t batch, int64_t channels, int64_t positions, float eps, Address u,
+    int element, const Layouts& last, bool add, int64_t batch, int64_t channels, int64_t positions, float eps, Address u,
     Address z, const VectorArgument& weight, const VectorArgument& bias, const VectorArgument& offset, Address mean,
     Address var, Address out
 ) {
-    require(last || !out_last, "u that is channels_last where out or grad is");
-    require(last == out_last || element != 0, "one layout of all maps of float32");
+    const auto [u_last, z_last, out_last] = last;
+    const bool mixed = u_last != z_last || u_last != out_last;
+    require(u_last || !mixed, "u that is channels_last where another map is");
+    require(z_last || out_last || !mixed, "z or out in the layout of u");
+    require(!mixed || element != 0, "one layout of all maps of float32");
+    require(!add || out_last == u_last, "out in the layout of u where that is added to it");
     require_addresses(u, mean, var);
     return {
         map(element, batch, channels, positions),
-        last,
+        u_last,
+        z_last,
         out_last,
+        add,
         eps,
         pointer(u),
         pointer(z),
@@ -141,23 +151,23 @@ void bind_norm(pybind11::module_& module) {
     );
     module.def(
         "norm_forward",
-        [](const Target& target, int element, bool last, bool out_last, int64_t batch, int64_t channels, int64_t positions,
-           float eps, Address u, Address z, const VectorArgument& weight, const VectorArgument& bias,
+        [](const Target& target, int element, const Layouts& last, bool add, int64_t batch, int64_t channels,
+           int64_t positions, float eps, Address u, Address z, const VectorArgument& weight, const VectorArgument& bias,
            const VectorArgument& offset, Address mean, Address var, Address out) {
             require_addresses(out);
             const auto call = forward_call(
-                element, last, out_last, batch, channels, positions, eps, u, z, weight, bias, offset, mean, var, out
+                element, last, add, batch, channels, positions, eps, u, z, weight, bias, offset, mean, var, out
             );
             with_sizes(describe(call.map), [&] { norm_forward(call, stream(target)); });
         }
     );
     module.def(
-        "plan_norm_forward", [](int element, bool last, bool out_last, int64_t batch, int64_t channels, int64_t positions,
-                                Address u, Address out) {
+        "plan_norm_forward", [](int element, const Layouts& last, bool add, int64_t batch, int64_t channels,
+                                int64_t positions, Address u, Address out) {
             Share share;
             const auto plan = plan_norm_forward(
                 forward_call(
-                    element, last, out_last, batch, channels, positions, 0.0f, u, 16, {0, 0}, {0, 0}, {0, 0}, 16, 16, out
+                    element, last, add, batch, channels, positions, 0.0f, u, 16, {0, 0}, {0, 0}, {0, 0}, 16, 16, out
                 ),
                 share
             );
@@ -170,7 +180,8 @@ void bind_norm(pybind11::module_& module) {
                             const VectorArgument& bias, const VectorArgument& offset, Address mean, Address var,
                             Address grad, Address grad_u, Address grad_z, Address sums, Address partial) {
             const auto forward = forward_call(
-                element, last, grad_last, batch, channels, positions, eps, u, z, weight, bias, offset, mean, var, 0
+                element, {last, last, grad_last}, false, batch, channels, positions, eps, u, z, weight, bias, offset, mean,
+                var, 0
             );
             const auto call = backward_call(forward, grad, grad_u, grad_z, sums, partial);
             with_sizes(describe(forward.map), [&] { norm_backward(call, stream(target)); });
@@ -180,7 +191,8 @@ void bind_norm(pybind11::module_& module) {
         "plan_norm_backward", [](int element, bool last, bool grad_last, int64_t batch, int64_t channels, int64_t positions,
                                  Address u, Address grad, Address partial) {
             const auto forward = forward_call(
-                element, last, grad_last, batch, channels, positions, 0.0f, u, 16, {0, 0}, {0, 0}, {0, 0}, 16, 16, 0
+                element, {last, last, grad_last}, false, batch, channels, positions, 0.0f, u, 16, {0, 0}, {0, 0}, {0, 0}, 16,
+                16, 0
             );
             Share share;
             const auto plan = plan_norm_backward(backward_call(forward, grad, 16, 16, 0, partial), share);
@@ -211,6 +223,7 @@ void bind(pybind11::module_& module) {
     bind_frequency_mask(module);
     bind_norm(module);
     bind_channel_gate(module);
+    bind_small_gcsa(module);
 }
 
 }  // namespace gcsa_ext::cuda

@@ -8,5 +8,6 @@ namespace gcsa_ext::cuda {
 void bind(pybind11::module_& module);
 
 void bind_channel_gate(pybind11::module_& module);
+void bind_small_gcsa(pybind11::module_& module);
 
 }  // namespace gcsa_ext::cuda
