@@ -3,6 +3,7 @@ operators, which run on them by the fixture `backend`, do not ask."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from types import ModuleType
@@ -114,6 +115,31 @@ def test_maps_of_two_layouts(shape: tuple[int, ...], dtype: torch.dtype) -> None
                 if a is not None:
                     torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance)
             torch.testing.assert_close(found[5], expected[5], rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(2, 64, 8, 16), (3, 72, 9, 7), (1, 20, 5, 13)], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_gate_is_added_to_what_is_there(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """In any layouts: rounded once, from the sum."""
+    module = backends.cuda.operators.gates
+    layouts = (torch.contiguous_format, torch.channels_last)
+    C = shape[1]
+    vectors = torch.randn(C), torch.randn(C), torch.randn(C), torch.rand(C) + 0.1
+    u, z, there = (torch.randn(shape).to(dtype) for _ in range(3))
+    exact = reference.norm_gate(u.double(), z.double(), *(v.double() for v in vectors), 1e-3)
+    for layout, z_layout, out_layout in itertools.product(layouts, repeat=3):
+        maps = u.contiguous(memory_format=layout), z.contiguous(memory_format=z_layout)
+        given = backends.gpu.Norm(*vectors, None, 1e-3)
+        found = module.norm_forward(*maps, given, layout, out_layout, z_layout)
+        assert found.is_contiguous(memory_format=out_layout)
+        rounding = 1e-6 if dtype == torch.float32 else torch.finfo(dtype).eps
+        torch.testing.assert_close(found.double(), exact, rtol=rounding, atol=rounding)
+        added = there.clone(memory_format=torch.preserve_format).contiguous(memory_format=out_layout)
+        same = module.norm_forward(*maps, given, layout, out_layout, z_layout, added)
+        assert same is added
+        torch.testing.assert_close(
+            added.double(), exact + there.double(), rtol=2 * rounding, atol=2 * rounding
+        )
 
 
 def results() -> list[Tensor]:
@@ -236,7 +262,7 @@ def test_launches_of_norms(
         width = elements if (C if last else P) % elements == 0 and address == A else 1
         plans = [
             emulated_cuda.plan_norm_statistics(element, last, *sizes, address),
-            emulated_cuda.plan_norm_forward(element, last, last, *sizes, address, A),
+            emulated_cuda.plan_norm_forward(element, 3 * (last,), False, *sizes, address, A),
             emulated_cuda.plan_norm_backward(element, last, last, *sizes, A, address, 0),
             emulated_cuda.plan_norm_backward(element, last, last, *sizes, A, address, A),
         ]
@@ -257,7 +283,8 @@ def test_launches_of_norms(
         assert plans[3]["grid"][0] * parts >= min(1024, N * P * C // 2**14)
     if element != FLOAT32 and last:
         for plan in (
-            emulated_cuda.plan_norm_forward(element, True, False, *sizes, A, A),
+            emulated_cuda.plan_norm_forward(element, (True, True, False), False, *sizes, A, A),
+            emulated_cuda.plan_norm_forward(element, (True, False, True), True, *sizes, A, A),
             emulated_cuda.plan_norm_backward(element, True, False, *sizes, A, A, 0),
             emulated_cuda.plan_norm_backward(element, True, False, *sizes, A, A, A),
         ):
@@ -273,8 +300,10 @@ def test_launches_of_norms(
         ("plan_norm_statistics", {0: 3}, "an element code"),
         ("plan_norm_statistics", {2: 0}, "a batch, channels and positions"),
         ("plan_norm_statistics", {5: 0}, "no null address"),
-        ("plan_norm_forward", {1: False}, "u that is channels_last"),
-        ("plan_norm_forward", {0: 0, 2: False}, "one layout of all maps of float32"),
+        ("plan_norm_forward", {1: (False, True, False)}, "u that is channels_last"),
+        ("plan_norm_forward", {1: (True, False, False)}, "z or out in the layout of u"),
+        ("plan_norm_forward", {0: 0, 1: (True, True, False)}, "one layout of all maps of float32"),
+        ("plan_norm_forward", {1: (True, True, False), 2: True}, "out in the layout of u"),
         ("plan_frequency_mask", {6: 3}, "elements of 2, 4 or 8 bytes"),
         ("plan_frequency_mask", {4: 0}, "a batch, bins, frames and bands"),
         ("plan_frequency_mask", {10: 0}, "no null address"),
@@ -285,7 +314,7 @@ def test_nonsense_raises(
 ) -> None:
     calls: dict[str, list[Any]] = {
         "plan_norm_statistics": [BFLOAT16, True, 2, 8, 16, A],
-        "plan_norm_forward": [BFLOAT16, True, True, 2, 8, 16, A, A],
+        "plan_norm_forward": [BFLOAT16, (True, True, True), False, 2, 8, 16, A, A],
         "plan_frequency_mask": [H200, 2, 8, 16, 1, True, 4, A, A, 0, A, A],
     }
     call = calls[function]

@@ -1,7 +1,7 @@
 // Batch normalisation and what follows it: the gate z * sigmoid(...), or relu(...).
 //
 //   xhat = (u + offset - mean) / sqrt(var + eps),   v = weight * xhat + bias
-//   out  = z * sigmoid(v)   or, without z, relu(v)
+//   out  = z * sigmoid(v)   or, without z, relu(v);   or that added to what out holds
 //
 // u, z and out are maps (N, C, H, W); the vectors have C values, and `offset` is the bias of the convolution that made u,
 // which is left to these kernels. Everything between loads and stores is float32.
@@ -49,8 +49,10 @@ struct NormStatistics {
 
 struct NormForward {
     Map map;
-    bool last;      // u and z are channels_last
-    bool out_last;  // as `last`, or false where that is true
+    bool last;      // u is channels_last
+    bool z_last;    // z is; as `last`, or false where that is true
+    bool out_last;  // out is; likewise, but not both z and out are otherwise
+    bool add;       // to what out holds, in its layout, which then is that of u
     float eps;
     const void* u;
     const void* z;      // or null: relu
@@ -68,7 +70,7 @@ struct NormForward {
 //
 // where the last two terms are there with batch statistics only.
 struct NormBackward {
-    NormForward forward;  // out_last is of grad; out is not used
+    NormForward forward;  // out_last is of grad; z_last as `last`; out and add are not used
     const void* grad;
     void* grad_u;       // or null: not wanted
     void* grad_z;       // or null: not wanted

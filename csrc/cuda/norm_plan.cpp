@@ -90,8 +90,10 @@ Plan plan_norm_statistics(const NormStatistics& call, Share& share) {
 }
 
 Plan plan_norm_forward(const NormForward& call, Share& share) {
-    const bool mixed = call.last != call.out_last;
-    const int width = norm_width(call.map, call.last, {call.u, call.z, mixed ? nullptr : call.out});
+    const bool mixed = call.last != call.out_last || call.last != call.z_last;
+    const auto if_last = [&](bool last, const void* address) { return last == call.last ? address : nullptr; };
+    const int width =
+        norm_width(call.map, call.last, {call.u, if_last(call.z_last, call.z), if_last(call.out_last, call.out)});
     const auto parts = independent_parts(call.map, call.last, mixed, width);
     return plan_share("norm_forward", call.map, call.last, mixed, width, parts, share);
 }

@@ -87,7 +87,7 @@ class Gates(Protocol):
         out_layout: torch.memory_format,
         /,
     ) -> Tensor:
-        """z * sigmoid(norm(u)), or relu(norm(u)) without z; u, z in `layout`."""
+        """z * sigmoid(norm(u)), or relu(norm(u)) without z; u, z in `layout`, the result in `out_layout`."""
 
     def norm_backward(
         self,

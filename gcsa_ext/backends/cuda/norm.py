@@ -35,11 +35,6 @@ def _parts(u: Tensor, last: bool, other_last: bool) -> int:
     return int(kernels().norm_parts(ELEMENTS[u.dtype], last, last != other_last, *_sizes(u)))
 
 
-def _has_kernel(u: Tensor, layout: torch.memory_format, other: torch.memory_format) -> bool:
-    """Whether maps of two layouts are what a GCSA of 16-bit maps has: channels_last inside, x contiguous."""
-    return layout == other or (_is_last(layout) and u.dtype.itemsize == 2)
-
-
 def batch_statistics(u: Tensor, offset: Tensor | None, layout: torch.memory_format) -> tuple[Tensor, Tensor]:
     """Mean and biased variance, float32 (C,), of u + offset over all positions of u (N, C, H, W)."""
     last, C = _is_last(layout), u.shape[1]
@@ -57,22 +52,15 @@ def batch_statistics(u: Tensor, offset: Tensor | None, layout: torch.memory_form
     return mean, var
 
 
-def _arguments(
-    u: Tensor, z: Tensor | None, norm: Norm, layout: torch.memory_format, other: torch.memory_format
-) -> tuple[object, ...]:
-    return (
-        target(u),
-        ELEMENTS[u.dtype],
-        _is_last(layout),
-        _is_last(other),
-        *_sizes(u),
-        norm.eps,
-        address(u),
-        address(z),
-        *map(_vector, (norm.weight, norm.bias, norm.offset)),
-        address(norm.mean),
-        address(norm.var),
-    )
+def _mixes(u: Tensor, layout: torch.memory_format) -> bool:
+    """Whether there are kernels for another map that is contiguous: where u, of 16 bits, is channels_last, as
+    all maps inside of a GCSA are."""
+    return _is_last(layout) and u.dtype.itemsize == 2
+
+
+def _normalisation(norm: Norm) -> tuple[object, ...]:
+    vectors = map(_vector, (norm.weight, norm.bias, norm.offset))
+    return *vectors, address(norm.mean), address(norm.var)
 
 
 def norm_forward(
@@ -81,12 +69,31 @@ def norm_forward(
     norm: Norm,
     layout: torch.memory_format,
     out_layout: torch.memory_format,
+    z_layout: torch.memory_format | None = None,
+    add_to: Tensor | None = None,
 ) -> Tensor:
-    """z * sigmoid(norm(u)), or relu(norm(u)) without z; u, z (N, C, H, W) in `layout`."""
-    written = out_layout if _has_kernel(u, layout, out_layout) else layout
-    out = torch.empty_like(u, memory_format=written)
-    kernels().norm_forward(*_arguments(u, z, norm, layout, written), address(out))
-    return out.contiguous(memory_format=out_layout)
+    """z * sigmoid(norm(u)), or relu(norm(u)) without z; u (N, C, H, W) in `layout`, z in `z_layout` or in
+    that of u, the result in `out_layout`: a new map, or what `add_to` holds with this added to it."""
+    z_layout = z_layout or layout
+    if z is not None and z_layout != layout and not (_mixes(u, layout) and out_layout == layout):
+        z, z_layout = z.contiguous(memory_format=layout), layout
+    if out_layout != layout and (add_to is not None or not _mixes(u, layout)):
+        out = norm_forward(u, z, norm, layout, layout, z_layout)
+        return out.contiguous(memory_format=out_layout) if add_to is None else add_to.add_(out)
+    out = torch.empty_like(u, memory_format=out_layout) if add_to is None else add_to
+    kernels().norm_forward(
+        target(u),
+        ELEMENTS[u.dtype],
+        tuple(map(_is_last, (layout, z_layout, out_layout))),
+        add_to is not None,
+        *_sizes(u),
+        norm.eps,
+        address(u),
+        address(z),
+        *_normalisation(norm),
+        address(out),
+    )
+    return out
 
 
 def norm_backward(
@@ -106,19 +113,29 @@ def norm_backward(
     positions, hence two passes over the maps, and one pass otherwise.
     """
     need_u, need_z, need_weight, need_bias = need
-    if not _has_kernel(u, layout, grad_layout):
+    if grad_layout != layout and not _mixes(u, layout):
         grad, grad_layout = grad.contiguous(memory_format=layout), layout
     C = u.shape[1]
     grad_u = torch.empty_like(u, memory_format=layout) if need_u else None
     grad_z = torch.empty_like(u, memory_format=layout) if need_z and z is not None else None
     grad_weight = torch.empty_like(norm.weight) if need_weight and norm.weight is not None else None
     grad_bias = torch.empty_like(norm.bias) if need_bias and norm.bias is not None else None
-    arguments = _arguments(u, z, norm, layout, grad_layout)
 
     def run(
         grad_u: Tensor | None, grad_z: Tensor | None, sums: Tensor | None, partial: Tensor | None
     ) -> None:
-        kernels().norm_backward(*arguments, *map(address, (grad, grad_u, grad_z, sums, partial)))
+        kernels().norm_backward(
+            target(u),
+            ELEMENTS[u.dtype],
+            _is_last(layout),
+            _is_last(grad_layout),
+            *_sizes(u),
+            norm.eps,
+            address(u),
+            address(z),
+            *_normalisation(norm),
+            *map(address, (grad, grad_u, grad_z, sums, partial)),
+        )
 
     first_for_sums = batch_statistics and need_u
     sums = None
