@@ -101,7 +101,9 @@ __global__ void __launch_bounds__(32 * largest_gate_warps, 1) channel_gate_forwa
             for (int n = 0; n < Sizes::units; n += step) {
                 for_own_elements([&](int index, int, int column) {
                     float& value = sums[n / step].at[index];
-                    value = relu_of(value + bias1[block * Sizes::units + n + column]);
+                    const int unit = block * Sizes::units + n + column;
+                    // 0 times an infinite x would make a NaN of units that do not exist.
+                    value = unit < hidden ? relu_of(value + bias1[unit]) : 0.0f;
                 });
                 kept[(block * Sizes::units + n) / step] = Math::keep(sums[n / step]);
             }

@@ -177,7 +177,7 @@ __global__ void __launch_bounds__(32 * largest_gate_warps, 1) channel_gate_backw
                 const int unit = block * Sizes::units + n;
                 for_own_elements([&](int index, int m, int column) {
                     float& value = sums[n / step].at[index];
-                    value = is_position(m) ? relu_of(value + bias1[unit + column]) : 0.0f;
+                    value = is_position(m) && unit + column < hidden ? relu_of(value + bias1[unit + column]) : 0.0f;
                 });
                 kept[unit / step] = Math::keep(sums[n / step]);
                 if (fused) {

@@ -104,8 +104,10 @@ __device__ void gate_phase(const Launch& launch, unsigned char* memory) {
                         const int out = row + n + column;
                         float value = sums.at[index];
                         if (layer == 0) {
-                            value += out < hidden ? to_float(static_cast<const T*>(gate.b1)[out]) : 0.0f;
-                            hidden_tile[p * hidden_stride + out] = from_float<T>(relu_of(value));
+                            // 0 times an infinite x would make a NaN of units that do not exist.
+                            const bool inside = out < hidden;
+                            value = inside ? relu_of(value + to_float(static_cast<const T*>(gate.b1)[out])) : 0.0f;
+                            hidden_tile[p * hidden_stride + out] = from_float<T>(value);
                         } else if (p < left_over) {
                             const bool inside = out < channels;
                             value += inside ? to_float(static_cast<const T*>(gate.b2)[out]) : 0.0f;
@@ -274,7 +276,10 @@ __device__ void normalise_phase(const Launch& launch, float* coefficients, int n
             }
         }
 #pragma unroll
-        for (int e = 0; e < count; ++e) values[e] = values[e] * slope[channel + e] + intercept[channel + e];
+        for (int e = 0; e < count; ++e) {
+            const int c = channel + e;
+            values[e] = c < channels ? values[e] * slope[c] + intercept[c] : 0.0f;
+        }
         if constexpr (!last) {
 #pragma unroll
             for (int e = 0; e < count; e += per_pack) {

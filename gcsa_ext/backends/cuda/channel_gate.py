@@ -1,4 +1,5 @@
-"""The launches of the channel gate, csrc/cuda/channel_gate.h; see gcsa_ext/backends/gpu.py for what each has to do."""
+"""The launches of the channel gate, see csrc/cuda/channel_gate.h; gcsa_ext/backends/gpu.py tells what each
+has to do."""
 
 from __future__ import annotations
 
@@ -119,7 +120,7 @@ def channel_gate_backward(
     found = [torch.empty_like(w) if need_weights else None for w in weights]
     rounded = [w.to(x.dtype) for w in weights]
     arguments = _arguments(x, weights[0].shape[0], groups, sigmoid, layout, grad_layout)
-    workspace: list[Tensor | None] = 4 * [None]
+    workspace: list[Tensor | None] = [None, None, None, None]
     if need_weights:
         maps = 1 if grads[1] is None else 2
         rows, units = kernels().channel_gate_backward_workspace(*arguments, maps, True)

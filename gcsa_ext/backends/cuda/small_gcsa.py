@@ -1,4 +1,4 @@
-"""The launch of the whole attention at once, csrc/cuda/small_gcsa.h: with given statistics, for small maps."""
+"""The launch of the whole attention at once, with given statistics; see csrc/cuda/small_gcsa.h."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ about as long as the launches that are saved. Predicted; ``python benchmarks/gpu
 def takes(
     x: Tensor, hidden: int, kernel_size: int, groups: int, statistics: Sequence[Tensor | None], save: bool
 ) -> bool:
-    """Whether `small_gcsa` computes it: with all statistics given, nothing kept for a backward pass, and a map
-    that is small, above all in the work it makes."""
+    """Whether `small_gcsa` computes it: with all statistics given, nothing kept for a backward pass, and a
+    map that makes little work."""
     N, C, H, W = x.shape
     if save or any(value is None for value in statistics):
         return False
@@ -36,17 +36,19 @@ def takes(
 def _arguments(x: Tensor, hidden: int, kernel_size: int, groups: int, sigmoid: bool) -> tuple[Any, ...]:
     limits = target(x)[2:]
     settings = (hidden, groups, kernel_size, sigmoid)
-    units = (tf32(x), x.dtype == torch.float32 and _convolution_tf32())
+    units = (tf32(x), convolution_tf32(x))
     last = memory_format(x) == torch.channels_last
     return limits, ELEMENTS[x.dtype], tuple(x.shape), settings, units, last
 
 
-def _convolution_tf32() -> bool:
-    """Whether torch's own convolutions multiply float32 so."""
+def convolution_tf32(x: Tensor) -> bool:
+    """Whether float32 is multiplied as tf32 in convolutions: where torch's own are."""
+    if x.dtype != torch.float32 or not x.is_cuda:
+        return False
     try:
         return torch.backends.cudnn.allow_tf32
     except RuntimeError:  # once the newer switch was used
-        return bool(torch.backends.cudnn.conv.fp32_precision == "tf32")
+        return bool(torch.backends.cudnn.conv.fp32_precision == "tf32")  # type: ignore[attr-defined]
 
 
 @functools.lru_cache(maxsize=256)
