@@ -6,16 +6,19 @@
 
 #include <array>
 #include <memory>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "cpu/dispatch.h"
+#include "dlpack.h"
+#include "running_statistics.h"
+#include "scratch.h"
 #ifndef GCSA_EXT_CUDA_MISSING
 #include "cuda/bindings.h"
 #endif
-#include "scratch.h"
 
 namespace py = pybind11;
 
@@ -346,14 +349,38 @@ PYBIND11_MODULE(_C, module) {
         const py::gil_scoped_release release;
         return kernels().time_reading(pointer(data), bytes, threads);
     });
-    py::class_<gcsa_ext::Scratch>(module, "Memory", py::buffer_protocol())
-        .def(py::init([](int64_t bytes) {
-            return std::make_unique<gcsa_ext::Scratch>(bytes, gcsa_ext::Scratch::Use::result);
-        }))
-        .def_buffer([](gcsa_ext::Scratch& memory) {
-            return py::buffer_info(
-                memory.data(), 1, py::format_descriptor<uint8_t>::format(), 1, {memory.bytes()}, {int64_t(1)}
-            );
+    // A DLPack capsule; dtype as code and bits of DLPack.
+    module.def("empty", [](uint8_t code, uint8_t bits, std::vector<int64_t> shape, std::vector<int64_t> strides) {
+        require(shape.size() == strides.size(), "a stride for every dimension");
+        auto tensor = std::make_unique<gcsa_ext::RecycledTensor>(
+            gcsa_ext::DLDataType{code, bits, 1}, std::move(shape), std::move(strides)
+        );
+        // Who takes the tensor over gives the capsule another name.
+        py::capsule capsule(tensor->managed(), "dltensor", [](PyObject* object) {
+            if (!PyCapsule_IsValid(object, "dltensor")) return;
+            auto* const managed = static_cast<gcsa_ext::DLManagedTensor*>(PyCapsule_GetPointer(object, "dltensor"));
+            managed->deleter(managed);
         });
+        tensor.release();
+        return capsule;
+    });
+    module.def(
+        "update_running_statistics", [](int dtype, Address running_mean, Address running_var, Address batches, Address mean,
+                                        Address var, int64_t channels, int64_t values, std::optional<double> momentum) {
+            require(dtype == 0 || dtype == 1, "a dtype code of 0 (float32) or 1 (float64)");
+            require(values >= 2, "at least 2 values per channel");
+            require_addresses(running_mean, running_var, batches, mean, var);
+            const int64_t seen = ++*static_cast<int64_t*>(pointer(batches));
+            const double share = momentum ? *momentum : 1 / static_cast<double>(seen);
+            const auto update = [&](auto type) {
+                using T = decltype(type);
+                gcsa_ext::update_running_statistics(
+                    static_cast<T*>(pointer(running_mean)), static_cast<T*>(pointer(running_var)),
+                    static_cast<const T*>(pointer(mean)), static_cast<const T*>(pointer(var)), channels, values, share
+                );
+            };
+            dtype == 0 ? update(float{}) : update(double{});
+        }
+    );
     module.def("release_scratch", &gcsa_ext::release_scratch);
 }

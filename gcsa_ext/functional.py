@@ -5,27 +5,24 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._C import (
-    _are_functorch_transforms_active,
-    _get_tracing_state,
-    _len_torch_dispatch_stack,
-    _len_torch_function_stack,
-)
-from torch._C._autograd import _profiler_enabled
-from torch.autograd import forward_ad
-from torch.compiler import is_compiling
 
 from gcsa_ext import ops, reference
 from gcsa_ext.backends import cpu, forced_backend, select, unsupported
+from gcsa_ext.ops.direct import goes_directly, transformed
 
-
-def transformed() -> bool:
-    """Whether torch.func (vmap, grad, jvp, ...) or forward-mode differentiation is at work.
-
-    torch.library's operators know only plain backward differentiation and would fail there, or drop the
-    tangent without a word; the definition in plain PyTorch takes every transform.
-    """
-    return _are_functorch_transforms_active() or forward_ad._current_level >= 0
+__all__ = [
+    "channel_gate",
+    "conv2d_same",
+    "explain_convolution",
+    "frequency_mask",
+    "frequency_mask_",
+    "goes_directly",
+    "norm_gate",
+    "random_frequency_mask",
+    "release_workspace",
+    "transformed",
+    "update_statistics",
+]
 
 
 def channel_gate(
@@ -171,58 +168,39 @@ def update_statistics(
     mean: Tensor,
     var: Tensor,
     values: int,
-    momentum: float | Tensor,
+    momentum: float | Tensor | None,
+    batches: Tensor | None = None,
 ) -> None:
     """Move running statistics towards those of a batch with this many values per channel, in place.
 
     Args:
         running_mean, running_var: (C,), or None: left out.
         mean, var: (C,), var biased; the running one becomes unbiased, as in torch's batch normalisation.
-        momentum: share of the new statistics.
+        momentum: share of the new statistics; None for the average of all batches.
+        batches: int64, how many batches there were before, or None. Counted up.
     """
     if values < 2:
         return
+    if (
+        running_mean is not None
+        and running_var is not None
+        and batches is not None
+        and not isinstance(momentum, Tensor)
+        and goes_directly(running_mean, running_var, batches, mean, var)
+        and cpu.updates_statistics(running_mean, running_var, batches, mean, var)
+    ):
+        cpu.update_statistics(running_mean, running_var, batches, mean, var, values, momentum)
+        torch.autograd.graph.increment_version((running_mean, running_var, batches))
+        return
     with torch.no_grad():
+        if batches is not None:
+            batches.add_(1)
+        if momentum is None:
+            momentum = 0.0 if batches is None else 1 / batches.to(torch.float32)
         if running_mean is not None:
             running_mean.lerp_(mean.to(running_mean.dtype), momentum)
         if running_var is not None:
             running_var.lerp_((var * (values / (values - 1))).to(running_var.dtype), momentum)
-
-
-_ORDINARY = (Tensor, torch.nn.Parameter)
-
-
-def goes_directly(*tensors: Tensor) -> bool:
-    """Whether a call can go past PyTorch's dispatcher, whose way here takes as long as masking a small batch.
-
-    It can where the dispatcher would only pass it on: ordinary tensors on the CPU (no subclass, negative
-    view, inference or zero tensor), no gradient wanted, and no compiler, transform, mode, trace or profiler
-    that wants to see the call.
-    """
-    # Bound names, since each attribute looked up on the way costs a wait for memory when the caches are full
-    # of spectrograms.
-    if (
-        is_compiling()
-        or _are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-        or _len_torch_dispatch_stack() > 0
-        or _len_torch_function_stack() > 0
-        or _get_tracing_state() is not None
-        or _profiler_enabled()
-    ):
-        return False
-    grad = torch.is_grad_enabled()
-    for t in tensors:
-        if (
-            type(t) not in _ORDINARY
-            or (grad and t.requires_grad)
-            or not t.is_cpu
-            or t.is_neg()
-            or t.is_inference()
-            or t._is_zerotensor()
-        ):
-            return False
-    return True
 
 
 def frequency_mask(spectrogram: Tensor, start: Tensor, width: Tensor, value: float = 0.0) -> Tensor:

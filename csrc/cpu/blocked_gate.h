@@ -83,10 +83,11 @@ class BlockedGate {
             for (int i = 0; i < L; ++i) gate[i] += w2[k * L + i] * value;
         }
         const int64_t channel = block * L, positions = z.positions();
+        const Sigmoid<A> sigmoid;
         const auto row = [&](int i) {
             const A* const at = x + shuffle_.from(channel + i) * stride + column;
             __builtin_prefetch(at + columns);  // of the next tile
-            return load(at, Full<A>{}) * (with_sigmoid ? sigmoid<A>(gate[i]) : gate[i]);
+            return load(at, Full<A>{}) * (with_sigmoid ? sigmoid(gate[i]) : gate[i]);
         };
         const int64_t begin = range.begin + column, image = begin / positions, at = begin % positions;
         const int64_t width = std::min<int64_t>(L, range.count - column);

@@ -63,6 +63,13 @@ struct TileSpectra {
           block_stride(frequencies * stride) {}
     int64_t size() const { return blocks * block_stride; }
     A* at(int64_t block, int64_t frequency) const { return data + block * block_stride + frequency * stride; }
+    // Without the blocks before this one.
+    TileSpectra from(int64_t block) const {
+        TileSpectra rest = *this;
+        rest.data += block * block_stride;
+        rest.blocks -= block;
+        return rest;
+    }
 };
 template <class A>
 using InputSpectra = TileSpectra<A, input_parts>;
@@ -79,15 +86,15 @@ struct Taps {
     const A* at(int64_t output, int64_t input) const { return data + output * output_stride + input * input_stride; }
 };
 
-// How many inputs' weights are transformed and multiplied at a time: the spectra of their rows, and of them one column of
-// all, stay in the second-level cache.
+// How many inputs are multiplied at a time: the spectra of their weights' rows, of these one column of all, and those of
+// their tiles stay about in the second-level cache.
 template <class A>
 inline int64_t inputs_at_once(const Tiling& tiling, int64_t kernel) {
-    constexpr int64_t most = 32, cache = 640 << 10;
-    const int64_t bytes =
-        (TapTransform<A>::rows_size(tiling.x.length, kernel) +
-         tiling.y.length * 2 * lanes<A>)*static_cast<int64_t>(sizeof(A));
-    return std::min(std::max<int64_t>(cache / bytes / lanes<A>, 1) * lanes<A>, most);
+    constexpr int64_t most = 32, cache = 2304 << 10;
+    const int64_t weights = TapTransform<A>::rows_size(tiling.x.length, kernel) + tiling.y.length * 2 * lanes<A>;
+    const int64_t tiles = product_rows * tiling.frequencies() * input_parts;
+    const int64_t inputs = cache / static_cast<int64_t>(sizeof(A)) / (weights + tiles);
+    return std::min(std::max<int64_t>(inputs / lanes<A>, 1) * lanes<A>, most);
 }
 // Between the frequencies of their spectra, in elements: no power of two.
 template <class A>
@@ -170,11 +177,12 @@ struct TileRangeOfBatch {
     int64_t first, count;
 };
 
-// The spectra of tiles of a map; without `halo` only the points a tile does not share with others.
+// The spectra of tiles of a map, from channel block `first_block` on as many as `to` has; without `halo` only the points a
+// tile does not share with others.
 template <class A>
 inline void transform_tiles(
     const Team& team, const BlockedMap<A>& map, const Tiling& tiling, TileRangeOfBatch range, bool halo,
-    const InputSpectra<A>& to, A* scratch
+    const InputSpectra<A>& to, A* scratch, int64_t first_block = 0
 ) {
     constexpr int L = lanes<A>;
     const TileTransform<A> transform(tiling.y.length, tiling.x.length);
@@ -192,7 +200,7 @@ inline void transform_tiles(
         int64_t top, bottom, left, right;
         bounds(tiling.y, ty, top, bottom);
         bounds(tiling.x, tx, left, right);
-        const A* from = map.block(image, block) + (tiling.y.origin(ty) * map.width + tiling.x.origin(tx)) * L;
+        const A* from = map.block(image, first_block + block) + (tiling.y.origin(ty) * map.width + tiling.x.origin(tx)) * L;
         transform.template forward<input_parts>(
             [&](int64_t y) { return y < top || y >= bottom ? nullptr : from + y * map.width * L; }, left, right,
             to.at(block, 0) + tile * to.tile_stride, to.stride, scratch
@@ -200,11 +208,12 @@ inline void transform_tiles(
     });
 }
 
-// epilogue(image, block, first position, count, vectors, step between vectors) takes runs of the result.
+// epilogue(image, block, first position, count, vectors, step between vectors) takes runs of the result. The first block of
+// `from` is `first_block` of the result.
 template <class A, class Epilogue>
 inline void transform_back(
     const Team& team, const OutputSpectra<A>& from, const Tiling& tiling, TileRangeOfBatch range, const Epilogue& epilogue,
-    A* scratch
+    A* scratch, int64_t first_block = 0
 ) {
     const TileTransform<A> transform(tiling.y.length, tiling.x.length);
     const int64_t across = tiling.x.tiles(), per_image = tiling.per_image(), width = tiling.x.size;
@@ -215,7 +224,10 @@ inline void transform_back(
         transform.inverse(
             from.at(block, 0) + tile * from.tile_stride, from.stride, tiling.y.margin(), tiling.y.valid(ty),
             [&](int64_t y, const A* row, int64_t step) {
-                epilogue(image, block, (y0 + y) * width + x0, tiling.x.valid(tx), row + tiling.x.margin() * step, step);
+                epilogue(
+                    image, first_block + block, (y0 + y) * width + x0, tiling.x.valid(tx), row + tiling.x.margin() * step,
+                    step
+                );
             },
             scratch
         );
@@ -226,54 +238,112 @@ inline void transform_back(
 // are transformed a few inputs and frequencies at a time and used while they are in the first-level cache, which is as fast
 // as reading spectra that were computed before back from memory.
 template <class A, bool transforms = true>
-inline void multiply_spectra(
-    const Team& team, const Tiling& tiling, int64_t tiles, const InputSpectra<A>& in, const Taps<A>& taps,
-    const OutputSpectra<A>& out, A* scratch
-) {
-    constexpr int L = lanes<A>;
-    const TapTransform<A> transform(tiling.y.length, tiling.x.length, taps.kernel);
-    const int64_t at_once = inputs_at_once<A>(tiling, taps.kernel), stride = frequency_stride<A>(at_once);
-    const int64_t rows_size = TapTransform<A>::rows_size(tiling.x.length, taps.kernel);
-    const bool whole = whole_spectra<A>(tiling, at_once);
-    A* const gathered = scratch;
-    A* const rows = gathered + taps.kernel * taps.kernel * L * L;
-    A* const spectra = rows + (whole ? 1 : at_once) * rows_size;
-    // Where there are fewer blocks of outputs than threads, some share one and divide its columns.
-    const int64_t shares = (team.size + out.blocks - 1) / out.blocks;
-    // The tiles' spectra of these inputs stay in the cache for all blocks of outputs.
-    for (int64_t first = 0; first < taps.inputs; first += at_once) {
-        const int64_t count = std::min(at_once, taps.inputs - first);
-        const auto [begin, end] = team.share(out.blocks * shares);
-        for (int64_t unit = begin; unit < end; ++unit) {
-            const int64_t block = unit / shares, share = unit % shares, columns = transform.columns();
-            const int first_column = static_cast<int>(columns * share / shares);
-            const int last_column = static_cast<int>(columns * (share + 1) / shares);
-            const auto spectrum_of = [&](int column) {
-                return spectra + (whole ? transform.first_frequency(column) : 0) * stride;
-            };
-            if constexpr (transforms) {
-                const bool last = unit + 1 == end;
-                const A* const next = taps.at((last ? begin : unit + 1) / shares * L, last ? first + at_once : first);
-                for_each_taps(taps, block, first, count, next, gathered, [&](int64_t i, const A* vectors) {
-                    A* const to = whole ? rows : rows + i * rows_size;
-                    transform.forward_rows(vectors, to);
-                    for (int k = first_column; whole && k < last_column; ++k)
-                        transform.forward_column(to, 1, k, spectrum_of(k) + i * 2 * L, stride);
-                });
-            }
-            for (int k = first_column; k < last_column; ++k) {
-                if (transforms && !whole) transform.forward_column(rows, count, k, spectra, stride);
-                for (int j = 0; j < transform.frequencies(k); ++j) {
-                    const int64_t f = transform.first_frequency(k) + j;
-                    const TilesByChannels<A> tile{in.at(first / L, f), in.block_stride};
-                    const auto multiply =
-                        taps.mirrored ? product<A, false, TilesByChannels<A>> : product<A, true, TilesByChannels<A>>;
-                    multiply(
-                        tiles, count, tile, spectrum_of(k) + j * stride, 2 * L, out.at(block, f), out.tile_stride, first > 0
-                    );
-                }
+class Multiplication {
+    static constexpr int L = lanes<A>;
+
+   public:
+    Multiplication(const Tiling& tiling, const Taps<A>& taps, A* scratch)
+        : taps_(taps),
+          transform_(tiling.y.length, tiling.x.length, taps.kernel),
+          at_once_(inputs_at_once<A>(tiling, taps.kernel)),
+          stride_(frequency_stride<A>(at_once_)),
+          rows_size_(TapTransform<A>::rows_size(tiling.x.length, taps.kernel)),
+          whole_(whole_spectra<A>(tiling, at_once_)),
+          gathered_(scratch),
+          rows_(gathered_ + taps.kernel * taps.kernel * L * L),
+          spectra_(rows_ + (whole_ ? 1 : at_once_) * rows_size_) {}
+
+    int64_t inputs() const { return taps_.inputs; }
+    int64_t outputs() const { return taps_.outputs; }
+    int64_t columns() const { return transform_.columns(); }
+    // The inputs from `first` on that are multiplied at a time.
+    int64_t inputs(int64_t first) const { return std::min(at_once_, taps_.inputs - first); }
+
+    // What inputs first ... first + inputs(first) contribute to columns [first_column, last_column) of a block of outputs,
+    // which is written to block `to` of `out`, or added if `first` is not 0. `in` begins with the block of channels of input
+    // `first`. `next` is where the weights of the next call begin.
+    void run(
+        int64_t tiles, const InputSpectra<A>& in, int64_t first, int64_t block, int first_column, int last_column,
+        const A* next, const OutputSpectra<A>& out, int64_t to
+    ) const {
+        const int64_t count = inputs(first);
+        const auto spectrum_of = [&](int column) {
+            return spectra_ + (whole_ ? transform_.first_frequency(column) : 0) * stride_;
+        };
+        if constexpr (transforms)
+            for_each_taps(taps_, block, first, count, next, gathered_, [&](int64_t i, const A* vectors) {
+                A* const rows = whole_ ? rows_ : rows_ + i * rows_size_;
+                transform_.forward_rows(vectors, rows);
+                for (int k = first_column; whole_ && k < last_column; ++k)
+                    transform_.forward_column(rows, 1, k, spectrum_of(k) + i * 2 * L, stride_);
+            });
+        const auto multiply = taps_.mirrored ? product<A, false, TilesByChannels<A>> : product<A, true, TilesByChannels<A>>;
+        for (int k = first_column; k < last_column; ++k) {
+            if (transforms && !whole_) transform_.forward_column(rows_, count, k, spectra_, stride_);
+            for (int j = 0; j < transform_.frequencies(k); ++j) {
+                const int64_t f = transform_.first_frequency(k) + j;
+                const TilesByChannels<A> tile{in.at(0, f), in.block_stride};
+                multiply(tiles, count, tile, spectrum_of(k) + j * stride_, 2 * L, out.at(to, f), out.tile_stride, first > 0);
             }
         }
+    }
+    const A* weights(int64_t block, int64_t input) const { return taps_.at(block * L, input); }
+
+   private:
+    Taps<A> taps_;
+    TapTransform<A> transform_;
+    int64_t at_once_, stride_, rows_size_;
+    bool whole_;
+    A *gathered_, *rows_, *spectra_;
+};
+
+// What the inputs that are multiplied at a time, from `first` on, contribute to all outputs.
+template <class A, bool transforms>
+inline void multiply_inputs(
+    const Team& team, const Multiplication<A, transforms>& product, int64_t tiles, const InputSpectra<A>& in, int64_t first,
+    const OutputSpectra<A>& out
+) {
+    // Where there are fewer blocks of outputs than threads, some share one and divide its columns.
+    const int64_t shares = (team.size + out.blocks - 1) / out.blocks, columns = product.columns();
+    const auto [begin, end] = team.share(out.blocks * shares);
+    for (int64_t unit = begin; unit < end; ++unit) {
+        const int64_t block = unit / shares, share = unit % shares;
+        const bool last = unit + 1 == end;
+        const A* const next =
+            product.weights((last ? begin : unit + 1) / shares, last ? first + product.inputs(first) : first);
+        product.run(
+            tiles, in, first, block, static_cast<int>(columns * share / shares),
+            static_cast<int>(columns * (share + 1) / shares), next, out, block
+        );
+    }
+}
+// What inputs begin ... end contribute to all outputs.
+template <class A, bool transforms>
+inline void multiply_spectra(
+    const Team& team, const Multiplication<A, transforms>& product, int64_t tiles, const InputSpectra<A>& in, int64_t begin,
+    int64_t end, const OutputSpectra<A>& out
+) {
+    // The tiles' spectra of these inputs stay in the cache for all blocks of outputs.
+    for (int64_t first = begin; first < end; first += product.inputs(first))
+        multiply_inputs(team, product, tiles, in.from((first - begin) / lanes<A>), first, out);
+}
+// What all inputs contribute, one block of outputs after the other, each of which is transformed back at once by the thread
+// that has it; `own` is that thread's memory for the spectra of one block.
+template <class A, class Epilogue>
+inline void multiply_and_transform_back(
+    const Team& team, const Multiplication<A>& product, const Tiling& tiling, TileRangeOfBatch range,
+    const InputSpectra<A>& in, const OutputSpectra<A>& own, const Epilogue& epilogue, A* scratch
+) {
+    const int columns = static_cast<int>(product.columns());
+    const auto [begin, end] = team.share((product.outputs() + lanes<A> - 1) / lanes<A>);
+    for (int64_t block = begin; block < end; ++block) {
+        for (int64_t first = 0; first < product.inputs();) {
+            const int64_t after = first + product.inputs(first);
+            const A* const next = after < product.inputs() ? product.weights(block, after) : product.weights(block + 1, 0);
+            product.run(range.count, in.from(first / lanes<A>), first, block, 0, columns, next, own, 0);
+            first = after;
+        }
+        transform_back(Team{0, 1}, own, tiling, range, epilogue, scratch, block);
     }
 }
 
@@ -285,19 +355,33 @@ struct Convolution {
     int64_t batch, inputs, outputs, kernel;
     Tiling tiling;
     int64_t group;  // tiles that are transformed, multiplied and transformed back at a time
-    bool apart;     // every thread has images of its own; otherwise all work on one group
+    int team;       // threads that work on one group: all, or 1 where every thread has images of its own
 
     static constexpr int L = lanes<A>;
     int64_t tiles() const { return batch * tiling.per_image(); }
-    InputSpectra<A> input_spectra(A* data) const { return {data, inputs, group, tiling.frequencies()}; }
-    OutputSpectra<A> output_spectra(A* data) const { return {data, outputs, group, tiling.frequencies()}; }
-    // Of the map that a gradient of the weights needs besides, and which has the channels of the output.
-    InputSpectra<A> other_input_spectra(A* data) const { return {data, outputs, group, tiling.frequencies()}; }
-    // The memory for what is in use at the same time, in elements: inputs and outputs, or inputs and the other inputs, in
-    // whose place the outputs come later.
-    int64_t input_size() const { return Pieces<A>::size(input_spectra(nullptr).size()); }
-    int64_t spectra_size() const { return input_size() + Pieces<A>::size(output_spectra(nullptr).size()); }
-    int64_t gradient_spectra_size() const { return input_size() + Pieces<A>::size(other_input_spectra(nullptr).size()); }
+    // Of the spectra of a group's tiles as few as possible are there at a time, so that they stay in the second-level cache:
+    // of the outputs one block per thread, which is transformed back when it is done, or of the inputs some, which are
+    // multiplied, and as many that come next.
+    bool by_outputs() const { return outputs > inputs && outputs > (team - 1) * L; }
+    int64_t inputs_there() const {
+        if (by_outputs()) return inputs;
+        constexpr int64_t cache = (640 << 10) / static_cast<int64_t>(sizeof(A));
+        const int64_t at_once = inputs_at_once<A>(tiling, kernel);
+        return std::min(std::max<int64_t>(cache / input_size(at_once), 1) * at_once, inputs);
+    }
+    InputSpectra<A> input_spectra(A* data, int64_t channels) const { return {data, channels, group, tiling.frequencies()}; }
+    OutputSpectra<A> output_spectra(A* data, int64_t channels) const {
+        return {data, channels, group, tiling.frequencies()};
+    }
+    // The memory for what is in use at the same time, in elements.
+    int64_t input_size(int64_t channels) const { return Pieces<A>::size(input_spectra(nullptr, channels).size()); }
+    int64_t output_size(int64_t channels) const { return Pieces<A>::size(output_spectra(nullptr, channels).size()); }
+    int64_t spectra_size() const {
+        return by_outputs() ? input_size(inputs) + team * output_size(L)
+                            : (inputs_there() < inputs ? 2 : 1) * input_size(inputs_there()) + output_size(outputs);
+    }
+    // A gradient of the weights needs the spectra of two maps; the outputs come in the place of the second.
+    int64_t gradient_spectra_size() const { return input_size(inputs) + input_size(outputs); }
     // Of each thread.
     int64_t scratch_size() const {
         const int64_t inputs = inputs_at_once<A>(tiling, kernel);
@@ -315,16 +399,31 @@ inline void convolve(
     const Team& team, const Convolution<A>& c, const BlockedMap<A>& in, TileRangeOfBatch range, const Taps<A>& taps,
     A* spectra, A* scratch, const Epilogue& epilogue
 ) {
-    const InputSpectra<A> in_spectra = c.input_spectra(spectra);
-    const OutputSpectra<A> out_spectra = c.output_spectra(spectra + c.input_size());
+    const Multiplication<A> product(c.tiling, taps, scratch);
+    const int64_t input_size = c.input_size(c.inputs_there());
     for (int64_t done = 0; done < range.count; done += c.group) {
         const int64_t left = range.count - done;
         const TileRangeOfBatch group{range.first + done, left < c.group ? left : c.group};
-        transform_tiles(team, in, c.tiling, group, true, in_spectra, scratch);
-        team.barrier();
-        multiply_spectra(team, c.tiling, group.count, in_spectra, taps, out_spectra, scratch);
-        team.barrier();
-        transform_back(team, out_spectra, c.tiling, group, epilogue, scratch);
+        if (c.by_outputs()) {
+            const InputSpectra<A> all = c.input_spectra(spectra, c.inputs);
+            const OutputSpectra<A> own = c.output_spectra(spectra + input_size + team.rank * c.output_size(c.L), c.L);
+            transform_tiles(team, in, c.tiling, group, true, all, scratch);
+            team.barrier();
+            multiply_and_transform_back(team, product, c.tiling, group, all, own, epilogue, scratch);
+        } else {
+            const int64_t buffers = c.inputs_there() < c.inputs ? 2 : 1;
+            const OutputSpectra<A> all = c.output_spectra(spectra + buffers * input_size, c.outputs);
+            int64_t turn = 0;
+            for (int64_t begin = 0; begin < c.inputs; begin += c.inputs_there(), ++turn) {
+                const int64_t end = std::min(begin + c.inputs_there(), c.inputs);
+                const InputSpectra<A> some = c.input_spectra(spectra + turn % 2 * input_size, end - begin);
+                transform_tiles(team, in, c.tiling, group, true, some, scratch, begin / c.L);
+                team.barrier();
+                multiply_spectra(team, product, group.count, some, begin, end, all);
+            }
+            team.barrier();
+            transform_back(team, all, c.tiling, group, epilogue, scratch);
+        }
         team.barrier();
     }
 }

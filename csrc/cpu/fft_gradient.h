@@ -45,8 +45,9 @@ inline void convolve_backward(
     const int64_t F = c.tiling.frequencies(), tiles = c.tiles();
     // From here on with the names of the forward convolution: c takes its outputs and gives its inputs.
     const int64_t inputs = c.outputs, outputs = c.inputs, kk = c.kernel * c.kernel;
-    const InputSpectra<A> g_spectra = c.input_spectra(spectra), x_spectra = c.other_input_spectra(spectra + c.input_size());
-    const OutputSpectra<A> out_spectra = c.output_spectra(x_spectra.data);  // after x_spectra
+    A* const second = spectra + c.input_size(c.inputs);
+    const InputSpectra<A> g_spectra = c.input_spectra(spectra, c.inputs), x_spectra = c.input_spectra(second, c.outputs);
+    const Multiplication<A> multiplication(c.tiling, taps, scratch);
     for (int64_t done = 0; done < tiles; done += c.group) {
         const TileRangeOfBatch group{done, tiles - done < c.group ? tiles - done : c.group};
         transform_tiles(team, g, c.tiling, group, true, g_spectra, scratch);
@@ -77,9 +78,15 @@ inline void convolve_backward(
             team.barrier();
         }
         if (want_input) {
-            multiply_spectra(team, c.tiling, group.count, g_spectra, taps, out_spectra, scratch);
-            team.barrier();
-            transform_back(team, out_spectra, c.tiling, group, epilogue, scratch);
+            if (c.by_outputs()) {
+                const OutputSpectra<A> own = c.output_spectra(second + team.rank * c.output_size(L), L);
+                multiply_and_transform_back(team, multiplication, c.tiling, group, g_spectra, own, epilogue, scratch);
+            } else {
+                const OutputSpectra<A> all = c.output_spectra(second, c.outputs);
+                multiply_spectra(team, multiplication, group.count, g_spectra, 0, c.inputs, all);
+                team.barrier();
+                transform_back(team, all, c.tiling, group, epilogue, scratch);
+            }
             team.barrier();
         }
     }

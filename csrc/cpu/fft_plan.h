@@ -10,11 +10,12 @@ namespace gcsa_ext::cpu::GCSA_EXT_ISA {
 // How many tiles make a group, of at most `most`: their spectra should stay near, but the taps are transformed once per
 // group. With fewer than product_rows tiles the products would be slow.
 template <class A>
-inline int64_t tiles_per_group(const Convolution<A>& c, int threads, int64_t most) {
+inline int64_t tiles_per_group(const Convolution<A>& c, int64_t most) {
     Convolution<A> one = c;
     one.group = 1;
-    const int64_t cache = (int64_t(3) << 20) / static_cast<int64_t>(sizeof(A)) * (c.apart ? 1 : threads);
-    const int64_t count = cache / one.spectra_size() / product_rows * product_rows;
+    const int64_t cache = (int64_t(3) << 20) / static_cast<int64_t>(sizeof(A)) * c.team;
+    const int64_t size = one.input_size(c.inputs) + one.output_size(c.outputs),
+                  count = cache / size / product_rows * product_rows;
     return std::min(std::max<int64_t>(count, product_rows), most);
 }
 
@@ -54,8 +55,8 @@ inline Convolution<A> plan_convolution(
         for (int64_t x : fft_lengths) {
             if (x <= 2 * radius) continue;
             const TileAxis columns{width, x, radius};
-            Convolution<A> c{batch, inputs, outputs, kernel, {rows, columns}, 1, apart};
-            c.group = tiles_per_group(c, threads, images * c.tiling.per_image());
+            Convolution<A> c{batch, inputs, outputs, kernel, {rows, columns}, 1, apart ? 1 : threads};
+            c.group = tiles_per_group(c, images * c.tiling.per_image());
             const double cost = estimated_cost(c, with_gradient);
             // Of equals the longer columns: their transform is the simpler one.
             if (best.kernel == 0 || cost <= least) least = cost, best = c;

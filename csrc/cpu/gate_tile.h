@@ -3,6 +3,7 @@
 
 #include "../channel_gate.h"
 #include "matmul.h"
+#include "sigmoid.h"
 #include "tile.h"
 #include "workspace.h"
 
@@ -79,9 +80,10 @@ inline void gate_tile(const Perceptron<A>& mlp, int64_t C, int64_t h, bool with_
     A* const block = pieces.take(block_rows * P);
     first_layer(mlp, C, h, P, x, P, hidden);
     second_layer(mlp, C, h, P, hidden, block, [&](int64_t c, const A* gate) {
+        const Sigmoid<A> sigmoid;
         for (int64_t j = 0; j < P; j += lanes<A>) {
             vec<A> a = load(gate + j, Full<A>{}) + mlp.b2[c];
-            if (with_sigmoid) a = sigmoid<A>(a);
+            if (with_sigmoid) a = sigmoid(a);
             A* at = x + c * P + j;
             store(at, load(at, Full<A>{}) * a, Full<A>{});
         }
@@ -155,10 +157,11 @@ class GateGradient {
     void run(const Perceptron<A>& mlp, bool with_sigmoid, int64_t P, int64_t count, bool want_x) {
         first_layer(mlp, C_, h_, P, x, P, hidden_);
         second_layer(mlp, C_, h_, P, hidden_, block_, [&](int64_t c, const A* gate) {
+            const Sigmoid<A> sigmoid;
             for (int64_t j = 0; j < P; j += lanes<A>) {
                 const int64_t at = c * P + j;
                 const vec<A> g = load(grad + at, Full<A>{}), pre = load(gate + j, Full<A>{}) + mlp.b2[c];
-                const vec<A> a = with_sigmoid ? sigmoid<A>(pre) : pre;
+                const vec<A> a = with_sigmoid ? sigmoid(pre) : pre;
                 const vec<A> slope = with_sigmoid ? a * (A(1) - a) : broadcast(A(1));
                 store(grad_pre_ + at, g * load(x + at, Full<A>{}) * slope, Full<A>{});
                 store(grad + at, g * a, Full<A>{});

@@ -8,6 +8,7 @@
 #include "fft_gradient.h"
 #include "fft_plan.h"
 #include "kernels.h"
+#include "sigmoid.h"
 
 namespace gcsa_ext::cpu::GCSA_EXT_ISA {
 namespace {
@@ -22,9 +23,15 @@ struct Affine {
         const int64_t padded = round_up(channels, lanes<A>);
         return {pieces.take(padded), pieces.take(padded), pieces.take(padded)};
     }
-    vec<A> biased(vec<A> value, int64_t block) const { return value + load(bias + block * lanes<A>, Full<A>{}); }
-    vec<A> normalised(vec<A> value, int64_t block) const {
-        return value * load(scale + block * lanes<A>, Full<A>{}) + load(shift + block * lanes<A>, Full<A>{});
+    // Of one block of channels, in registers.
+    struct Block {
+        vec<A> bias, scale, shift;
+        vec<A> biased(vec<A> value) const { return value + bias; }
+        vec<A> normalised(vec<A> value) const { return value * scale + shift; }
+    };
+    Block block(int64_t b) const {
+        const auto at = [&](const A* v) { return load(v + b * lanes<A>, Full<A>{}); };
+        return {at(bias), at(scale), at(shift)};
     }
 };
 
@@ -148,11 +155,11 @@ struct Geometry {
 
 template <class A>
 void relu_run(const Affine<A>& affine, int64_t block, int64_t count, const A* from, int64_t step, A* to) {
-    for (int64_t i = 0; i < count; ++i)
-        store(
-            to + i * lanes<A>, relu<A>(affine.normalised(affine.biased(load(from + i * step, Full<A>{}), block), block)),
-            Full<A>{}
-        );
+    const auto own = affine.block(block);
+    for (int64_t i = 0; i < count; ++i) {
+        const vec<A> value = own.biased(load(from + i * step, Full<A>{}));
+        store(to + i * lanes<A>, relu<A>(own.normalised(value)), Full<A>{});
+    }
 }
 
 // Statistics are given and nothing is saved: some images at a time from x to the result, so that everything between stays
@@ -163,7 +170,7 @@ void infer(const GcsaForward& p) {
     constexpr int L = lanes<A>;
     Geometry<T> g(p);
     Convolution<A>&c1 = g.conv1, &c2 = g.conv2;
-    const bool apart = c1.apart;
+    const bool apart = c1.team < g.threads;
     const int64_t N = g.N, C = g.C, h = g.h;
     int64_t chunk = std::min(N, std::max<int64_t>(1, std::max(c1.group, c2.group) / c1.tiling.per_image()));
     if (apart) chunk = std::min(chunk, (N + g.threads - 1) / g.threads);
@@ -211,10 +218,11 @@ void infer(const GcsaForward& p) {
                 team, c2, a1, {0, count * c2.tiling.per_image()}, g.taps2(p), spectra, scratch,
                 [&](int64_t image, int64_t block, int64_t at, int64_t n, const A* run, int64_t step) {
                     A* const to = z.block(image, block) + at * L;
+                    const auto affine = affine2.block(block);
+                    const Sigmoid<A> sigmoid;
                     for (int64_t i = 0; i < n; ++i) {
-                        const vec<A> s =
-                            sigmoid<A>(affine2.normalised(affine2.biased(load(run + i * step, Full<A>{}), block), block));
-                        store(to + i * L, load(to + i * L, Full<A>{}) * s, Full<A>{});
+                        const vec<A> value = affine.biased(load(run + i * step, Full<A>{}));
+                        store(to + i * L, load(to + i * L, Full<A>{}) * sigmoid(affine.normalised(value)), Full<A>{});
                     }
                 }
             );
@@ -250,7 +258,7 @@ void forward(const GcsaForward& p) {
     constexpr int L = lanes<A>;
     Geometry<T> g(p);
     Convolution<A>&c1 = g.conv1, &c2 = g.conv2;
-    const bool apart = c1.apart;
+    const bool apart = c1.team < g.threads;
     const int64_t N = g.N, C = g.C, h = g.h, C_blocks = g.blocks(C), h_blocks = g.blocks(h);
     const int64_t most_blocks = std::max(C_blocks, h_blocks);  // h may be more than C
     const PerceptronWeights<T> weights(p.gate);
@@ -291,8 +299,9 @@ void forward(const GcsaForward& p) {
                 const int64_t blocks = g.blocks(channels);
                 A* const values = const_cast<A*>(run);
                 T* const to = u + ((image * blocks + block) * g.P + at) * L;
+                const auto own = affine.block(block);
                 for (int64_t i = 0; i < n; ++i) {
-                    const vec<A> value = affine.biased(load(run + i * step, Full<A>{}), block);
+                    const vec<A> value = own.biased(load(run + i * step, Full<A>{}));
                     store(to + i * L, value, Full<T>{});
                     store(values + i * step, value, Full<A>{});
                 }
@@ -318,9 +327,10 @@ void forward(const GcsaForward& p) {
         finish(p.norm1, h, affine1);
         team.for_each(block_ranges(end - begin, h_blocks, g.P), [&](int64_t i) {
             const BlockRange r = block_range(i, h_blocks, g.P);
+            const auto affine = affine1.block(r.block);
             const int64_t offset = (((begin + r.image) * h_blocks + r.block) * g.P + r.begin) * L;
             for (int64_t at = offset; at < offset + r.count * L; at += L)
-                store(a1.data + at, relu<A>(affine1.normalised(load(u1 + at, Full<T>{}), r.block)), Full<A>{});
+                store(a1.data + at, relu<A>(affine.normalised(load(u1 + at, Full<T>{}))), Full<A>{});
         });
         Statistics<A>(own_statistics, C_blocks).clear(C_blocks);
         team.barrier();
@@ -332,9 +342,11 @@ void forward(const GcsaForward& p) {
             BlockRange r = block_range(i, C_blocks, g.P);
             r.image += begin;
             const int64_t offset = (r.image * C_blocks + r.block) * g.P * L;
+            const auto affine = affine2.block(r.block);
+            const Sigmoid<A> sigmoid;
             write_block<T>(p.gate.map, out, r, [&](int64_t at) {
-                const vec<A> s = sigmoid<A>(affine2.normalised(load(u2 + offset + at * L, Full<T>{}), r.block));
-                return load(z.data + offset + at * L, Full<A>{}) * s;
+                const vec<A> v = affine.normalised(load(u2 + offset + at * L, Full<T>{}));
+                return load(z.data + offset + at * L, Full<A>{}) * sigmoid(v);
             });
         });
     });
@@ -465,10 +477,11 @@ void backward(const GcsaBackward& q) {
             const BlockRange r = block_range(i, C_blocks, g.P);
             const auto norm = norm2.block(r.block);
             const int64_t offset = (r.image * C_blocks + r.block) * g.P * L;
+            const Sigmoid<A> sigmoid;
             vec<A> sum_d{}, sum_dn{};
             read_block<T>(p.gate.map, static_cast<const T*>(q.grad_out), r, [&](int64_t position, vec<A> grad) {
                 const int64_t at = offset + position * L;
-                const vec<A> u = load(u2 + at, Full<T>{}), s = sigmoid<A>(norm.value(u));
+                const vec<A> u = load(u2 + at, Full<T>{}), s = sigmoid(norm.value(u));
                 const vec<A> d = grad * load(z.data + at, Full<A>{}) * s * (A(1) - s);
                 sum_d += d;
                 sum_dn += d * norm.normalised(u);

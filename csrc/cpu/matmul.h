@@ -24,10 +24,6 @@ struct MatrixView {
 template <class T, int rows, int vectors>
 inline void matmul_block(int64_t K, MatrixView<T> A, const T* B, int64_t b_stride, T* C, int64_t c_stride, bool accumulate) {
     vec<T> sum[rows][vectors] = {};
-    if (accumulate) {
-        for (int i = 0; i < rows; ++i)
-            for (int j = 0; j < vectors; ++j) sum[i][j] = load(C + i * c_stride + j * lanes<T>, Full<T>{});
-    }
     for (int64_t k = 0; k < K; ++k) {
         vec<T> b[vectors];
         for (int j = 0; j < vectors; ++j) b[j] = load(B + k * b_stride + j * lanes<T>, Full<T>{});
@@ -36,8 +32,13 @@ inline void matmul_block(int64_t K, MatrixView<T> A, const T* B, int64_t b_strid
             for (int j = 0; j < vectors; ++j) sum[i][j] += a * b[j];
         }
     }
+    // What C held is added last: a sum over many tiles is then one of their sums, not of so many single products, and rounds
+    // as rarely.
     for (int i = 0; i < rows; ++i)
-        for (int j = 0; j < vectors; ++j) store(C + i * c_stride + j * lanes<T>, sum[i][j], Full<T>{});
+        for (int j = 0; j < vectors; ++j) {
+            T* const to = C + i * c_stride + j * lanes<T>;
+            store(to, accumulate ? load(to, Full<T>{}) + sum[i][j] : sum[i][j], Full<T>{});
+        }
 }
 
 // All rows of one panel of columns; what does not fill a block of rows is left to smaller blocks.

@@ -50,20 +50,21 @@ double product_rate(const ProductRate& p) {
         plan_convolution<A>(p.batch, p.inputs, p.outputs, p.height, p.width, p.kernel, p.threads, false);
     using S = Pieces<A>;
     const int64_t weights = S::size(p.outputs * p.inputs * p.kernel * p.kernel), per_thread = S::size(c.scratch_size());
-    const int64_t count = weights + c.spectra_size() + p.threads * per_thread;
+    const int64_t in_size = c.input_size(c.inputs), out_size = c.output_size(c.outputs);
+    const int64_t count = weights + in_size + out_size + p.threads * per_thread;
     const Scratch memory(count * static_cast<int64_t>(sizeof(A)));
     S pieces(static_cast<A*>(memory.data()));
     for (int64_t i = 0; i < count; ++i) static_cast<A*>(memory.data())[i] = static_cast<A>(i % 7 - 3) / 4;
     const int64_t kk = p.kernel * p.kernel;
     const Taps<A> taps{pieces.take(weights), p.outputs, p.inputs, p.inputs * kk, kk, p.kernel, false};
-    A* const spectra = pieces.take(c.spectra_size());
-    const InputSpectra<A> in = c.input_spectra(spectra);
-    const OutputSpectra<A> out = c.output_spectra(spectra + c.input_size());
+    const InputSpectra<A> in = c.input_spectra(pieces.take(in_size), c.inputs);
+    const OutputSpectra<A> out = c.output_spectra(pieces.take(out_size), c.outputs);
     A* const scratch = pieces.take(p.threads * per_thread);
     const double products =
         static_cast<double>(c.group * c.tiling.frequencies() * p.inputs) * static_cast<double>(p.outputs);
     return best_rate(p.threads, p.seconds, 8 * products, [&](const Team& team) {
-        multiply_spectra<A, false>(team, c.tiling, c.group, in, taps, out, scratch + team.rank * per_thread);
+        const Multiplication<A, false> multiplication(c.tiling, taps, scratch + team.rank * per_thread);
+        multiply_spectra(team, multiplication, c.group, in, 0, c.inputs, out);
     });
 }
 
@@ -74,8 +75,9 @@ ProductsTime time_products(const Products& p) {
     };
     const Convolution<A> c = better_apart(plan(true), plan(false), p.threads) ? plan(true) : plan(false);
     using S = Pieces<A>;
-    const int64_t kk = p.kernel * p.kernel, F = c.tiling.frequencies(), teams = c.apart ? p.threads : 1;
-    const int64_t per_thread = S::size(c.scratch_size()), per_team = c.spectra_size();
+    const int64_t kk = p.kernel * p.kernel, F = c.tiling.frequencies(), teams = p.threads / c.team;
+    const int64_t per_thread = S::size(c.scratch_size()), in_size = c.input_size(c.inputs);
+    const int64_t per_team = in_size + c.output_size(c.outputs);
     const int64_t count = teams * per_team + p.threads * per_thread;
     const Scratch memory(count * static_cast<int64_t>(sizeof(A)));
     S pieces(static_cast<A*>(memory.data()));
@@ -85,16 +87,19 @@ ProductsTime time_products(const Products& p) {
     const Taps<A> taps{static_cast<const A*>(p.weight), p.outputs, p.inputs, p.inputs * kk, kk, p.kernel, false};
     const double begin = now();
     parallel_team(p.threads, [&](const Team& all) {
-        const Team team = c.apart ? Team{0, 1} : all;
-        A* const spectra = team_memory + (c.apart ? all.rank : 0) * per_team;
-        const InputSpectra<A> in = c.input_spectra(spectra);
-        const OutputSpectra<A> out = c.output_spectra(spectra + c.input_size());
+        const bool apart = teams > 1;
+        const Team team = apart ? Team{0, 1} : all;
+        A* const spectra = team_memory + (apart ? all.rank : 0) * per_team;
+        const InputSpectra<A> in = c.input_spectra(spectra, c.inputs);
+        const OutputSpectra<A> out = c.output_spectra(spectra + in_size, c.outputs);
         A* const scratch = thread_memory + all.rank * per_thread;
-        const int64_t images = c.apart ? p.batch * (all.rank + 1) / all.size - p.batch * all.rank / all.size : p.batch;
+        const Multiplication<A, true> with_transforms(c.tiling, taps, scratch);
+        const Multiplication<A, false> without(c.tiling, taps, scratch);
+        const int64_t images = apart ? p.batch * (all.rank + 1) / all.size - p.batch * all.rank / all.size : p.batch;
         for (int64_t left = images * c.tiling.per_image(); left > 0; left -= c.group) {
             const int64_t tiles = std::min(left, c.group);
-            p.transforms ? multiply_spectra<A, true>(team, c.tiling, tiles, in, taps, out, scratch)
-                         : multiply_spectra<A, false>(team, c.tiling, tiles, in, taps, out, scratch);
+            p.transforms ? multiply_spectra(team, with_transforms, tiles, in, 0, c.inputs, out)
+                         : multiply_spectra(team, without, tiles, in, 0, c.inputs, out);
             team.barrier();
         }
     });

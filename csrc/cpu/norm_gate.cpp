@@ -6,6 +6,7 @@
 
 #include "kernels.h"
 #include "parallel.h"
+#include "sigmoid.h"
 #include "vector.h"
 
 namespace gcsa_ext::cpu::GCSA_EXT_ISA {
@@ -120,6 +121,7 @@ void forward(const NormGateForward& p) {
     T* out = static_cast<T*>(p.out);
     const double per_channel = static_cast<double>(p.map.batch * p.map.positions);
     parallel_for(p.map.threads, U::count(p.map), [&](int, int64_t begin, int64_t end) {
+        const Sigmoid<A> sigmoid;
         for (int64_t index = begin; index < end; ++index) {
             const U unit = U::at(p.map, index);
             if (p.batch_statistics) {
@@ -145,7 +147,7 @@ void forward(const NormGateForward& p) {
             unit.for_each(
                 [&](int64_t at, auto count) {
                     const vec<A> v = (load(u + at, count) - mean) * scale + bias;
-                    store(out + at, load(z + at, count) * sigmoid<A>(v), count);
+                    store(out + at, load(z + at, count) * sigmoid(v), count);
                 },
                 [] {}
             );
@@ -166,6 +168,7 @@ void backward(const NormGateBackward& q) {
     const double per_channel = static_cast<double>(p.map.batch * p.map.positions);
     const bool centre = p.batch_statistics && grad_u;
     parallel_for(p.map.threads, U::count(p.map), [&](int, int64_t begin, int64_t end) {
+        const Sigmoid<A> sigmoid;
         for (int64_t index = begin; index < end; ++index) {
             const U unit = U::at(p.map, index);
             const vec<A> mean = unit.channel_values(p.mean, 0), bias = unit.channel_values(p.bias, 0);
@@ -178,7 +181,7 @@ void backward(const NormGateBackward& q) {
                 unit.for_each(
                     [&](int64_t at, auto count) {
                         const vec<A> n = (load(u + at, count) - mean) * inverse_std;
-                        const vec<A> s = sigmoid<A>(n * weight + bias);
+                        const vec<A> s = sigmoid(n * weight + bias);
                         // grad_out is zero behind the end of a shorter vector, and so is d.
                         const vec<A> d = load(grad_out + at, count) * load(z + at, count) * s * (A(1) - s);
                         sum_d.add(only_first<T>(d, count));
@@ -197,7 +200,7 @@ void backward(const NormGateBackward& q) {
             unit.for_each(
                 [&](int64_t at, auto count) {
                     const vec<A> n = (load(u + at, count) - mean) * inverse_std, g = load(grad_out + at, count);
-                    const vec<A> s = sigmoid<A>(n * weight + bias);
+                    const vec<A> s = sigmoid(n * weight + bias);
                     if (grad_z) store(grad_z + at, g * s, count);
                     if (grad_u) {
                         const vec<A> d = g * load(z + at, count) * s * (A(1) - s);

@@ -152,16 +152,20 @@ class TapTransform {
             minus_im[d - 1] = get_(after + L) - get_(before + L);
         }
         const vec<T> middle_re = get_(w), middle_im = get_(w + L);
+        // 0 and half, where the sines are 0
+        const Halves re = cosine_sums_(y_.cos[0], middle_re, plus_re), im = cosine_sums_(y_.cos[0], middle_im, plus_im);
+        put_(out, re.even + re.odd, im.even + im.odd);
+        put_(out + half * stride, re.even - re.odd, im.even - im.odd);
         // j and half - j, and behind half their mirror images
-        for (int j = 0; j <= half / 2; ++j) {
+        for (int j = 1; j <= half / 2; ++j) {
             const Halves re = cosine_sums_(y_.cos[j], middle_re, plus_re), im = cosine_sums_(y_.cos[j], middle_im, plus_im);
             const Halves a = sine_sums_(y_.sin[j], minus_im), b = sine_sums_(y_.sin[j], minus_re);
             const auto put = [&](int to, vec<T> re, vec<T> im, vec<T> a, vec<T> b) {
                 put_(out + to * stride, re + a, im - b);
-                if (to && to < half) put_(out + (height_ - to) * stride, re - a, im + b);
+                put_(out + (height_ - to) * stride, re - a, im + b);
             };
             put(j, re.even + re.odd, im.even + im.odd, a.odd + a.even, b.odd + b.even);
-            put(half - j, re.even - re.odd, im.even - im.odd, a.odd - a.even, b.odd - b.even);
+            if (2 * j < half) put(half - j, re.even - re.odd, im.even - im.odd, a.odd - a.even, b.odd - b.even);
         }
     }
     // The rows are real here, and half of the column is the conjugate of the other half.

@@ -153,66 +153,6 @@ inline vec<T> relu(vec<T> x) {
     return x < 0 ? vec<T>{} : x;  // keeps NaN, as torch.relu does
 }
 
-template <class T>
-struct ExpConstants;
-template <>
-struct ExpConstants<float> {
-    static constexpr float smallest = -87.33654f, largest = 88.72284f;  // 2^-126 and infinity
-    static constexpr float round = 12582912.f;                          // 1.5 * 2^23: adding it rounds to an integer
-    static constexpr float ln2_high = 0.693359375f, ln2_low = -2.12194440e-4f;
-    static constexpr int mantissa_bits = 23, exponent_bias = 127, degree = 7;
-};
-template <>
-struct ExpConstants<double> {
-    static constexpr double smallest = -708.396418532264, largest = 709.782712893384;
-    static constexpr double round = 6755399441055744.;  // 1.5 * 2^52
-    static constexpr double ln2_high = 6.93145751953125e-1, ln2_low = 1.42860682030941723212e-6;
-    static constexpr int mantissa_bits = 52, exponent_bias = 1023, degree = 13;
-};
-
-template <class T>
-constexpr T inverse_factorial(int k) {
-    T product = 1;
-    for (int i = 2; i <= k; ++i) product *= static_cast<T>(i);
-    return 1 / product;
-}
-
-// exp(x) = 2^n exp(r) with n = round(x / ln 2), r = x - n ln 2, |r| <= ln(2) / 2, and Taylor's polynomial for exp(r), whose
-// remainder at the chosen degree is below half a unit in the last place. NaN stays NaN; beyond the range 2^-126 or infinity.
-template <class T>
-inline vec<T> exp(vec<T> x) {
-    using K = ExpConstants<T>;
-    x = x < K::smallest ? broadcast(K::smallest) : x;
-    x = x > K::largest ? broadcast(K::largest) : x;
-    const vec<T> shifted = x * static_cast<T>(1.4426950408889634074) + K::round;
-    const vec<T> n = shifted - K::round;
-    const vec<T> r = (x - n * K::ln2_high) - n * K::ln2_low;
-    vec<T> sum = broadcast(inverse_factorial<T>(K::degree));
-    for (int k = K::degree - 1; k >= 0; --k) sum = sum * r + inverse_factorial<T>(k);
-    // n stands in the low bits of `shifted`; moved up it becomes the exponent.
-    using Bits = vec<integer<T>>;
-    const Bits exponent = (bit_cast<Bits>(shifted) + K::exponent_bias) << K::mantissa_bits;
-    return sum * bit_cast<vec<T>>(exponent);
-}
-
-// 1 / x within a unit in the last place, for x >= 1; 0 where that would be a subnormal number.
-template <class T>
-inline vec<T> reciprocal(vec<T> x) {
-#ifdef __AVX512F__
-    if constexpr (std::is_same_v<T, float>) {
-        // A division takes as long as the whole exponential; 14 bits and one step of Newton's method a fifth of that.
-        const vec<T> y = bit_cast<vec<T>>(_mm512_maskz_rcp14_ps(0xffff, bit_cast<__m512>(x)));
-        return x > 0x1p126f ? vec<T>{} : y + y * (T(1) - x * y);
-    }
-#endif
-    return T(1) / x;
-}
-
-template <class T>
-inline vec<T> sigmoid(vec<T> x) {
-    return reciprocal<T>(T(1) + exp<T>(-x));
-}
-
 // ---- transposition of a square of lanes x lanes, in registers ----
 
 // Swap the off-diagonal quarters of every 2 step x 2 step square, for step = 1, 2, 4, ... (Eklundh).

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+from torch.utils.dlpack import from_dlpack
 
 from gcsa_ext import reference
 from gcsa_ext.backends import native
@@ -83,6 +84,7 @@ def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
+_DLPACK = {torch.float32: (2, 32), torch.float64: (2, 64), torch.bfloat16: (4, 16), torch.float16: (2, 16)}
 _LARGE_RESULT = 1 << 20
 _ALWAYS_FRESH = 32 << 20
 """From this size on glibc gets every block from the system, and gives it back."""
@@ -95,17 +97,21 @@ def _empty(
 ) -> Tensor:
     """An uninitialised tensor. A large one lies in memory that is kept from call to call (csrc/scratch.h) and
     goes back there when the last tensor that uses it is gone."""
-    bytes_ = math.prod(shape) * dtype.itemsize
-    if bytes_ < _LARGE_RESULT:
+    if math.prod(shape) * dtype.itemsize < _LARGE_RESULT:
         return torch.empty(shape, dtype=dtype, memory_format=layout)
-    assert native.extension is not None
-    flat = torch.frombuffer(native.extension.Memory(bytes_), dtype=dtype, count=math.prod(shape))
-    stride = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
     if layout == torch.channels_last:
         _, C, H, W = shape
         stride = [C * H * W, 1, W * C, C]
-    # Not a view of `flat`, for autograd and compilers.
-    return torch.empty(0, dtype=dtype).set_(flat.untyped_storage(), 0, tuple(shape), stride)
+    else:
+        stride = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
+    assert native.extension is not None
+    # Few calls, since the code of each is out of the caches when the last map has gone through them.
+    return from_dlpack(native.extension.empty(*_DLPACK[dtype], shape, stride))
+
+
+def _contiguous(x: Tensor, layout: torch.memory_format) -> Tensor:
+    # Asking first costs less than a conversion that has nothing to do.
+    return x if x.is_contiguous(memory_format=layout) else x.contiguous(memory_format=layout)
 
 
 def _map_sizes(x: Tensor, layout: torch.memory_format) -> tuple[int, bool, int, int, int, int]:
@@ -319,7 +325,6 @@ def _gcsa_vectors(
     """The channel gate's weights in the dtype of x, all others in that of sums; contiguous."""
     dtype = accumulator_dtype(x.dtype)
 
-    # Asking first costs less than a conversion that has nothing to do, and there are sixteen.
     def convert(tensor: Tensor, dtype: torch.dtype) -> Tensor:
         return tensor if tensor.dtype == dtype and tensor.is_contiguous() else tensor.to(dtype).contiguous()
 
@@ -349,7 +354,7 @@ def gcsa(
 
     Returns:
         The result; if `save`, the convolutions' outputs in the kernels' own layout (else empty tensors);
-        copies of the statistics it used (biased variance).
+        the statistics it used (biased variance), those given as copies if `save`.
     """
     layout, dtype = memory_format(x), accumulator_dtype(x.dtype)
     out = _empty(x.shape, x.dtype, layout)
@@ -357,10 +362,14 @@ def gcsa(
     u1, u2 = (_empty(saved_shape(channels, x) if save else (0,), x.dtype) for channels in (h, C))
     batch_statistics = (statistics[0] is None, statistics[2] is None)
     used = [
-        torch.empty(channels, dtype=dtype) if value is None else value.to(dtype, copy=True)
+        torch.empty(channels, dtype=dtype)
+        if value is None
+        else value
+        if not save and value.dtype == dtype and value.is_contiguous()
+        else value.to(dtype, copy=True)
         for value, channels in zip(statistics, (h, h, C, C), strict=True)
     ]
-    x = x.contiguous(memory_format=layout)
+    x = _contiguous(x, layout)
     gate, layers = _gcsa_vectors(x, gate, (*convolutions, *norms))
     tensors = [x, *gate, *layers[:4], *layers[4:6], *used[:2], *layers[6:], *used[2:], out]
     saved = (_address(u1), _address(u2)) if save else (0, 0)
@@ -399,7 +408,7 @@ def gcsa_backward(
     inputs = [x, *gate, *convolutions, *norms]
     # The four of the gate come together.
     need = [need[0], *4 * (any(need[1:5]),), *need[5:]]
-    x, grad_out = x.contiguous(memory_format=layout), grad_out.contiguous(memory_format=layout)
+    x, grad_out = _contiguous(x, layout), _contiguous(grad_out, layout)
     gate, layers = _gcsa_vectors(x, gate, (*convolutions, *norms))
     grads = [
         _empty(t.shape, t.dtype, layout if i == 0 else torch.contiguous_format)
@@ -424,8 +433,46 @@ def gcsa_backward(
         [_address(grads[i]) for i in (*range(5), *first, *second)],
     )
     return [
-        None if grad is None or t is None else grad.to(t.dtype) for grad, t in zip(grads, inputs, strict=True)
+        grad if grad is None or t is None or grad.dtype == t.dtype else grad.to(t.dtype)
+        for grad, t in zip(grads, inputs, strict=True)
     ]
+
+
+def updates_statistics(
+    running_mean: Tensor, running_var: Tensor, batches: Tensor, mean: Tensor, var: Tensor
+) -> bool:
+    """Whether `update_statistics` takes these: contiguous, of one shape and dtype (float32 or float64)."""
+    return (
+        native.extension is not None
+        and DTYPES.get(mean.dtype, 2) < 2
+        and batches.dtype == torch.int64
+        and batches.numel() == 1
+        and all(
+            t.dtype == mean.dtype and t.shape == mean.shape and t.is_contiguous()
+            for t in (running_mean, running_var, mean, var)
+        )
+    )
+
+
+def update_statistics(
+    running_mean: Tensor,
+    running_var: Tensor,
+    batches: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    values: int,
+    momentum: float | None,
+) -> None:
+    """See functional.update_statistics. One call in place of ten operations of torch, whose code is out of
+    the caches when a map has gone through them: together they take as long as a small map."""
+    assert native.extension is not None
+    native.extension.update_running_statistics(
+        DTYPES[mean.dtype],
+        *map(_address, (running_mean, running_var, batches, mean, var)),
+        mean.numel(),
+        values,
+        momentum,
+    )
 
 
 def release_workspace() -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Iterable, Sequence
 from typing import TypeAlias, TypeGuard, TypeVar, cast
 
 import torch
@@ -11,9 +12,12 @@ from torch import Tensor, nn
 
 from gcsa_ext import functional, ops, reference
 from gcsa_ext.backends import has_kernels
+from gcsa_ext.ops.direct import goes_directly, transformed
 
 _BatchNorm: TypeAlias = nn.BatchNorm2d | nn.SyncBatchNorm
 _Layer = TypeVar("_Layer", bound=nn.Module)
+_SpatialLayers: TypeAlias = tuple[nn.Conv2d, _BatchNorm, nn.ReLU, nn.Conv2d, _BatchNorm]
+_Layers: TypeAlias = tuple[nn.Linear, nn.Linear, nn.Conv2d, _BatchNorm, nn.Conv2d, _BatchNorm]
 
 
 class GCSA(nn.Module):
@@ -107,44 +111,49 @@ class GCSA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend to x (N, C, H, W)."""
-        if self._fuses(x):
-            return self._fused(x)
+        layers = self._fusing_layers(x)
+        if layers is not None:
+            return self._fused(x, *layers)
         return self._spatial_gate(self._channel_gate(x))
 
-    def _fuses(self, x: Tensor) -> bool:
-        """Whether one operator computes what all layers do, on a backend that has it."""
+    def _fusing_layers(self, x: Tensor) -> _Layers | None:
+        """The layers, if one operator computes what all of them do, on a backend that has it."""
         if (
             x.dim() != 4
             or x.numel() == 0
-            or functional.transformed()
+            or transformed()
             or not has_kernels("gcsa", x.device, x.dtype)
-            or not _fuses_channel_gate(self.channel_attention)
-            or not _fuses_spatial_gate(self.spatial_attention)
+            or not _fuses_channel_gate(self._modules["channel_attention"])
+            or not _fuses_spatial_gate(self._modules["spatial_attention"])
         ):
-            return False
-        first, _, second = _perceptron(self)
-        conv1, norm1, _, conv2, norm2 = _spatial_layers(self)
+            return None
+        layers = first, second, conv1, norm1, conv2, norm2 = _layers(self)
         if first.out_features != conv1.out_channels:
-            return False
+            return None
         # One value per channel has no variance: batch normalisation refuses it with a good message.
         if x.numel() == x.shape[1] and (_uses_batch(norm1) or _uses_batch(norm2)):
-            return False
+            return None
         device = x.device.type
         if torch.is_autocast_enabled(device):
             # On a GPU the convolutions of a wider map are to be computed in autocast's dtype, layer by layer.
-            return device == "cpu" or x.dtype == torch.get_autocast_dtype(device)
-        # Outside of autocast other dtypes are a mistake, and the layers say so.
-        weights = (w for layer in (first, second, conv1, conv2) for w in (layer.weight, layer.bias))
-        return all(w is None or w.dtype == x.dtype for w in weights)
+            fits = device == "cpu" or x.dtype == torch.get_autocast_dtype(device)
+        else:
+            # Outside of autocast other dtypes are a mistake, and the layers say so.
+            weights = (t for layer in (first, second, conv1, conv2) for t in _weights(layer))
+            fits = all(w is None or w.dtype == x.dtype for w in weights)
+        return layers if fits else None
 
-    def _fused(self, x: Tensor) -> Tensor:
-        first, _, second = _perceptron(self)
-        conv1, norm1, _, conv2, norm2 = _spatial_layers(self)
-        tensors = (
-            *(x, first.weight, first.bias, second.weight, second.bias),
-            *(conv1.weight, conv1.bias, conv2.weight, conv2.bias),
-            *(norm1.weight, norm1.bias, norm2.weight, norm2.bias),
-        )
+    def _fused(
+        self,
+        x: Tensor,
+        first: nn.Linear,
+        second: nn.Linear,
+        conv1: nn.Conv2d,
+        norm1: _BatchNorm,
+        conv2: nn.Conv2d,
+        norm2: _BatchNorm,
+    ) -> Tensor:
+        tensors = (x, *(t for layer in (first, second, conv1, conv2, norm1, norm2) for t in _weights(layer)))
         statistics = (
             None if _uses_batch(norm) else value
             for norm in (norm1, norm2)
@@ -152,15 +161,21 @@ class GCSA(nn.Module):
         )
         settings = (norm1.eps, norm2.eps, self.groups, self.channel_sigmoid)
         save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-        direct = not save and functional.goes_directly(*(t for t in tensors if t is not None))
-        operator = ops.gcsa.forward if direct else torch.ops.gcsa_ext.gcsa
+        direct = goes_directly(*(t for t in tensors if t is not None), differentiable=True)
+        operator = ops.gcsa.direct if direct else torch.ops.gcsa_ext.gcsa
         out: Tensor
         out, _, _, *used = operator(*tensors, *statistics, *settings, save)
         values = x.numel() // x.shape[1]
         for norm, mean, var in ((norm1, *used[:2]), (norm2, *used[2:])):
             if norm.training and norm.track_running_stats:
                 functional.update_statistics(
-                    norm.running_mean, norm.running_var, mean, var, values, _next_momentum(norm)
+                    norm.running_mean,
+                    norm.running_var,
+                    mean,
+                    var,
+                    values,
+                    norm.momentum,
+                    norm.num_batches_tracked,
                 )
         return out
 
@@ -244,32 +259,57 @@ _HOOKS = (  # with the flag that says which kind the backward hooks are
 )
 
 
+# These questions are asked in every call, when the last map has driven their code and objects out of the
+# caches. So they look into the modules' own dictionaries, which spares nn.Module's search for an attribute.
+def _observed(*layers: nn.Module) -> bool:
+    """Whether somebody listens in on a layer or stands in for it."""
+    if nn.modules.module._has_any_global_hook():
+        return True
+    for layer in layers:
+        own = layer.__dict__
+        if (
+            own["_forward_hooks"]
+            or own["_forward_pre_hooks"]
+            or own["_backward_hooks"]
+            or own["_backward_pre_hooks"]
+            or "forward" in own
+        ):
+            return True
+    return False
+
+
+def _weights(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
+    own = layer._parameters
+    if "weight" in own and "bias" in own:
+        return cast("Tensor", own["weight"]), own["bias"]
+    return cast("Tensor", layer.weight), cast("Tensor | None", layer.bias)  # exchanged for plain tensors
+
+
+def _of_kinds(
+    branch: nn.Module | None, kinds: Sequence[tuple[type[nn.Module], ...]]
+) -> TypeGuard[nn.Sequential]:
+    """Whether the branch is a sequence of layers of exactly these kinds, none of them observed."""
+    if type(branch) is not nn.Sequential:
+        return False
+    layers = branch._modules.values()
+    return (
+        len(layers) == len(kinds)
+        and all(type(layer) in kind for layer, kind in zip(layers, kinds, strict=True))
+        and not _observed(branch, *cast("Iterable[nn.Module]", layers))
+    )
+
+
 def _is_plain(layer: nn.Module, *kinds: type[_Layer]) -> TypeGuard[_Layer]:
-    """Whether the layer is of exactly one of these kinds, with nobody listening in or standing in for it."""
-    return (
-        type(layer) in kinds
-        and "forward" not in layer.__dict__
-        and not (
-            layer._forward_hooks
-            or layer._forward_pre_hooks
-            or layer._backward_hooks
-            or layer._backward_pre_hooks
-            or nn.modules.module._has_any_global_hook()
-        )
-    )
+    """Whether the layer is of exactly one of these kinds, and not observed."""
+    return type(layer) in kinds and not _observed(layer)
 
 
-def _fuses_channel_gate(branch: nn.Module) -> bool:
+def _fuses_channel_gate(branch: nn.Module | None) -> TypeGuard[nn.Sequential]:
     """Whether functional.channel_gate computes what these layers do."""
-    kinds = (nn.Linear, nn.ReLU, nn.Linear)
-    return (
-        isinstance(branch, nn.Sequential)
-        and _is_plain(branch, nn.Sequential)
-        and len(branch) == len(kinds)
-        and all(_is_plain(layer, kind) for layer, kind in zip(branch, kinds, strict=True))
-        and branch[0].bias is not None
-        and branch[2].bias is not None
-    )
+    if not _of_kinds(branch, ((nn.Linear,), (nn.ReLU,), (nn.Linear,))):
+        return False
+    first, _, second = branch._modules.values()
+    return all(_weights(layer)[1] is not None for layer in (first, second) if layer is not None)
 
 
 def _fuses_norm_gate(branch: nn.Module) -> bool:
@@ -283,11 +323,10 @@ def _fuses_norm_gate(branch: nn.Module) -> bool:
     )
 
 
-def _is_conv2d_same(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
+def _pads_to_same(layer: nn.Conv2d) -> bool:
     """Whether functional.conv2d_same computes what the layer does."""
     return (
-        _is_plain(layer, nn.Conv2d)
-        and layer.kernel_size[0] == layer.kernel_size[1]
+        layer.kernel_size[0] == layer.kernel_size[1]
         and layer.kernel_size[0] % 2 == 1
         and layer.padding in ("same", (layer.kernel_size[0] // 2,) * 2)
         and layer.padding_mode == "zeros"
@@ -296,21 +335,24 @@ def _is_conv2d_same(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
     )
 
 
-def _fuses_spatial_gate(branch: nn.Module) -> bool:
+def _is_conv2d_same(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
+    return _is_plain(layer, nn.Conv2d) and _pads_to_same(layer)
+
+
+def _fuses_spatial_gate(branch: nn.Module | None) -> TypeGuard[nn.Sequential]:
     """Whether the operator gcsa computes what these layers and the gate do."""
-    if not (_fuses_norm_gate(branch) and isinstance(branch, nn.Sequential) and len(branch) == 5):
+    if not _of_kinds(branch, ((nn.Conv2d,), _BATCH_NORM, (nn.ReLU,), (nn.Conv2d,), _BATCH_NORM)):
         return False
-    conv1, norm1, relu, conv2, _ = branch
+    conv1, norm1, _, conv2, norm2 = cast("_SpatialLayers", tuple(branch._modules.values()))
     return (
-        _is_conv2d_same(conv1)
-        and _is_conv2d_same(conv2)
+        _pads_to_same(conv1)
+        and _pads_to_same(conv2)
         and conv1.kernel_size == conv2.kernel_size
         and 5 <= conv1.kernel_size[0] <= 11
         and conv1.out_channels == conv2.in_channels
         and conv1.in_channels == conv2.out_channels
-        and _is_plain(norm1, *_BATCH_NORM)
         and not _synchronises(norm1)
-        and _is_plain(relu, nn.ReLU)
+        and not _synchronises(norm2)
     )
 
 
@@ -330,9 +372,12 @@ def _perceptron(module: nn.Module) -> tuple[nn.Linear, nn.ReLU, nn.Linear]:
     return cast("tuple[nn.Linear, nn.ReLU, nn.Linear]", tuple(_branch(module, "channel_attention")))
 
 
-def _spatial_layers(module: nn.Module) -> tuple[nn.Conv2d, _BatchNorm, nn.ReLU, nn.Conv2d, _BatchNorm]:
-    layers = tuple(_branch(module, "spatial_attention"))
-    return cast("tuple[nn.Conv2d, _BatchNorm, nn.ReLU, nn.Conv2d, _BatchNorm]", layers)
+def _layers(module: GCSA) -> _Layers:
+    """Those with weights."""
+    gate, spatial = (module._modules[name] for name in _LAYERS)
+    first, _, second = cast("nn.Module", gate)._modules.values()
+    conv1, norm1, _, conv2, norm2 = cast("nn.Module", spatial)._modules.values()
+    return cast("_Layers", (first, second, conv1, norm1, conv2, norm2))
 
 
 def _structural_difference(module: nn.Module) -> str | None:

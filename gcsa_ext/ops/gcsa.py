@@ -15,6 +15,7 @@ from torch import Tensor
 from gcsa_ext import backends, reference
 from gcsa_ext.layout import memory_format
 from gcsa_ext.ops import registration
+from gcsa_ext.ops.direct import goes_directly
 
 _INPUTS = (
     "Tensor x, Tensor w1, Tensor b1, Tensor w2, Tensor b2, "
@@ -112,13 +113,40 @@ def _check(a: Arguments) -> None:
             raise ValueError(f"gcsa: expected both mean{number} and var{number}, or neither")
 
 
-def forward(*args: Any) -> tuple[Tensor, ...]:
-    """What the operator does; for calls that need not go through PyTorch's dispatcher."""
+def _run(*args: Any) -> tuple[Tensor, ...]:
     *inputs, save = args
     a = Arguments(*inputs)
     _check(a)
     backend = backends.select("gcsa", a.x.device, a.x.dtype, a.x.shape)
     return backend.gcsa(a.x, a.gate, a.convolutions, a.norms, a.statistics, a.eps, a.groups, a.sigmoid, save)
+
+
+def _forward(*args: Any) -> tuple[Tensor, ...]:
+    out, u1, u2, *used = _run(*args)
+    # What an operator returns must not be an argument of it.
+    given = Arguments(*args[:-1]).statistics
+    return out, u1, u2, *(u.clone() if u is g else u for u, g in zip(used, given, strict=True))
+
+
+class _Direct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
+        output = _run(*args)
+        _setup_context(ctx, args, output)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        return _autograd(ctx, *grads)
+
+
+def direct(*args: Any) -> tuple[Tensor, ...]:
+    """The operator without the way through PyTorch's dispatcher, which takes as long as a small map; for
+    calls that the dispatcher would only pass on (see goes_directly). The statistics in the result
+    may be those given."""
+    save = args[-1]
+    outputs: tuple[Tensor, ...] = (_Direct.apply if save else _run)(*args)
+    return outputs
 
 
 def _saved_shapes(a: Arguments) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -138,25 +166,29 @@ def _forward_fake(*args: Any) -> tuple[Tensor, ...]:
     return torch.empty_like(a.x, memory_format=memory_format(a.x)), *saved, *used
 
 
-def _backward(
+def _gradients(
     grad_out: Tensor,
     u1: Tensor,
     u2: Tensor,
     batch_statistics1: bool,
     batch_statistics2: bool,
-    need: list[bool],
+    need: Sequence[bool],
     *args: Any,
-) -> tuple[Tensor, ...]:
+) -> Sequence[Tensor | None]:
     a = Arguments(*args)
     batch = (batch_statistics1, batch_statistics2)
     backend = backends.select("gcsa", a.x.device, a.x.dtype, a.x.shape)
     # What another backend has kept in its own layout is of no use; the reference needs nothing that was kept.
     if (tuple(u1.shape), tuple(u2.shape)) != _saved_shapes(a):
         backend = backends.reference
-    grads = _differentiate(backend, grad_out, a, (u1, u2), batch, need)
+    return _differentiate(backend, grad_out, a, (u1, u2), batch, need)
+
+
+def _backward(*args: Any) -> tuple[Tensor, ...]:
+    need, x = args[5], args[6]
     return tuple(
-        a.x.new_empty(0) if grad is None or not needed else grad
-        for grad, needed in zip(grads, need, strict=True)
+        x.new_empty(0) if grad is None or not needed else grad
+        for grad, needed in zip(_gradients(*args), need, strict=True)
     )
 
 
@@ -204,7 +236,7 @@ def _backward_fake(
 registration.define(
     f"gcsa({_INPUTS}, Tensor? mean1, Tensor? var1, Tensor? mean2, Tensor? var2, {_SETTINGS}, bool save) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    forward,
+    _forward,
     _forward_fake,
 )
 registration.define(
@@ -242,7 +274,8 @@ def _autograd(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Tensor | None
     if torch.is_grad_enabled() or not ctx.save:
         grads = _differentiate(backends.reference, grad_out, Arguments(*arguments), (u1, u2), ctx.batch, need)
     else:
-        found = torch.ops.gcsa_ext.gcsa_backward(grad_out, u1, u2, *ctx.batch, list(need), *arguments)
+        run = _gradients if goes_directly(grad_out, u1, u2) else torch.ops.gcsa_ext.gcsa_backward
+        found = run(grad_out, u1, u2, *ctx.batch, list(need), *arguments)
         grads = [grad if needed else None for grad, needed in zip(found, need, strict=True)]
     return *grads, *len(others) * (None,)
 
