@@ -152,11 +152,12 @@ constexpr GateWay ways[] = {
     {false, 1, 4, 2}, {false, 1, 8, 1}, {false, 1, 4, 1}, {false, 1, 2, 1}, {false, 1, 1, 1},
 };
 
-// Of a thread, at most, as compiled for sm_80, sm_90 and sm_100.
+// Of a thread, at most, as compiled for sm_80, sm_90 and sm_100 by CUDA 13.0.
 template <class Math, int units>
 constexpr int64_t forward_registers = std::is_same_v<Math, Fma> ? 255
                                       : units <= 32             ? 128
-                                                                : 168;
+                                      : units <= 64             ? 168
+                                                                : 180;
 
 template <class Math, int units>
 Choice choose(const ChannelGate& call, const Device& device) {

@@ -502,7 +502,8 @@ struct Choice {
     AddLaunch add;
 };
 
-// Of a thread of the first kernel, at most, as compiled for sm_80, sm_90 and sm_100.
+// Of a thread of the first kernel, at most, as compiled for sm_80 and sm_90 by CUDA 13.0. For sm_100 it is up to 215, so
+// that the last of three blocks begins when another one ends.
 template <class Math, int units>
 constexpr int64_t backward_registers = std::is_same_v<Math, Fma> || units > 64 ? 255
                                        : sizeof(typename Math::Element) == 4   ? 184

@@ -4,6 +4,7 @@ has to do."""
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,15 +30,14 @@ def takes_channel_gate(channels: int, hidden: int, dtype: torch.dtype) -> bool:
 
 @functools.cache
 def _fits(channels: int, hidden: int, dtype: torch.dtype, shared_bytes: int) -> bool:
-    """In either layout, forward and backward."""
+    """In either layout, forward and backward, with tf32 or without."""
     limits = (0, 0, 1, shared_bytes)
-    gate = (hidden, 1, True, False)
     try:
-        for last in (False, True):
-            for other_last in (False, True):
-                arguments = (limits, ELEMENTS[dtype], (1, channels, 1), gate, last, other_last)
-                kernels().plan_channel_gate(*arguments)
-                kernels().plan_channel_gate_backward(*arguments, 2, True)
+        for last, other_last, tf32 in itertools.product((False, True), repeat=3):
+            gate = (hidden, 1, True, tf32)
+            arguments = (limits, ELEMENTS[dtype], (1, channels, 1), gate, last, other_last)
+            kernels().plan_channel_gate(*arguments)
+            kernels().plan_channel_gate_backward(*arguments, 2, True)
     except ValueError:
         return False
     return True

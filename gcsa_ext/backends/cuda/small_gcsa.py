@@ -15,9 +15,10 @@ from gcsa_ext.layout import memory_format
 
 _VECTOR_ELEMENTS = {**ELEMENTS, torch.float64: 3}
 
+POSITIONS = 2048
 MULTIPLY_ADDS = {2: 3e9, 4: 4e8}
-"""At most how many a map may need in both convolutions together, by the size of an element: so many take
-about as long as the launches that are saved. Predicted; ``python benchmarks/gpu.py`` measures it."""
+"""At most how many a map may have, and need in both convolutions together, by the size of an element: so many
+take about as long as the launches that are saved. Predicted; ``python benchmarks/gpu.py`` measures it."""
 
 
 def takes(
@@ -28,7 +29,7 @@ def takes(
     N, C, H, W = x.shape
     if save or any(value is None for value in statistics):
         return False
-    if 2 * N * C * H * W * hidden * kernel_size**2 > MULTIPLY_ADDS[x.element_size()]:
+    if N * H * W > POSITIONS or 2 * N * C * H * W * hidden * kernel_size**2 > MULTIPLY_ADDS[x.element_size()]:
         return False
     return _plan(*_arguments(x, hidden, kernel_size, groups, True)) is not None
 
