@@ -103,7 +103,7 @@ __global__ void __launch_bounds__(norm_threads) forward_to_contiguous(const Para
 
 // u and out are channels_last, z is contiguous; 16-bit elements.
 template <class T, int width>
-__global__ void __launch_bounds__(norm_threads) forward_from_contiguous(const Parameters p) {
+__global__ void __launch_bounds__(norm_threads, 2) forward_from_contiguous(const Parameters p) {
     constexpr int lanes = mixed_tile_channels / width < 32 ? mixed_tile_channels / width : 32;
     constexpr int rows = norm_threads / lanes, per_thread = mixed_tile_positions / rows;
     const auto& call = p.call;
