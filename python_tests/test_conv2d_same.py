@@ -119,7 +119,18 @@ def test_weights_of_other_strides() -> None:
 
 @pytest.mark.usefixtures("fft", "keep_threads")
 @pytest.mark.parametrize("threads", [1, 2, 3])
-@pytest.mark.parametrize("shape", [(1, 8, 9, 30, 41), (2, 40, 20, 12, 9), (7, 5, 33, 20, 8)], ids=str)
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (1, 8, 9, 30, 41),
+        (2, 40, 20, 12, 9),
+        (7, 5, 33, 20, 8),
+        # Inputs that come in two turns, and outputs that come block by block.
+        (1, 100, 20, 34, 31),
+        (2, 40, 70, 12, 9),
+    ],
+    ids=str,
+)
 def test_threads(shape: tuple[int, int, int, int, int], threads: int) -> None:
     torch.set_num_threads(threads)
     inputs = arguments(shape, 7)

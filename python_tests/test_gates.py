@@ -79,8 +79,8 @@ def check(
         for f, a in ((fused, arguments), (plain, arguments), (plain, widened(arguments)))
     )
     assert_as_accurate(found[0], plainly[0], exact[0])
-    # Where a gradient is one sum of many summands that cancel, plain PyTorch may be exact by chance. The scale
-    # is then that of all gradients; products on GPUs take operands rounded to the dtype besides.
+    # Where a gradient is one sum of many summands that cancel, plain PyTorch may be exact by chance. The
+    # scale is then that of all gradients; products on GPUs take operands rounded to the dtype besides.
     largest = max((g.abs().max().item() for g in exact[1] if g.isfinite().all()), default=0.0)
     summands = (2 if backends.forced_backend() in ("triton", "cuda") else 1) * largest
     for i, *grads in zip(wanted, found[1], plainly[1], exact[1], strict=True):

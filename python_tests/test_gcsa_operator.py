@@ -459,6 +459,60 @@ def test_what_has_no_gradient_gets_no_zeros() -> None:
     assert not [name for name in called if "zeros" in name]
 
 
+class PassedOn(TorchDispatchMode):
+    """Lets every call through, and makes GCSA go by the dispatcher."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_by_the_dispatcher_or_past_it_is_the_same(training: bool) -> None:
+    modules = [module.train(training) for module in pair(channels=20)]
+    modules[1] = copy.deepcopy(modules[0])
+    x, grad = torch.randn(3, 20, 9, 8), torch.randn(3, 20, 9, 8)
+    past = step(modules[0], x, grad)
+    with PassedOn():
+        by = step(modules[1], x, grad)
+    assert all(torch.equal(a, b) for a, b in zip(past, by, strict=True))
+    for a, b in zip(modules[0].buffers(), modules[1].buffers(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+
+
+def test_a_graph_past_the_dispatcher_can_be_differentiated_again_and_saved_elsewhere() -> None:
+    module, x = GCSA(8).double(), torch.randn(2, 8, 5, 5, dtype=torch.float64, requires_grad=True)
+    seen = []
+
+    def pack(t: Tensor) -> Tensor:
+        seen.append(t.shape)
+        return t.clone()
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        out = module(x)
+    assert len(seen) >= 13
+    (grad,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
+    (second,) = torch.autograd.grad(grad.square().sum(), x)
+    assert second.isfinite().all() and second.abs().max() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_running_statistics(momentum: float | None, dtype: torch.dtype) -> None:
+    """In one call of the kernels and by torch's operations; a graph that has saved them notices."""
+    mean, var, batches = torch.randn(37, dtype=dtype), torch.rand(37, dtype=dtype), torch.tensor(3)
+    new_mean, new_var = torch.randn(37, dtype=dtype), torch.rand(37, dtype=dtype)
+    found, expected = ([t.clone() for t in (mean, var, batches)] for _ in range(2))
+    before = [t._version for t in found]
+    functional.update_statistics(*found[:2], new_mean, new_var, 9, momentum, found[2])
+    with PassedOn():
+        functional.update_statistics(*expected[:2], new_mean, new_var, 9, momentum, expected[2])
+    torch.testing.assert_close(found, expected)
+    assert found[2].item() == 4
+    assert all(t._version > version for t, version in zip(found, before, strict=True))
+    share = 0.25 if momentum is None else momentum
+    torch.testing.assert_close(found[0], mean.lerp(new_mean, share))
+
+
 def test_workspace_is_given_back() -> None:
     module = GCSA(32)
     x = torch.randn(4, 32, 20, 20, requires_grad=True)
