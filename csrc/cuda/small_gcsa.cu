@@ -69,12 +69,14 @@ __device__ void gate_phase(const Launch& launch, unsigned char* memory) {
 
     for (int first = int(blockIdx.x) * step; first < launch.positions; first += int(gridDim.x) * step) {
         const int left_over = launch.positions - first;
+        // Contiguous: a thread always has the same position.
+        const int own = int(threadIdx.x) % step;
+        const int64_t own_first = own < left_over ? first_channel(gate.map, place, first + own) : 0;
         for (int i = int(threadIdx.x); i < step * padded_channels; i += threads) {
-            const int p = gate.x_last ? i / padded_channels : i % step, c = gate.x_last ? i % padded_channels : i / step;
+            const int p = gate.x_last ? i / padded_channels : own, c = gate.x_last ? i % padded_channels : i / step;
             T value = from_float<T>(0.0f);
             if (p < left_over && c < channels) {
-                const int64_t element = gate.x_last ? int64_t(first + p) * channels + c
-                                                    : first_channel(gate.map, place, first + p) + c * gate.map.positions;
+                const int64_t element = gate.x_last ? int64_t(first + p) * channels + c : own_first + c * gate.map.positions;
                 value = static_cast<const T*>(gate.x)[element];
             }
             x_tile[p * x_stride + c] = value;

@@ -12,9 +12,7 @@ import torch
 from torch import Tensor
 
 from gcsa_ext.backends.cuda import launch
-from gcsa_ext.backends.cuda.launch import ELEMENTS, address, kernels, target
-
-_VECTOR_ELEMENTS = {**ELEMENTS, torch.float64: 3}
+from gcsa_ext.backends.cuda.launch import ELEMENTS, VECTOR_ELEMENTS, address, kernels, target
 
 
 def takes_channel_gate(channels: int, hidden: int, dtype: torch.dtype) -> bool:
@@ -135,6 +133,6 @@ def channel_gate_backward(
         *map(address, grads),
         address(grad_x),
         list(map(address, workspace)),
-        [(address(grad), _VECTOR_ELEMENTS[w.dtype]) for grad, w in zip(found, weights, strict=True)],
+        [(address(grad), VECTOR_ELEMENTS[w.dtype]) for grad, w in zip(found, weights, strict=True)],
     )
     return grad_x, found

@@ -11,10 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gcsa_ext.backends.cuda.launch import ELEMENTS, address, kernels, target
+from gcsa_ext.backends.cuda.launch import ELEMENTS, VECTOR_ELEMENTS, address, kernels, target
 from gcsa_ext.backends.gpu import Norm, NormGradients
-
-_VECTOR_ELEMENTS = {**ELEMENTS, torch.float64: 3}
 
 
 def _is_last(layout: torch.memory_format) -> bool:
@@ -22,7 +20,7 @@ def _is_last(layout: torch.memory_format) -> bool:
 
 
 def _vector(vector: Tensor | None) -> tuple[int, int]:
-    return (0, 0) if vector is None else (vector.data_ptr(), _VECTOR_ELEMENTS[vector.dtype])
+    return (0, 0) if vector is None else (vector.data_ptr(), VECTOR_ELEMENTS[vector.dtype])
 
 
 def _sizes(u: Tensor) -> tuple[int, int, int]:

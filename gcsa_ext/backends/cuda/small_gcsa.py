@@ -10,10 +10,8 @@ import torch
 from torch import Tensor
 
 from gcsa_ext.backends.cuda.channel_gate import tf32
-from gcsa_ext.backends.cuda.launch import ELEMENTS, address, kernels, target
+from gcsa_ext.backends.cuda.launch import ELEMENTS, VECTOR_ELEMENTS, address, kernels, target
 from gcsa_ext.layout import memory_format
-
-_VECTOR_ELEMENTS = {**ELEMENTS, torch.float64: 3}
 
 POSITIONS = 2048
 MULTIPLY_ADDS = {2: 3e9, 4: 4e8}
@@ -99,7 +97,7 @@ def small_gcsa(
             (
                 address(weights[i]),
                 [
-                    (0, 0) if vector is None else (vector.data_ptr(), _VECTOR_ELEMENTS[vector.dtype])
+                    (0, 0) if vector is None else (vector.data_ptr(), VECTOR_ELEMENTS[vector.dtype])
                     for vector in vectors[i]
                 ],
                 eps[i],
