@@ -3,8 +3,10 @@
 It runs the tests of python_tests/test_gpu.py, measures the two ceilings, how fast memory is copied and
 matrices are multiplied, and then every operator and GCSA beside plain PyTorch (eager, eager channels_last,
 torch.compile), each called directly and as a replayed CUDA graph. All contenders take turns in one process.
-It writes report.json and report.md into a folder, and works from the source tree, without the compiled
-module too.
+Then the convolution that has norm and gate behind it in one launch beside torch's and a pass of its own: the
+basis of FASTER in gcsa_ext/backends/triton/convolution.py. It writes report.json and report.md into a folder,
+with every bar met or missed, and works from the source tree, without the compiled module too.
+``--only convolution`` measures no more than that, and likewise every other word of an operation's name.
 
 Where more than one backend has kernels for the GPU, "gcsa_ext" is the one that is chosen, and
 "gcsa_ext cuda" (or triton) another; the report compares them too, and PREFERRED_ON_GPUS in
@@ -31,6 +33,7 @@ import shutil
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -50,10 +53,13 @@ from cases import MAPS  # noqa: E402
 from paired import relative_error  # noqa: E402
 
 from gcsa_ext import GCSA, backends, functional, info, use_backend  # noqa: E402
+from gcsa_ext.backends import triton  # noqa: E402
 
 Function = Callable[..., Tensor]
 Step = Callable[[], tuple[Tensor, ...]]
 OURS, EAGER = "gcsa_ext", "eager"
+LARGE = 100e6
+"""Bytes of a map from which on the caches hold little of a pass's data (L2 of an H200: 50 MB)."""
 COMPILED = "torch.compile"
 SANITIZED = "gate or mask or band or attention_in_16_bits or sizes_of_the_map"
 """Of the tests on a GPU those that run under compute-sanitizer, which takes many times as long."""
@@ -252,7 +258,9 @@ def channel_gate_workload(
     maps = 5 if backward else 2  # x, out; backward: grad_out, x, grad_x
     flops = (3 if backward else 1) * 4 * N * H * W * C * h
     bytes_ = maps * math.prod(shape) * dtype.itemsize
-    return Workload("channel_gate", shape, dtype, backward, bytes_, flops, make, compiled=True)
+    return Workload(
+        "channel_gate", shape, dtype, backward, bytes_, flops, make, compiled=dtype == torch.bfloat16
+    )
 
 
 def norm_gate_workload(shape: tuple[int, ...], dtype: torch.dtype, backward: bool, device: str) -> Workload:
@@ -274,7 +282,9 @@ def norm_gate_workload(shape: tuple[int, ...], dtype: torch.dtype, backward: boo
     # u; u, z, out; backward twice grad_out, u, z, then grad_u, grad_z
     maps = 12 if backward else 4
     bytes_ = maps * math.prod(shape) * dtype.itemsize
-    return Workload("norm_gate train", shape, dtype, backward, bytes_, None, make, compiled=True)
+    return Workload(
+        "norm_gate train", shape, dtype, backward, bytes_, None, make, compiled=dtype == torch.bfloat16
+    )
 
 
 def frequency_mask_workload(
@@ -331,6 +341,10 @@ def workloads(device: str) -> Iterator[Workload]:
     sizes = [(16, 6, 5)] if tiny else MAPS
     for size in sizes:
         yield gcsa_workload((2 if tiny else 256, *size), torch.bfloat16, True, device)
+    for N in (1, 8):
+        for dtype in dtypes:
+            for size in sizes:
+                yield gcsa_workload((N, *size), dtype, False, device)
     for shape in [(2, 16, 5, 6)] if tiny else [(256, 64, 56, 56), (256, 128, 56, 56)]:
         for dtype in dtypes:
             for backward in (False, True):
@@ -340,10 +354,6 @@ def workloads(device: str) -> Iterator[Workload]:
         for in_place in (False, True):
             shape = (4, 1, 12, 40) if tiny else (2048, 1, 128, 1024)
             yield frequency_mask_workload(shape, dtype, in_place, device)
-    for N in (1, 8):
-        for dtype in dtypes:
-            for size in sizes:
-                yield gcsa_workload((N, *size), dtype, False, device)
     if not tiny:
         for size in sizes:
             yield gcsa_workload((256, *size), torch.float32, True, device)
@@ -355,7 +365,9 @@ def workloads(device: str) -> Iterator[Workload]:
 def measure(workload: Workload, ceilings: Ceilings, device: str, rounds: int, compilers: bool) -> Row:
     """Errors against float64, then times of all contenders in turn."""
     row = Row(workload.operation, workload.shape, str(workload.dtype), workload.backward)
-    exact = [t.float() for t in make_step(workload, EAGER, torch.float64)()]
+    # Trying all of cuDNN's convolutions in float64 would take longer than all that is measured.
+    with torch.backends.cudnn.flags(benchmark=False):
+        exact = [t.float() for t in make_step(workload, EAGER, torch.float64)()]
     calls: dict[str, Callable[[], object]] = {}
     for contender in workload.contenders(compilers, device):
         try:
@@ -401,6 +413,138 @@ def training_memory(workload: Workload, contender: str) -> dict[str, Any]:
     return {"shape": workload.shape, "contender": contender, "input": x.nbytes, "kept": kept, "peak": peak}
 
 
+FIRST_STEP = """
+import time, torch
+from gcsa_ext import GCSA
+module = GCSA(64).cuda()
+x = torch.randn(8, 64, 56, 56, device="cuda", requires_grad=True)
+torch.nn.functional.conv2d(x, module.spatial_attention[0].weight, padding=3).sum().backward()
+torch.cuda.synchronize()
+start = time.perf_counter()
+module(x).sum().backward()
+torch.cuda.synchronize()
+print(time.perf_counter() - start)
+"""
+
+
+def first_call() -> float | None:
+    """Seconds of the first training step of a process for which nothing is compiled yet, after torch's own
+    start; None where it fails."""
+    with tempfile.TemporaryDirectory() as cache:
+        environment = {**os.environ, "TRITON_CACHE_DIR": cache, "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-c", FIRST_STEP]
+        result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    return float(result.stdout) if result.returncode == 0 else None
+
+
+@dataclass
+class Convolution:
+    """Seconds of a convolution with norm and gate, as CUDA graphs: torch's and a pass, and in one launch."""
+
+    shape_class: str
+    shape: tuple[int, ...]
+    seconds: dict[str, float]
+    error: float
+
+    @property
+    def ratio(self) -> float:
+        return self.seconds["torch"] / self.seconds["one launch"]
+
+
+def convolution_shapes(device: str) -> Iterator[tuple[tuple[int, ...], int, torch.dtype]]:
+    """Shapes of x, filters and dtypes: both convolutions of an attention."""
+    tiny = device == "cpu"
+    for dtype, batches in ((torch.bfloat16, (1, 8, 256)), (torch.float32, (1, 8))):
+        for N in (1,) if tiny else batches:
+            for C, H, W in [(16, 6, 5)] if tiny else MAPS:
+                yield (N, C, H, W), C // 4, dtype
+                yield (N, C // 4, H, W), C, dtype
+
+
+def compare_convolutions(
+    shape: tuple[int, ...], filters: int, dtype: torch.dtype, device: str, rounds: int
+) -> Convolution:
+    """The first convolution of an attention has fewer filters than channels and a ReLU behind its norm."""
+    N, C, H, W = shape
+    x = _randn(shape, dtype, device)
+    layout = backends.gpu.convolution_layout(x)
+    x = x.to(memory_format=layout)
+    z = _randn((N, filters, H, W), dtype, device).to(memory_format=layout) if filters > C else None
+    weight = (_randn((filters, C, 7, 7), torch.float32, device) / (49 * C) ** 0.5).to(dtype)
+    offset, scale, shift, mean = (_randn((filters,), torch.float32, device) for _ in range(4))
+    norm = triton.gates.Norm(scale, shift, mean, torch.rand_like(mean) + 0.5, offset, 1e-5)
+    inside, taps = weight.to(memory_format=layout), weight.to(memory_format=torch.channels_last)
+
+    def torchs() -> tuple[Tensor, ...]:
+        u = torch.nn.functional.conv2d(x, inside, padding=3).contiguous(memory_format=layout)
+        return (triton.gates.norm_forward(u, z, norm, layout, layout),)
+
+    def one_launch() -> tuple[Tensor, ...]:
+        return (triton.convolution.convolution_norm(x, taps, z, norm, layout, layout),)
+
+    steps: dict[str, Step] = {"torch": torchs, "one launch": one_launch}
+    with torch.no_grad():
+        error = relative_error([t.float() for t in one_launch()], [t.float() for t in torchs()])
+        calls: dict[str, Callable[[], object]] = dict(steps)
+        if device == "cuda":
+            calls = {name: captured(step) for name, step in steps.items()}
+        seconds = time_in_turns(calls, rounds, 0.003)
+    return Convolution(repr(triton.convolution.ShapeClass.of(x, weight)), shape, seconds, error)
+
+
+@dataclass
+class Bar:
+    """Something that is demanded: at least (or at most) so much of something."""
+
+    what: str
+    found: float
+    bar: float
+    at_most: bool = False
+
+    @property
+    def met(self) -> bool:
+        return self.found <= self.bar if self.at_most else self.found >= self.bar
+
+
+def fastest(row: Row, name: str, graph: bool) -> float | None:
+    """Seconds of a contender in its faster memory layout, called directly or as a graph."""
+    end = " in a graph" if graph else ""
+    names = (f"{name}{end}", f"{name} channels_last{end}")
+    return min((row.seconds[n] for n in names if n in row.seconds), default=None)
+
+
+def bars(report: dict[str, Any]) -> list[Bar]:
+    """All bars for which something was measured."""
+    found = []
+
+    def ratio(row: Row, what: str, peer: str, bar: float, graph: bool) -> None:
+        ours, other = fastest(row, OURS, graph), fastest(row, peer, graph)
+        if ours is not None and other is not None:
+            shape = "x".join(map(str, row.shape))
+            found.append(Bar(f"{what} {shape} {row.dtype}: speed over {peer}'s", other / ours, bar))
+
+    for row in report["rows"]:
+        bytes_ = math.prod(row.shape) * getattr(torch, row.dtype.removeprefix("torch.")).itemsize
+        if row.bytes_per_second is not None and bytes_ >= LARGE:
+            passes = "forward + backward" if row.backward else "forward"
+            what = f"{row.operation} {passes} {'x'.join(map(str, row.shape))} {row.dtype}"
+            share = row.bytes_per_second / report["ceilings"].bandwidth
+            found.append(Bar(f"{what}: share of the copy bandwidth", share, 0.8))
+        if row.operation == "GCSA train" and row.dtype == "torch.bfloat16":
+            ratio(row, "GCSA forward + backward", EAGER, 1.5, False)
+            ratio(row, "GCSA forward + backward", COMPILED, 1.15, False)
+        if row.operation == "GCSA eval":
+            ratio(row, "GCSA eval, CUDA graphs", EAGER, 2.0, True)
+    peaks = {(m["shape"], m["contender"]): m["peak"] for m in report["memory"]}
+    for (shape, contender), peak in peaks.items():
+        if contender == OURS and (shape, EAGER) in peaks:
+            what = f"memory of a training step {'x'.join(map(str, shape))}: peak over eager's"
+            found.append(Bar(what, peak / peaks[shape, EAGER], 0.5, at_most=True))
+    if report["first_call"] is not None:
+        found.append(Bar("first training step, nothing compiled: seconds", report["first_call"], 10.0, True))
+    return found
+
+
 def run_tests(limit: float) -> dict[str, Any]:
     """python_tests/test_gpu.py in a process of its own, on several workers where pytest-xdist is there."""
     if importlib.util.find_spec("pytest") is None:
@@ -408,7 +552,9 @@ def run_tests(limit: float) -> dict[str, Any]:
     workers = ["-n", "6"] if importlib.util.find_spec("xdist") is not None else []
     present = [name for name in ("timeout",) if importlib.util.find_spec(f"pytest_{name}") is not None]
     options = [] if present else ["-o", "timeout=0"]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *workers, *options]
+    # pytest-benchmark warns beside workers, and warnings are errors.
+    plugins = ["-p", "no:cacheprovider", "-p", "no:benchmark"]
+    command = [sys.executable, "-m", "pytest", "-q", *plugins, *workers, *options]
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     start = time.perf_counter()
     try:
@@ -481,12 +627,21 @@ def markdown(report: dict[str, Any]) -> str:
     """The report for people."""
     rows: list[Row] = report["rows"]
     ceilings: Ceilings = report["ceilings"]
+    judged = bars(report)
     rates = ", ".join(f"{name} {rate / 1e12:.3g} TFLOP/s" for name, rate in ceilings.rate.items())
     lines = [
         f"# gcsa_ext on {report['device']}",
         "",
         *(["A dry run: tiny maps on a CPU. The times mean nothing.", ""] if report["dry_run"] else []),
         f"Tests: {report['tests']['status']}. Copy {ceilings.bandwidth / 1e9:.4g} GB/s, products {rates}.",
+        "",
+        "| bar | found | demanded | |",
+        "|---|--:|--:|---|",
+        *(
+            f"| {bar.what} | {bar.found:.3g} | {'at most' if bar.at_most else 'at least'} {bar.bar:g} "
+            f"| {'PASS' if bar.met else 'FAIL'} |"
+            for bar in judged
+        ),
         "",
         "Milliseconds per call, median; each contender in its fastest memory layout; the ratio is the best",
         "peer's over ours. Of ceiling: the least time for the bytes or FLOP that the definition asks for,",
@@ -521,6 +676,23 @@ def markdown(report: dict[str, Any]) -> str:
     for found in report["memory"]:
         kept, peak = (f"{found[key] / found['input']:.2f}" for key in ("kept", "peak"))
         lines.append(f"| {'x'.join(map(str, found['shape']))} | {found['contender']} | {kept} | {peak} |")
+    if report["convolutions"]:
+        lines += [
+            "",
+            "Convolution of 7x7 with norm and gate, in CUDA graphs: torch's and a pass, or one launch:",
+            "",
+        ]
+        lines += [
+            "| shape class | torch, us | one launch, us | ratio | difference |",
+            "|---|--:|--:|--:|--:|",
+        ]
+    for found in report["convolutions"]:
+        times = (f"{found.seconds[name] * 1e6:.4g}" for name in ("torch", "one launch"))
+        lines.append(f"| {found.shape_class} | {' | '.join(times)} | {found.ratio:.2f} | {found.error:.1e} |")
+    faster = [found.shape_class for found in report["convolutions"] if found.ratio > 1.05]
+    if faster:
+        lines += ["", "Faster in one launch, for FASTER in gcsa_ext/backends/triton/convolution.py:", ""]
+        lines += ["```python", *(f"{name}," for name in faster), "```"]
     return "\n".join(lines) + "\n"
 
 
@@ -529,6 +701,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("gpu-report"), help="folder for the report")
     parser.add_argument("--minutes", type=float, default=7.5, help="start nothing new after this many")
     parser.add_argument("--rounds", type=int, default=7, help="of measuring each row")
+    parser.add_argument("--only", default="", help="measure operations with this in their name, alone")
     parser.add_argument("--no-tests", action="store_true")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--sanitize", action="store_true", help="run tests under compute-sanitizer instead")
@@ -560,9 +733,17 @@ def main() -> int:
         "ceilings": ceilings,
         "rows": [],
         "memory": [],
+        "convolutions": [],
+        "first_call": None,
         "out_of_time": [],
     }
-    for workload in list(workloads(device)):
+    everything = not arguments.only
+    if device == "cuda" and everything:
+        report["first_call"] = first_call()
+        for size in MAPS:
+            workload = gcsa_workload((64, *size), torch.bfloat16, True, device)
+            report["memory"] += [training_memory(workload, name) for name in (EAGER, OURS)]
+    for workload in [w for w in workloads(device) if arguments.only in str(w)]:
         elapsed = time.monotonic() - start
         if elapsed > left:
             report["out_of_time"].append(str(workload))
@@ -575,14 +756,23 @@ def main() -> int:
         gc.collect()
         if device == "cuda":
             torch.cuda.empty_cache()
-    if device == "cuda":
-        for size in MAPS:
-            workload = gcsa_workload((64, *size), torch.bfloat16, True, device)
-            report["memory"] += [training_memory(workload, name) for name in (EAGER, OURS)]
+    runs = device == "cuda" or triton.INTERPRETED
+    for case in convolution_shapes(device) if runs and arguments.only in "convolution" else ():
+        if time.monotonic() - start > left:
+            report["out_of_time"].append(f"convolution {case}")
+            continue
+        report["convolutions"].append(compare_convolutions(*case, device, arguments.rounds))
+        print(report["convolutions"][-1], flush=True)
     arguments.out.mkdir(parents=True, exist_ok=True)
     text = markdown(report)
     (arguments.out / "report.md").write_text(text)
-    plain_data = {**report, "ceilings": asdict(ceilings), "rows": [asdict(row) for row in report["rows"]]}
+    plain_data = {
+        **report,
+        "ceilings": asdict(ceilings),
+        "rows": [asdict(row) for row in report["rows"]],
+        "convolutions": [asdict(found) for found in report["convolutions"]],
+        "bars": [{**asdict(bar), "met": bar.met} for bar in bars(report)],
+    }
     (arguments.out / "report.json").write_text(json.dumps(plain_data, indent=1) + "\n")
     print(text)
     return 0 if tests["status"] in ("passed", "not run") else 1

@@ -20,19 +20,20 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from gcsa_ext.backends.triton import gates
+from gcsa_ext.backends.triton import convolution, gates, mask
 from gcsa_ext.backends.triton.kernels import batch_norm, channel_gate, frequency_mask, tile
+from gcsa_ext.backends.triton.kernels import convolution as convolution_kernels
 
 ELEMENTS = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 MAPS = (
-    *("x", "z", "u", "out", "grad", "grad2", "grad_x", "grad_u", "grad_z", "spectrogram"),
-    *("hidden_out", "g1_out", "hidden_in", "g1_in"),
+    *("x", "z", "u", "out", "grad", "grad_x", "grad_u", "grad_z", "spectrogram"),
+    *("taps", "hidden_out", "g1_out", "hidden_in", "g1_in"),
 )
 INTEGERS = (
     *("position_units", "P_UNITS", "C", "h", "groups", "parts", "rows", "freq", "time", "bands", "bits"),
-    *("size1", "size2", "size3", "size4"),
+    *("size1", "size2", "size3", "size4", "W", "filters", "steps_per_split", "splits"),
 )
-ALIGNED = ("C", "time")
+ALIGNED = ("C", "time", "filters")
 """Numbers that are divisible by 16 here, like all addresses."""
 
 
@@ -42,7 +43,7 @@ def compile_kernel(
     """A kernel for compute capability 9.0, its maps with elements of type `element`, other vectors float32;
     the arguments `without` are None."""
     constants = {**constants, **dict.fromkeys(without)}
-    options = {"num_warps": constants.pop("num_warps", 4)}
+    options = {name: constants.pop(name) for name in ("num_warps", "num_stages") if name in constants}
     types = {
         name: "constexpr"
         if name in constants
@@ -88,10 +89,13 @@ def usage(compiled: Any) -> dict[str, Any]:
     }
 
 
-def channel_gate_kernels(dtype: torch.dtype, channels: int, hidden: int) -> Iterator[tuple[str, Any]]:
-    """As inside of an attention: in 16 bits all maps but x are channels_last."""
-    last = dtype.itemsize == 2
-    constants = {"UNIT": 16, "WIDE": False, "X_LAST": False, "SIGMOID": True, "PRECISION": "ieee"}
+def channel_gate_kernels(
+    dtype: torch.dtype, channels: int, hidden: int, stages: int, x_last: bool = False
+) -> Iterator[tuple[str, Any]]:
+    """As inside of an attention: in 16 bits all maps but x are channels_last, and in 32 bits if x is."""
+    last = x_last or dtype.itemsize == 2
+    constants = {"UNIT": 16, "WIDE": False, "X_LAST": x_last, "SIGMOID": True, "PRECISION": "ieee"}
+    constants |= {"num_stages": stages, "GROUPS": 4 if x_last and dtype.itemsize == 2 else 0}
     forward = {**constants, "OUT_LAST": last, **gates.forward_blocks(channels, hidden, dtype)}
     fits = gates.fits_one_block(channels, hidden, dtype)
     kernel = channel_gate.channel_gate_forward if fits else channel_gate.channel_gate_forward_split
@@ -113,45 +117,73 @@ def norm_kernels(
     dtype: torch.dtype, u_layout: torch.memory_format, out_layout: torch.memory_format
 ) -> Iterator[tuple[str, Any]]:
     last, out_last = (layout == torch.channels_last for layout in (u_layout, out_layout))
-    constants = {"UNIT": 16, "WIDE": False, "LAST": last, **gates.norm_blocks(64, u_layout, out_layout)}
-    forward, backward = {**constants, "OUT_LAST": out_last}, {**constants, "GRAD_LAST": out_last}
-    yield "forward", compile_kernel(batch_norm.norm_forward, ELEMENTS[dtype], forward)
-    for what, without in (("sums", ("sums", "grad_u", "grad_z")), ("gradients", ("partial",))):
-        yield (
-            f"backward, {what}",
-            compile_kernel(batch_norm.norm_backward, ELEMENTS[dtype], backward, without),
-        )
+    constants = {"UNIT": 16, "WIDE": False, "LAST": last}
+    usual, large = gates.elementwise_blocks(64, u_layout, out_layout)
+    forward = {**constants, "Z_LAST": last, "OUT_LAST": out_last, "ADD": False}
+    for name, blocks in (("forward", usual), ("forward, large", large)):
+        yield name, compile_kernel(batch_norm.norm_forward, ELEMENTS[dtype], {**forward, **blocks})
+    added = {**constants, "Z_LAST": out_last, "OUT_LAST": last, "ADD": True}
+    yield "forward, added", compile_kernel(batch_norm.norm_forward, ELEMENTS[dtype], {**added, **usual})
+    backward = {**constants, "GRAD_LAST": out_last}
+    for what, without, blocks in (
+        ("sums", ("sums", "grad_u", "grad_z"), usual),
+        ("gradients", ("partial",), usual),
+        ("gradients, large", ("partial",), large),
+    ):
+        kernel = batch_norm.norm_backward
+        yield f"backward, {what}", compile_kernel(kernel, ELEMENTS[dtype], {**backward, **blocks}, without)
     if u_layout == out_layout:
-        yield "statistics", compile_kernel(batch_norm.batch_statistics, ELEMENTS[dtype], constants)
+        yield (
+            "statistics",
+            compile_kernel(batch_norm.batch_statistics, ELEMENTS[dtype], {**constants, **usual}),
+        )
+
+
+def convolution_kernels_of(
+    dtype: torch.dtype, precision: str, channels: int, filters: int, stages: int
+) -> Iterator[tuple[str, Any]]:
+    """The first convolution of an attention has no gate, the second one has; each alone, and split."""
+    last = dtype.itemsize == 2
+    constants = {"UNIT": 16, "WIDE": False, "LAST": last, "OUT_LAST": last}
+    blocks = convolution.blocks(channels, filters, 2**20, dtype, precision)
+    without = {"z"} if filters < channels else set()
+    whole = {**constants, "KERNEL": 7, "PRECISION": precision, "num_stages": stages, **blocks}
+    for name, missing in (("whole", "partial"), ("split", "out")):
+        kernel = convolution_kernels.convolution_norm
+        yield name, compile_kernel(kernel, ELEMENTS[dtype], whole, {*without, missing})
 
 
 def unusual_calls() -> Iterator[tuple[str, Any]]:
     """Arguments that are missing, numbers that are 1 (they become constants), positions beyond 32 bits."""
-    gate = {"UNIT": 1, "X_LAST": False, "SIGMOID": False, "PRECISION": "tf32", "groups": 1}
+    gate = {"UNIT": 1, "X_LAST": False, "SIGMOID": False, "PRECISION": "tf32", "groups": 1, "GROUPS": 0}
     gate |= {"BLOCK_C": 16, "BLOCK_H": 16, "BLOCK_P": 16}
     norm = {"UNIT": 1, "LAST": False, "BLOCK_C": 1, "BLOCK_P": 1024}
     few: dict[str, Any]
-    for few in ({"WIDE": False}, {"WIDE": True}, {"WIDE": False, "C": 1}):
-        name = "beyond 32 bits" if few["WIDE"] else "one channel" if "C" in few else "without"
+    for name, few in (("beyond 32 bits", {"WIDE": True}), ("one channel", {"WIDE": False, "C": 1})):
         for kernel, constants, *without in (
             (channel_gate.channel_gate_forward, {**gate, "OUT_LAST": True}, ()),
             (channel_gate.channel_gate_forward_split, {**gate, "OUT_LAST": True}, ()),
             (
                 channel_gate.channel_gate_backward,
                 {**gate, "GRAD_LAST": True},
-                ("grad2",),
+                (),
                 ("partial",),
                 ("grad_x",),
             ),
             (
                 channel_gate.channel_gate_backward_x,
                 {**gate, "GRAD_LAST": True},
-                ("grad2", "hidden_out", "g1_out"),
+                ("hidden_out", "g1_out"),
                 ("grad_x",),
             ),
-            (channel_gate.channel_gate_backward_weights, {**gate, "GRAD_LAST": True}, ("grad2",)),
+            (channel_gate.channel_gate_backward_weights, {**gate, "GRAD_LAST": True}, ()),
             (batch_norm.batch_statistics, norm, ("partial",), ("offset",)),
-            (batch_norm.norm_forward, {**norm, "OUT_LAST": True}, ("z",), ("weight", "bias", "offset")),
+            (
+                batch_norm.norm_forward,
+                {**norm, "Z_LAST": False, "OUT_LAST": True, "ADD": False},
+                ("z",),
+                ("weight", "bias", "offset"),
+            ),
             (
                 batch_norm.norm_backward,
                 {**norm, "GRAD_LAST": True},
@@ -164,6 +196,13 @@ def unusual_calls() -> Iterator[tuple[str, Any]]:
                     f"{kernel.fn.__name__}, {name} {missing}",
                     compile_kernel(kernel, "fp32", {**constants, **few}, missing),
                 )
+        taps = {**norm, "OUT_LAST": True, "BLOCK_P": 16, "BLOCK_O": 16, **few}
+        last = {**taps, "KERNEL": 3, "PRECISION": "ieee", "BLOCK_C": 16}
+        missing = ("z", "scale", "shift", "offset", "partial")
+        yield (
+            f"convolution, {name}",
+            compile_kernel(convolution_kernels.convolution_norm, "fp32", last, missing),
+        )
     pieces = {"size2": 1, "size3": 0, "size4": 0, "BLOCK_ROWS": 32, "BLOCK": 64}
     missing = ("total", "out2", "out3", "out4")
     yield "sum_partials, few pieces", compile_kernel(tile.sum_partials, "fp32", pieces, missing)
@@ -171,25 +210,50 @@ def unusual_calls() -> Iterator[tuple[str, Any]]:
 
 def every_kernel() -> Iterator[tuple[str, Any]]:
     """What each is called, and the compiled kernel."""
+    constants: dict[str, Any]
     yield from unusual_calls()
+    # Of the stages that may be chosen, those where registers are scarcest.
+    other_stages = {(torch.bfloat16, 128): (3, 2, 4), (torch.bfloat16, 512): (3, 2)}
     for dtype, element in ELEMENTS.items():
         for channels in (64, 128, 256, 512):
-            for name, compiled in channel_gate_kernels(dtype, channels, channels // 4):
-                yield f"channel gate, {name}, {channels} channels, {element}", compiled
+            for number in other_stages.get((dtype, channels), (3,)):
+                for name, compiled in channel_gate_kernels(dtype, channels, channels // 4, number):
+                    yield f"channel gate, {name}, {channels} channels, {element}, {number} stages", compiled
+        for channels in (64, 256, 512):
+            for name, compiled in channel_gate_kernels(dtype, channels, channels // 4, 3, x_last=True):
+                yield f"channel gate, channels_last, {name}, {channels} channels, {element}", compiled
         layouts = (torch.contiguous_format, torch.channels_last)
         for u_layout in layouts:
             for out_layout in layouts:
                 for name, compiled in norm_kernels(dtype, u_layout, out_layout):
                     yield f"norm, {name}, {u_layout} to {out_layout}, {element}", compiled
+    for dtype, precision in (
+        (torch.bfloat16, "ieee"),
+        (torch.float32, "tf32"),
+        (torch.float32, "ieee"),
+    ):
+        for channels, filters in ((64, 16), (128, 512)):
+            for name, compiled in convolution_kernels_of(dtype, precision, channels, filters, 3):
+                yield f"convolution, {name}, {channels} to {filters}, {dtype}, {precision}", compiled
+    for stages in (2, 4):
+        for name, compiled in convolution_kernels_of(torch.bfloat16, "ieee", 512, 128, stages):
+            yield f"convolution, {name}, 512 to 128, {stages} stages", compiled
+    constants = {"UNIT": 16, "WIDE": False, "LAST": True, "OUT_LAST": False, "BLOCK_P": 16, "BLOCK_O": 64}
+    kernel = convolution_kernels.finish_convolution_norm
+    yield "convolution, finish", compile_kernel(kernel, "bf16", constants)
     constants = {"BLOCK_C": 16, "BLOCK_PARTS": 256}
     yield "merge_statistics", compile_kernel(batch_norm.merge_statistics, "fp32", constants)
     constants = {"BLOCK_ROWS": 32, "BLOCK": 64}
     yield "sum_partials", compile_kernel(tile.sum_partials, "fp32", constants)
     for bits in (16, 32, 64):
         for in_place in (False, True):
-            constants = {"SHARED": False, "IN_PLACE": in_place, "BLOCK_ROWS": 2, "BLOCK_T": 1024}
-            compiled = compile_kernel(frequency_mask.frequency_mask, f"i{bits}", constants)
-            yield f"mask, i{bits}{', in place' if in_place else ''}", compiled
+            for blocks in mask.mask_blocks(1024):
+                constants = {"SHARED": False, "IN_PLACE": in_place, **blocks}
+                compiled = compile_kernel(frequency_mask.frequency_mask, f"i{bits}", constants)
+                yield (
+                    f"mask, i{bits}, {blocks['BLOCK_ROWS']} rows{', in place' if in_place else ''}",
+                    compiled,
+                )
 
 
 if __name__ == "__main__":

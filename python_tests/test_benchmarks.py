@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from gcsa_ext import use_backend
 from gcsa_ext.backends import cpu, native
+from gcsa_ext.backends.triton import convolution as triton_convolution
 from gcsa_ext.nn import GCSA
 
 
@@ -395,6 +396,8 @@ def test_the_gpu_report_without_a_gpu(
         assert row["left_out"] == {} and len(row["seconds"]) == len(row["errors"]) >= 2
         bound = 2.0**-6 if row["dtype"] == "torch.bfloat16" else 1e-5
         assert all(error < bound for name, error in row["errors"].items() if name.startswith("gcsa_ext")), row
+    assert len(found["convolutions"]) == 4
+    assert all(case["error"] < 2.0**-6 for case in found["convolutions"])
 
 
 def test_the_gpu_report_reads_well() -> None:
@@ -406,6 +409,8 @@ def test_the_gpu_report_reads_well() -> None:
     row.left_out["eager channels_last"] = "RuntimeError: no"
     row.seconds["gcsa_ext cuda"], row.errors["gcsa_ext cuda"] = 5e-3, 1e-3
     row.bytes_per_second, row.of_ceiling = 2e12, 0.5
+    shape_class = triton_convolution.ShapeClass(torch.bfloat16, 7, 16, 64, 32)
+    times = {"torch": 3e-5, "one launch": 2e-5}
     text = gpu.markdown(
         {
             "device": "a GPU",
@@ -415,7 +420,10 @@ def test_the_gpu_report_reads_well() -> None:
             "rows": [row],
             "memory": [
                 {"shape": (8, 4, 5, 6), "contender": "eager", "input": 10, "kept": 65, "peak": 100},
+                {"shape": (8, 4, 5, 6), "contender": "gcsa_ext", "input": 10, "kept": 15, "peak": 52},
             ],
+            "convolutions": [gpu.Convolution(repr(shape_class), (1, 16, 5, 6), times, 1e-3)],
+            "first_call": 12.5,
             "out_of_time": ["channel_gate forward float32 1x2x3x4"],
         }
     )
@@ -426,6 +434,56 @@ def test_the_gpu_report_reads_well() -> None:
     assert "| 8x4x5x6 | eager | 6.50 | 10.00 |" in text
     assert "| operation | shape | dtype | gcsa_ext | gcsa_ext cuda |" in text
     assert "| GCSA train + backward | 8x4x5x6 | bfloat16 | 1 | 5 |" in text
+    assert (
+        "| GCSA forward + backward 8x4x5x6 torch.bfloat16: speed over eager's | 4 | at least 1.5 | PASS |"
+        in text
+    )
+    assert "peak over eager's | 0.52 | at most 0.5 | FAIL |" in text
+    assert "| first training step, nothing compiled: seconds | 12.5 | at most 10 | FAIL |" in text
+    assert "share of the copy bandwidth" not in text  # of a small map, of which caches hold all
+    assert f"```python\n{shape_class!r},\n```" in text
+
+
+def test_every_bar_of_a_gpu_is_judged() -> None:
+    def row(operation: str, shape: tuple[int, ...], seconds: dict[str, float], bandwidth: float) -> gpu.Row:
+        found = gpu.Row(operation, shape, "torch.bfloat16", operation == "GCSA train", seconds)
+        found.bytes_per_second = bandwidth
+        return found
+
+    large, graph = (256, 64, 56, 56), " in a graph"
+    rows = [
+        row(operation, large, {"gcsa_ext": 1e-3}, bandwidth)
+        for operation, bandwidth in (("channel_gate", 3.3e12), ("norm_gate train", 3e12))
+    ]
+    seconds = {
+        "gcsa_ext channels_last": 2e-3,
+        "eager": 5e-3,
+        "eager channels_last": 4e-3,
+        "torch.compile": 2.2e-3,
+    }
+    rows.append(row("GCSA train", large, seconds, 0.0))
+    rows.append(row("GCSA eval", (1, 64, 56, 56), {f"eager{graph}": 3e-5, f"gcsa_ext{graph}": 1e-5}, 0.0))
+    rows[2].bytes_per_second = rows[3].bytes_per_second = None
+    report = {"rows": rows, "ceilings": gpu.Ceilings(4e12, {}), "memory": [], "first_call": None}
+    found = [(round(bar.found, 3), bar.bar, bar.met) for bar in gpu.bars(report)]
+    assert found == [
+        (0.825, 0.8, True),
+        (0.75, 0.8, False),
+        (2.0, 1.5, True),
+        (1.1, 1.15, False),
+        (3.0, 2.0, True),
+    ]
+
+
+def test_the_gpu_report_may_leave_out_what_is_not_asked_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    argv = ["gpu.py", "--dry-run", "--rounds", "1", "--only", "frequency_mask_", "--out", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", argv)
+    assert gpu.main() == 0
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert {row["operation"] for row in report["rows"]} == {"frequency_mask_"}
+    assert report["convolutions"] == report["memory"] == []
 
 
 def test_the_gpu_report_measures_every_backend(emulated_cuda: ModuleType) -> None:

@@ -60,6 +60,16 @@ from test_gates import (  # noqa: F401
     test_running_statistics,
     test_running_statistics_may_change_before_the_backward_pass,
 )
+from test_triton_convolution import (  # noqa: F401
+    test_an_attention_in_evaluation,
+    test_an_image_does_not_touch_its_neighbours,
+    test_every_kernel_size,
+    test_layouts,
+    test_positions_beyond_32_bits,
+    test_sizes,
+    test_split_sums,
+    test_without_scale_or_bias,
+)
 from torch import Tensor, nn
 
 import gcsa_ext
@@ -85,6 +95,7 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     if reason is not None:
         pytest.skip(reason)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # the yardstick is float32
+    monkeypatch.setattr(backends.triton.tuning, "enabled", False)
     with torch.device(DEVICE), gcsa_ext.use_backend(name):
         yield name
 
@@ -129,6 +140,35 @@ def test_every_table_of_block_sizes(hidden: int) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         for channels in (24, 200):
             check(*gate(4), channel_gate_arguments(torch.randn(3, channels, 17, 19, dtype=dtype), hidden))
+
+
+def test_every_configuration_is_tried_and_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is chosen is a matter of time alone, and of no time when a graph is captured."""
+    tuning = backends.triton.tuning
+    monkeypatch.setattr(tuning, "enabled", True)
+    monkeypatch.setattr(tuning, "_chosen", {})
+    monkeypatch.setattr(backends.triton.convolution, "forced", True)
+    module = GCSA(32)
+    x, grad = torch.randn(8, 32, 28, 28, requires_grad=True), torch.randn(8, 32, 28, 28)
+
+    def step() -> list[Tensor]:
+        trained = copy.deepcopy(module)
+        out = trained(x)
+        with torch.no_grad():
+            evaluated = copy.deepcopy(module).eval()(x)
+        return [out, evaluated, *torch.autograd.grad(out, [x, *trained.parameters()], grad)]
+
+    measured = step()
+    assert len(tuning._chosen) >= 8
+    assert {key[0].type for key in tuning._chosen} == {DEVICE}
+    for number in (0, 1, 2):
+        monkeypatch.setattr(
+            tuning,
+            "_fastest",
+            lambda configurations, launch, number=number: list(configurations)[number % len(configurations)],
+        )
+        monkeypatch.setattr(tuning, "_chosen", {})
+        assert all(torch.equal(a, b) for a, b in zip(step(), measured, strict=True))
 
 
 def test_two_runs_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:

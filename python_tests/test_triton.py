@@ -61,6 +61,20 @@ def test_many_channels_take_other_kernels(shape: tuple[int, ...], layout: str) -
     check(*gate(2), channel_gate_arguments(LAYOUTS[layout](shape, torch.float32), hidden))
 
 
+@pytest.mark.parametrize(
+    ("groups", "channels", "hidden"),
+    [(2, 6, 3), (4, 96, 5), (32, 96, 5), (2, 160, 70), (16, 160, 70), (64, 192, 150)],
+)
+def test_groups_of_channels_that_are_contiguous(groups: int, channels: int, hidden: int) -> None:
+    """Tiles in the order of x, of all channels or some; in the last case they are too few for the groups."""
+    x = LAYOUTS["channels_last"]((2, channels, 3, 5), torch.bfloat16)
+    blocks = gates.backward_blocks(channels, hidden, x.dtype)
+    expected = groups if groups < 64 else 0
+    assert gates._contiguous_groups(groups, x, torch.channels_last, blocks) == expected
+    assert gates._contiguous_groups(groups, x, torch.contiguous_format, blocks) == 0
+    check(*gate(groups), channel_gate_arguments(x, hidden))
+
+
 def test_the_ways_for_few_and_for_many_channels_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = channel_gate_arguments(torch.randn(2, 12, 9, 9), 5)
     grad = torch.randn(2, 12, 9, 9)

@@ -360,14 +360,13 @@ struct Convolution {
     static constexpr int L = lanes<A>;
     int64_t tiles() const { return batch * tiling.per_image(); }
     // Of the spectra of a group's tiles as few as possible are there at a time, so that they stay in the second-level cache:
-    // of the outputs one block per thread, which is transformed back when it is done, or of the inputs some, which are
-    // multiplied, and as many that come next.
+    // of the outputs one block per thread, which is transformed back when it is done, or of the inputs a turn, which is
+    // multiplied, and the next.
     bool by_outputs() const { return outputs > inputs && outputs > (team - 1) * L; }
-    int64_t inputs_there() const {
-        if (by_outputs()) return inputs;
+    int64_t channels_per_turn(int64_t channels) const {
         constexpr int64_t cache = (640 << 10) / static_cast<int64_t>(sizeof(A));
         const int64_t at_once = inputs_at_once<A>(tiling, kernel);
-        return std::min(std::max<int64_t>(cache / input_size(at_once), 1) * at_once, inputs);
+        return std::min(std::max<int64_t>(cache / input_size(at_once), 1) * at_once, channels);
     }
     InputSpectra<A> input_spectra(A* data, int64_t channels) const { return {data, channels, group, tiling.frequencies()}; }
     OutputSpectra<A> output_spectra(A* data, int64_t channels) const {
@@ -376,12 +375,34 @@ struct Convolution {
     // The memory for what is in use at the same time, in elements.
     int64_t input_size(int64_t channels) const { return Pieces<A>::size(input_spectra(nullptr, channels).size()); }
     int64_t output_size(int64_t channels) const { return Pieces<A>::size(output_spectra(nullptr, channels).size()); }
-    int64_t spectra_size() const {
-        return by_outputs() ? input_size(inputs) + team * output_size(L)
-                            : (inputs_there() < inputs ? 2 : 1) * input_size(inputs_there()) + output_size(outputs);
+    int64_t turns_size(int64_t channels) const {
+        const int64_t turn = channels_per_turn(channels);
+        return (turn < channels ? 2 : 1) * input_size(turn);
     }
-    // A gradient of the weights needs the spectra of two maps; the outputs come in the place of the second.
-    int64_t gradient_spectra_size() const { return input_size(inputs) + input_size(outputs); }
+    int64_t spectra_size() const {
+        return by_outputs() ? input_size(inputs) + team * output_size(L) : turns_size(inputs) + output_size(outputs);
+    }
+    // A gradient of the weights needs the spectra of two maps.
+    int64_t gradient_spectra_size() const {
+        return by_outputs() ? input_size(inputs) + std::max(turns_size(outputs), team * output_size(L))
+                            : input_size(outputs) + turns_size(inputs) + output_size(outputs);
+    }
+    // Transforms tiles of a map, from the inputs or the outputs of the convolution, and calls take(its spectra, first
+    // channel, end) turn by turn. No thread may take part in anything that overwrites `spectra` before all have left.
+    template <class Take>
+    void for_each_turn(
+        const Team& team, const BlockedMap<A>& map, TileRangeOfBatch range, bool halo, A* spectra, A* scratch,
+        const Take& take
+    ) const {
+        const int64_t turn = channels_per_turn(map.channels), size = input_size(turn);
+        for (int64_t begin = 0, i = 0; begin < map.channels; begin += turn, ++i) {
+            const int64_t end = std::min(begin + turn, map.channels);
+            const InputSpectra<A> some = input_spectra(spectra + i % 2 * size, end - begin);
+            transform_tiles(team, map, tiling, range, halo, some, scratch, begin / L);
+            team.barrier();
+            take(some, begin, end);
+        }
+    }
     // Of each thread.
     int64_t scratch_size() const {
         const int64_t inputs = inputs_at_once<A>(tiling, kernel);
@@ -400,27 +421,22 @@ inline void convolve(
     A* spectra, A* scratch, const Epilogue& epilogue
 ) {
     const Multiplication<A> product(c.tiling, taps, scratch);
-    const int64_t input_size = c.input_size(c.inputs_there());
     for (int64_t done = 0; done < range.count; done += c.group) {
         const int64_t left = range.count - done;
         const TileRangeOfBatch group{range.first + done, left < c.group ? left : c.group};
         if (c.by_outputs()) {
             const InputSpectra<A> all = c.input_spectra(spectra, c.inputs);
-            const OutputSpectra<A> own = c.output_spectra(spectra + input_size + team.rank * c.output_size(c.L), c.L);
+            A* const own = spectra + c.input_size(c.inputs) + team.rank * c.output_size(c.L);
             transform_tiles(team, in, c.tiling, group, true, all, scratch);
             team.barrier();
-            multiply_and_transform_back(team, product, c.tiling, group, all, own, epilogue, scratch);
+            multiply_and_transform_back(team, product, c.tiling, group, all, c.output_spectra(own, c.L), epilogue, scratch);
         } else {
-            const int64_t buffers = c.inputs_there() < c.inputs ? 2 : 1;
-            const OutputSpectra<A> all = c.output_spectra(spectra + buffers * input_size, c.outputs);
-            int64_t turn = 0;
-            for (int64_t begin = 0; begin < c.inputs; begin += c.inputs_there(), ++turn) {
-                const int64_t end = std::min(begin + c.inputs_there(), c.inputs);
-                const InputSpectra<A> some = c.input_spectra(spectra + turn % 2 * input_size, end - begin);
-                transform_tiles(team, in, c.tiling, group, true, some, scratch, begin / c.L);
-                team.barrier();
-                multiply_spectra(team, product, group.count, some, begin, end, all);
-            }
+            const OutputSpectra<A> all = c.output_spectra(spectra + c.turns_size(c.inputs), c.outputs);
+            c.for_each_turn(
+                team, in, group, true, spectra, scratch, [&](const InputSpectra<A>& some, int64_t begin, int64_t end) {
+                    multiply_spectra(team, product, group.count, some, begin, end, all);
+                }
+            );
             team.barrier();
             transform_back(team, all, c.tiling, group, epilogue, scratch);
         }

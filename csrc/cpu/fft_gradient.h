@@ -34,7 +34,8 @@ inline int64_t unit_size(const Tiling& tiling) {
 }
 
 // Both gradients for the tiles of a batch. `c` is the convolution of g with the mirrored weights; without want_input its
-// epilogue is never called, without weights.input no gradient of the weights is computed.
+// epilogue is never called, without weights.input no gradient of the weights is computed. Of the two maps the one with fewer
+// channels is transformed as a whole, the other turn by turn.
 template <class A, class Epilogue>
 inline void convolve_backward(
     const Team& team, const Convolution<A>& c, const BlockedMap<A>& g, const Taps<A>& taps, A* spectra, A* unit_buffer,
@@ -42,27 +43,27 @@ inline void convolve_backward(
 ) {
     constexpr int L = lanes<A>, rows = static_cast<int>(inputs_per_unit<A>);
     const TapTransform<A> transform(c.tiling.y.length, c.tiling.x.length, c.kernel);
+    const Multiplication<A> multiplication(c.tiling, taps, scratch);
     const int64_t F = c.tiling.frequencies(), tiles = c.tiles();
     // From here on with the names of the forward convolution: c takes its outputs and gives its inputs.
-    const int64_t inputs = c.outputs, outputs = c.inputs, kk = c.kernel * c.kernel;
-    A* const second = spectra + c.input_size(c.inputs);
-    const InputSpectra<A> g_spectra = c.input_spectra(spectra, c.inputs), x_spectra = c.input_spectra(second, c.outputs);
-    const Multiplication<A> multiplication(c.tiling, taps, scratch);
+    const int64_t inputs = c.outputs, outputs = c.inputs, kk = c.kernel * c.kernel, strips = (inputs + rows - 1) / rows;
     for (int64_t done = 0; done < tiles; done += c.group) {
         const TileRangeOfBatch group{done, tiles - done < c.group ? tiles - done : c.group};
-        transform_tiles(team, g, c.tiling, group, true, g_spectra, scratch);
-        if (weights.input) transform_tiles(team, *weights.input, c.tiling, group, false, x_spectra, scratch);
-        team.barrier();
-        if (weights.input) {
-            const bool first = done == 0, last = done + group.count == tiles;
-            const int64_t strips = (inputs + rows - 1) / rows;
-            team.for_each(weight_gradient_units<A>(inputs, outputs), [&](int64_t unit) {
-                const int64_t block = unit / strips, input = unit % strips * rows;
+        const bool first = done == 0, last = done + group.count == tiles;
+
+        // For some inputs and outputs, of which x and g are the spectra, from first_input and first_output on.
+        const auto weight_gradient = [&](const InputSpectra<A>& x, int64_t first_input, const InputSpectra<A>& g,
+                                         int64_t first_output) {
+            const int64_t strips_here = std::min(x.blocks * L / rows, strips - first_input / rows);
+            team.for_each(strips_here * g.blocks, [&](int64_t i) {
+                const int64_t x_row = i % strips_here * rows, input = first_input + x_row;
+                const int64_t g_block = i / strips_here, block = first_output / L + g_block;
+                const int64_t unit = block * strips + input / rows;
                 A* const sums = weights.sums ? weights.sums + unit * unit_size<A>(c.tiling) : unit_buffer;
                 for (int64_t f = 0; f < F; ++f)
                     product<A, true, ChannelsByTiles<A>>(
-                        rows, group.count, {x_spectra.at(input / L, f) + input % L}, g_spectra.at(block, f),
-                        g_spectra.tile_stride, sums + f * unit_stride<A>, 2 * L, !first
+                        rows, group.count, {x.at(x_row / L, f) + x_row % L}, g.at(g_block, f), g.tile_stride,
+                        sums + f * unit_stride<A>, 2 * L, !first
                     );
                 if (!last) return;
                 const int64_t lanes_used = std::min<int64_t>(outputs - block * L, L),
@@ -75,20 +76,37 @@ inline void convolve_backward(
                     weights.grad + (block * L * inputs + input) * kk
                 );
             });
+        };
+
+        if (c.by_outputs()) {
+            const InputSpectra<A> all = c.input_spectra(spectra, outputs);
+            A* const others = spectra + c.input_size(outputs);
+            transform_tiles(team, g, c.tiling, group, true, all, scratch);
+            if (weights.input)
+                c.for_each_turn(
+                    team, *weights.input, group, false, others, scratch,
+                    [&](const InputSpectra<A>& x, int64_t begin, int64_t) { weight_gradient(x, begin, all, 0); }
+                );
             team.barrier();
-        }
-        if (want_input) {
-            if (c.by_outputs()) {
-                const OutputSpectra<A> own = c.output_spectra(second + team.rank * c.output_size(L), L);
-                multiply_and_transform_back(team, multiplication, c.tiling, group, g_spectra, own, epilogue, scratch);
-            } else {
-                const OutputSpectra<A> all = c.output_spectra(second, c.outputs);
-                multiply_spectra(team, multiplication, group.count, g_spectra, 0, c.inputs, all);
-                team.barrier();
-                transform_back(team, all, c.tiling, group, epilogue, scratch);
+            if (want_input) {
+                const OutputSpectra<A> own = c.output_spectra(others + team.rank * c.output_size(L), L);
+                multiply_and_transform_back(team, multiplication, c.tiling, group, all, own, epilogue, scratch);
             }
+        } else {
+            const InputSpectra<A> all = c.input_spectra(spectra, inputs);
+            A* const others = spectra + c.input_size(inputs);
+            const OutputSpectra<A> out = c.output_spectra(others + c.turns_size(outputs), inputs);
+            if (weights.input) transform_tiles(team, *weights.input, c.tiling, group, false, all, scratch);
+            c.for_each_turn(
+                team, g, group, true, others, scratch, [&](const InputSpectra<A>& some, int64_t begin, int64_t end) {
+                    if (weights.input) weight_gradient(all, 0, some, begin);
+                    if (want_input) multiply_spectra(team, multiplication, group.count, some, begin, end, out);
+                }
+            );
             team.barrier();
+            if (want_input) transform_back(team, out, c.tiling, group, epilogue, scratch);
         }
+        team.barrier();
     }
 }
 

@@ -59,7 +59,7 @@ class Gates(Protocol):
 
     def channel_gate_backward(
         self,
-        grads: tuple[Tensor, Tensor | None],
+        grad: Tensor,
         x: Tensor,
         weights: Sequence[Tensor],
         groups: int,
@@ -70,8 +70,8 @@ class Gates(Protocol):
         need_weights: bool,
         /,
     ) -> tuple[Tensor | None, list[Tensor | None]]:
-        """The gradients of x, in its `layout`, and of the weights; `grads`, in `grad_layout`, add up to that
-        of the result."""
+        """The gradients of x, in its `layout`, and of the weights, from that of the result, `grad`, in
+        `grad_layout`."""
 
     def batch_statistics(
         self, u: Tensor, offset: Tensor | None, layout: torch.memory_format, /
@@ -85,9 +85,11 @@ class Gates(Protocol):
         norm: Norm,
         layout: torch.memory_format,
         out_layout: torch.memory_format,
-        /,
+        z_layout: torch.memory_format | None = None,
+        add_to: Tensor | None = None,
     ) -> Tensor:
-        """z * sigmoid(norm(u)), or relu(norm(u)) without z; u, z in `layout`, the result in `out_layout`."""
+        """z * sigmoid(norm(u)), or relu(norm(u)) without z; u in `layout`, z in `z_layout` or in that of u,
+        the result in `out_layout`: a new map, or what `add_to` holds with this added to it."""
 
     def norm_backward(
         self,
@@ -104,6 +106,25 @@ class Gates(Protocol):
     ) -> NormGradients:
         """The gradients of u, z, weight and bias that are needed; `grad` in `grad_layout`, all else in
         `layout`. With `batch_statistics` norm.mean and norm.var depend on u."""
+
+
+class Convolution(Protocol):
+    """A convolution with the normalisation and the gate behind it in one launch."""
+
+    def unsupported(self, x: Tensor, weight: Tensor, /) -> str | None:
+        """Why it cannot or should not run, or None if it can."""
+
+    def convolution_norm(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        z: Tensor | None,
+        norm: Norm,
+        layout: torch.memory_format,
+        out_layout: torch.memory_format,
+        /,
+    ) -> Tensor:
+        """`Gates.norm_forward` of the convolution of x, in `layout`, with `weight`, in channels_last."""
 
 
 def _contiguous(vector: Tensor | None) -> Tensor | None:
@@ -151,7 +172,7 @@ def _convolution_backward(
     need_weight: bool,
     layout: torch.memory_format,
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients of x and weight by torch's convolution."""
+    """The gradients of x and weight by torch's convolution; for that of x only its shape counts."""
     if grad is None or x is None or not (need_x or need_weight):
         return None, None
     padding = 2 * [weight.shape[-1] // 2]
@@ -172,10 +193,12 @@ def _offset_gradient(norm: Norm, grads: NormGradients, batch_statistics: bool) -
 
 
 class Operators:
-    """The operators as functions of the protocol `Backend`, by the kernels of `gates`."""
+    """The operators as functions of the protocol `Backend`, by the kernels of `gates`, and in evaluation by
+    `convolution` where there is one that takes the layer."""
 
-    def __init__(self, gates: Gates) -> None:
+    def __init__(self, gates: Gates, convolution: Convolution | None = None) -> None:
         self._gates = gates
+        self._convolution = convolution
 
     def channel_gate(
         self, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, groups: int, sigmoid: bool
@@ -219,7 +242,7 @@ class Operators:
             with torch.cuda.device_of(x):
                 x, grad_out = x.contiguous(memory_format=layout), grad_out.contiguous(memory_format=layout)
                 grad_x, grads = self._gates.channel_gate_backward(
-                    (grad_out, None), x, weights, groups, sigmoid, layout, layout, need_x, need_weights
+                    grad_out, x, weights, groups, sigmoid, layout, layout, need_x, need_weights
                 )
         return grad_x, grads[0], grads[1], grads[2], grads[3]
 
@@ -291,8 +314,9 @@ class Operators:
     ) -> tuple[Tensor, ...]:
         """See reference.gcsa; arguments and results as those of cpu.gcsa.
 
-        Convolutions are torch's, without their bias: it is added inside the normalisation. So with running
-        statistics nothing is computed that folding them into the weights would save.
+        Convolutions are torch's, but where the backend has one that does not object, and without their bias:
+        it is added inside the normalisation. So with running statistics nothing is computed that folding them
+        into the weights would save.
         """
         layout, padding = convolution_layout(x), convolutions[0].shape[-1] // 2
         used: list[Tensor] = []
@@ -303,16 +327,22 @@ class Operators:
             u, saved = z, []
             for i, (weight, offset) in enumerate((convolutions[:2], convolutions[2:])):
                 offset = _contiguous(offset)
-                u = F.conv2d(u, weight.to(x.dtype, memory_format=layout), padding=padding)
-                u = u.contiguous(memory_format=layout)
-                mean, var = self._used_statistics(u, statistics[2 * i], statistics[2 * i + 1], offset, layout)
+                given, gated = (statistics[2 * i], statistics[2 * i + 1]), z if i else None
+                out_layout = memory_format(x) if i else layout
+                fused = None if save or given[0] is None else self._fused(u, weight)
+                if fused is None:
+                    u = F.conv2d(u, weight.to(x.dtype, memory_format=layout), padding=padding)
+                    u = u.contiguous(memory_format=layout)
+                mean, var = self._used_statistics(u, *given, offset, layout)
                 used += mean, var
                 saved.append(_to_saved(u, layout) if save else x.new_empty(0))
                 scale, shift = (_contiguous(v) for v in norms[2 * i : 2 * i + 2])
                 norm = Norm(scale, shift, mean, var, offset, eps[i])
-                u = self._gates.norm_forward(
-                    u, z if i else None, norm, layout, memory_format(x) if i else layout
-                )
+                if fused is not None:
+                    taps = weight.to(x.dtype, memory_format=torch.channels_last)
+                    u = fused.convolution_norm(u, taps, gated, norm, layout, out_layout)
+                else:
+                    u = self._gates.norm_forward(u, gated, norm, layout, out_layout)
         return u, *saved, *used
 
     def gcsa_backward(
@@ -349,36 +379,32 @@ class Operators:
             mean1, var1, mean2, var2 = cast("Sequence[Tensor]", used)  # the forward pass returned them all
             norm1 = Norm(scale1, shift1, mean1, var1, offsets[0], eps[0])
             norm2 = Norm(scale2, shift2, mean2, var2, offsets[1], eps[1])
-            z = self._gate(x, gate, groups, sigmoid, layout)
 
-            needed = (need_u2, need_z, need[11], need[12])
+            def gated() -> Tensor:
+                return self._gate(x, gate, groups, sigmoid, layout)
+
+            # As few maps as possible live at once: z is computed twice rather than kept, each map is let go
+            # after its last use, and both gradients of z are added up in one.
+            needed = (need_u2, False, need[11], need[12])
             grads2 = self._gates.norm_backward(
-                grad_out, u2, z, norm2, batch_statistics[1], needed, layout, outside, need[8]
+                grad_out, u2, gated(), norm2, batch_statistics[1], needed, layout, outside, need[8]
             )
-            hidden = self._gates.norm_forward(u1, None, norm1, layout, layout) if need_u2 else None
-            grad_hidden, grad_weight2 = _convolution_backward(
-                grads2.u, hidden, weights[1], need_hidden, need[7], layout
-            )
+            hidden = self._gates.norm_forward(u1, None, norm1, layout, layout) if need[7] else None
+            _, grad_weight2 = _convolution_backward(grads2.u, hidden, weights[1], False, need[7], layout)
             del hidden
-            grads2 = grads2._replace(u=None)  # the memory is wanted again
-            grads1 = (
-                self._gates.norm_backward(
-                    grad_hidden,
-                    u1,
-                    None,
-                    norm1,
-                    batch_statistics[0],
-                    (need_u1, False, need[9], need[10]),
-                    layout,
-                    layout,
-                    need[6],
+            grad_hidden, _ = _convolution_backward(grads2.u, u1, weights[1], need_hidden, False, layout)
+            grads2 = grads2._replace(u=None)
+            grads1 = NormGradients(None, None, None, None, None)
+            if grad_hidden is not None:
+                needed = (need_u1, False, need[9], need[10])
+                grads1 = self._gates.norm_backward(
+                    grad_hidden, u1, None, norm1, batch_statistics[0], needed, layout, layout, need[6]
                 )
-                if grad_hidden is not None
-                else NormGradients(None, None, None, None, None)
-            )
             del grad_hidden
-            grad_z, grad_weight1 = _convolution_backward(grads1.u, z, weights[0], need_z, need[5], layout)
+            z = gated() if need[5] else None
+            _, grad_weight1 = _convolution_backward(grads1.u, z, weights[0], False, need[5], layout)
             del z
+            grad_z, _ = _convolution_backward(grads1.u, u2, weights[0], need_z, False, layout)
             grads1 = grads1._replace(u=None)
             biases = [
                 _offset_gradient(norm, grads, batch) if needed else None
@@ -386,10 +412,10 @@ class Operators:
                     (norm1, norm2), (grads1, grads2), batch_statistics, (need[6], need[8]), strict=True
                 )
             ]
-            if need_z:
-                assert grads2.z is not None and grad_z is not None
+            if grad_z is not None:
+                self._gates.norm_forward(u2, grad_out, norm2, layout, layout, outside, add_to=grad_z)
                 grad_x, gate_grads = self._gate_backward(
-                    (grads2.z, grad_z), x, gate, groups, sigmoid, layout, need_x, any(need_gate)
+                    grad_z, x, gate, groups, sigmoid, layout, need_x, any(need_gate)
                 )
             else:
                 grad_x, gate_grads = None, [None, None, None, None]
@@ -403,6 +429,10 @@ class Operators:
             ),
             *(grads1.weight, grads1.bias, grads2.weight, grads2.bias),
         ]
+
+    def _fused(self, x: Tensor, weight: Tensor) -> Convolution | None:
+        takes = self._convolution is not None and self._convolution.unsupported(x, weight) is None
+        return self._convolution if takes else None
 
     def _used_statistics(
         self,
@@ -428,7 +458,7 @@ class Operators:
 
     def _gate_backward(
         self,
-        grads: tuple[Tensor, Tensor],
+        grad: Tensor,
         x: Tensor,
         gate: Sequence[Tensor],
         groups: int,
@@ -439,11 +469,10 @@ class Operators:
     ) -> tuple[Tensor | None, list[Tensor | None]]:
         if not self._gates.takes_channel_gate(x.shape[1], gate[0].shape[0], x.dtype):
             w1, b1, w2, b2 = (w.to(x.dtype) for w in gate)
-            grad = grads[0] + grads[1]
             grad_x, *found = reference.channel_gate_backward(
                 grad, x, w1, b1, w2, b2, groups, sigmoid, need_x, need_weights
             )
             return grad_x, [None if g is None else g.to(w.dtype) for g, w in zip(found, gate, strict=True)]
         return self._gates.channel_gate_backward(
-            grads, x, gate, groups, sigmoid, memory_format(x), layout, need_x, need_weights
+            grad, x, gate, groups, sigmoid, memory_format(x), layout, need_x, need_weights
         )

@@ -15,6 +15,7 @@ from gcsa_ext.backends.reference import conv2d_same
 load_error: str | None = None
 INTERPRETED = False
 try:
+    from gcsa_ext.backends.triton import convolution, tuning
     from gcsa_ext.backends.triton.interpreter import INTERPRETED, compute_as_a_gpu_does
     from gcsa_ext.backends.triton.mask import frequency_mask, frequency_mask_
     from gcsa_ext.backends.triton.operators import (
@@ -37,6 +38,9 @@ MASK_DTYPES = (*DTYPES, torch.float64)
 
 def unsupported(operator: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """Why this backend cannot run `operator` on such tensors, or None if it can.
+
+    What it can run it may still leave to torch in part: convolutions, see `convolution.unsupported`, and the
+    channel gate of a perceptron with more than gates.LARGEST_HIDDEN hidden units.
 
     Under TRITON_INTERPRET=1 it takes tensors on the CPU too, for tests, but only when it is forced: nobody
     wants the interpreter's speed by accident.
@@ -72,6 +76,7 @@ __all__ = [
     "channel_gate_backward",
     "conv2d_same",
     "conv2d_same_backward",
+    "convolution",
     "frequency_mask",
     "frequency_mask_",
     "gcsa",
@@ -79,5 +84,6 @@ __all__ = [
     "norm_gate",
     "norm_gate_backward",
     "saved_shape",
+    "tuning",
     "unsupported",
 ]

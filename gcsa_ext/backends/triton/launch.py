@@ -41,6 +41,11 @@ class Sizes(NamedTuple):
         return self.positions // self.unit, self.channels, self.units
 
     @property
+    def shape_class(self) -> tuple[int, ...]:
+        """Channels, positions rounded up to a power of two, unit: maps alike in these take equally long."""
+        return self.channels, power_of_two(self.positions), self.unit
+
+    @property
     def constants(self) -> dict[str, Any]:
         return {"UNIT": self.unit, "WIDE": self.positions >= _LARGEST_32_BITS}
 
@@ -49,16 +54,26 @@ def is_last(layout: torch.memory_format) -> bool:
     return layout == torch.channels_last
 
 
-def precision(x: Tensor) -> str:
-    """How tl.dot multiplies: float32 rounded to tf32 only where torch's own products are."""
+def precision(x: Tensor, setting: Any = None) -> str:
+    """How tl.dot multiplies: float32 rounded to tf32 only where torch's own products are.
+
+    Args:
+        setting: where torch keeps the switch, torch.backends.cuda.matmul or torch.backends.cudnn.conv.
+    """
     if x.dtype != torch.float32:
         return "ieee"
-    matmul = torch.backends.cuda.matmul
+    setting = torch.backends.cuda.matmul if setting is None else setting
     # Reading the older switch raises an error once the newer one was used.
     allowed = (
-        matmul.fp32_precision == "tf32" if hasattr(matmul, "fp32_precision") else bool(matmul.allow_tf32)
+        setting.fp32_precision == "tf32" if hasattr(setting, "fp32_precision") else bool(setting.allow_tf32)
     )
     return "tf32" if allowed else "ieee"
+
+
+def convolution_precision(x: Tensor) -> str:
+    """`precision` of convolutions, which have a switch of their own; in older torch it is cuDNN's."""
+    cudnn: Any = torch.backends.cudnn
+    return precision(x, cudnn.conv if hasattr(cudnn, "conv") else cudnn)
 
 
 @functools.cache

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gcsa_ext.backends.triton.kernels import frequency_mask as kernels
 from gcsa_ext.backends.triton.launch import power_of_two
+from gcsa_ext.backends.triton.tuning import Configuration, launch_fastest
 
 _INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
@@ -21,6 +22,12 @@ def _bits(value: float, sign: float, dtype: torch.dtype) -> int:
     return int(torch.tensor(value, dtype=dtype, device="cpu").view(_INTEGERS[dtype.itemsize]).item())
 
 
+def mask_blocks(time: int) -> list[Configuration]:
+    """Blocks of 2048 or 4096 values, as long as rows are."""
+    along_t = min(power_of_two(time, 16), 1024)
+    return [{"BLOCK_ROWS": values // along_t, "BLOCK_T": along_t, "num_warps": 4} for values in (2048, 4096)]
+
+
 def _mask(spectrogram: Tensor, start: Tensor, width: Tensor, value: float, out: Tensor) -> None:
     if out.numel() == 0:
         return
@@ -29,26 +36,37 @@ def _mask(spectrogram: Tensor, start: Tensor, width: Tensor, value: float, out: 
     shared = start.numel() == bands
     if not shared:
         start, width = (t.expand(*spectrogram.shape[:-2], bands) for t in (start, width))
-    block_t = min(power_of_two(time, 16), 1024)
-    block_rows = 2048 // block_t
     integers = _INTEGERS[spectrogram.element_size()]
-    with torch.cuda.device_of(spectrogram):
-        kernels.frequency_mask[(triton.cdiv(rows, block_rows), triton.cdiv(time, block_t))](
+    start, width = start.contiguous(), width.contiguous()
+    bits = _bits(value, math.copysign(1.0, value), spectrogram.dtype)
+
+    def launch(blocks: Configuration) -> None:
+        grid = (triton.cdiv(rows, blocks["BLOCK_ROWS"]), triton.cdiv(time, blocks["BLOCK_T"]))
+        kernels.frequency_mask[grid](
             spectrogram.view(integers),
-            start.contiguous(),
-            width.contiguous(),
+            start,
+            width,
             out.view(integers),
             rows,
             freq,
             time,
             bands,
-            _bits(value, math.copysign(1.0, value), spectrogram.dtype),
+            bits,
             SHARED=shared,
             IN_PLACE=out is spectrogram,
-            BLOCK_ROWS=block_rows,
-            BLOCK_T=block_t,
-            num_warps=4,
+            **blocks,
         )
+
+    shape_class = (
+        "frequency_mask",
+        power_of_two(rows),
+        power_of_two(time),
+        bands,
+        shared,
+        out is spectrogram,
+    )
+    with torch.cuda.device_of(spectrogram):
+        launch_fastest(shape_class, mask_blocks(time), launch, spectrogram)
 
 
 def frequency_mask(spectrogram: Tensor, start: Tensor, width: Tensor, value: float) -> Tensor:

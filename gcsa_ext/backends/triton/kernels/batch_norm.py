@@ -57,7 +57,7 @@ def batch_statistics(
     writes its part of partial: (3, programs, C) float32, the means, the squares and the counts, for
     `merge_statistics`.
     """
-    P = P_UNITS * UNIT
+    P = count_positions(P_UNITS, UNIT, WIDE)
     positions = count_positions(position_units, UNIT, WIDE)
     split, splits = tl.program_id(0), tl.num_programs(0)
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
@@ -109,7 +109,7 @@ def merge_statistics(partial, offset, mean, var, C, parts, BLOCK_C: tl.constexpr
 
 
 @triton.jit
-def _load_norm(weight, bias, mean, var, offset, eps, channel, is_channel):
+def load_norm(weight, bias, mean, var, offset, eps, channel, is_channel):
     """Columns (channels, 1): mean - offset, rstd, weight, bias."""
     shift = load_vector(mean, channel, is_channel, 0.0) - load_vector(offset, channel, is_channel, 0.0)
     rstd = tl.div_rn(1.0, tl.sqrt_rn(load_vector(var, channel, is_channel, 1.0) + eps))
@@ -117,27 +117,41 @@ def _load_norm(weight, bias, mean, var, offset, eps, channel, is_channel):
     return shift[:, None], rstd[:, None], scale[:, None], load_vector(bias, channel, is_channel, 0.0)[:, None]
 
 
+@triton.jit
+def store_activated(
+    out, v, z, channel, is_channel, position, is_position, C, P,
+    Z_LAST: tl.constexpr, OUT_LAST: tl.constexpr, ADD: tl.constexpr,
+):  # fmt: skip
+    """Write ``z * sigmoid(v)``, or ``relu(v)`` where z is None, for a tile v (channels, positions); or add
+    it to what out holds."""
+    if z is None:
+        result = tl.where(v < 0.0, 0.0, v)
+    else:
+        gated = load_tile(z, channel, is_channel, position, is_position, C, P, Z_LAST)
+        result = gated.to(tl.float32) * tl.sigmoid(v)
+    if ADD:
+        result += load_tile(out, channel, is_channel, position, is_position, C, P, OUT_LAST).to(tl.float32)
+    store_tile(out, result, channel, is_channel, position, is_position, C, P, OUT_LAST)
+
+
 @triton.jit(do_not_specialize=["position_units", "P_UNITS"])
 def norm_forward(
     u, z, weight, bias, mean, var, offset, out, eps, position_units, C, P_UNITS,
-    UNIT: tl.constexpr, WIDE: tl.constexpr, LAST: tl.constexpr, OUT_LAST: tl.constexpr,
+    UNIT: tl.constexpr, WIDE: tl.constexpr,
+    LAST: tl.constexpr, Z_LAST: tl.constexpr, OUT_LAST: tl.constexpr, ADD: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """``out = z * sigmoid(v)``, or ``relu(v)`` where z is None; u, z in LAST's layout, out in OUT_LAST's."""
-    P = P_UNITS * UNIT
+    """``out = z * sigmoid(v)``, or ``relu(v)`` where z is None, or that added to out if ADD; u, z and out
+    each in its own layout."""
+    P = count_positions(P_UNITS, UNIT, WIDE)
     positions = count_positions(position_units, UNIT, WIDE)
     position, is_position = block_of_positions(tl.program_id(0), positions, BLOCK_P, WIDE)
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     is_channel = channel < C
-    shift, rstd, scale, at_zero = _load_norm(weight, bias, mean, var, offset, eps, channel, is_channel)
+    shift, rstd, scale, at_zero = load_norm(weight, bias, mean, var, offset, eps, channel, is_channel)
     tile = load_tile(u, channel, is_channel, position, is_position, C, P, LAST).to(tl.float32)
     v = (tile - shift) * rstd * scale + at_zero
-    if z is None:
-        result = tl.where(v < 0.0, 0.0, v)
-    else:
-        gated = load_tile(z, channel, is_channel, position, is_position, C, P, LAST)
-        result = gated.to(tl.float32) * tl.sigmoid(v)
-    store_tile(out, result, channel, is_channel, position, is_position, C, P, OUT_LAST)
+    store_activated(out, v, z, channel, is_channel, position, is_position, C, P, Z_LAST, OUT_LAST, ADD)
 
 
 @triton.jit(do_not_specialize=["position_units", "P_UNITS"])
@@ -157,11 +171,11 @@ def norm_backward(
     terms fall away. Program (i, j) takes every num_programs(0)-th block of positions of BLOCK_C channels and
     writes its sums into row i of partial: (programs, 2 * C) float32.
     """
-    P = P_UNITS * UNIT
+    P = count_positions(P_UNITS, UNIT, WIDE)
     positions = count_positions(position_units, UNIT, WIDE)
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     is_channel = channel < C
-    shift, rstd, scale, at_zero = _load_norm(weight, bias, mean, var, offset, eps, channel, is_channel)
+    shift, rstd, scale, at_zero = load_norm(weight, bias, mean, var, offset, eps, channel, is_channel)
     if sums is not None:
         values = positions.to(tl.float32)
         mean_gvx = (tl.load(sums + channel, mask=is_channel, other=0.0) / values)[:, None]

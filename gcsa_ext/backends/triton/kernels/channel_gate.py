@@ -5,8 +5,11 @@ With x (C, positions), w1 (h, C), w2 (C, h) and G groups of C / G channels::
     v1 = w1 x + b1,   hidden = relu(v1),   v2 = w2 hidden + b2,   a = sigmoid(v2)
     out[j * G + i] = (x * a)[i * (C / G) + j]
 
-Tiles are indexed by the channel of `out`, so that what is written is contiguous in both layouts; the rows of
-x, w1 and w2 are gathered instead. Products take operands in the dtype of x and sum in float32.
+Tiles are indexed by the channel of `out`, so that what is written is contiguous in both layouts, and the rows
+of x, w1 and w2 are gathered instead. But where the channels of x are contiguous (channels_last), and the
+number of groups is a power of two, GROUPS, tiles are indexed by the channel of x, and transposed between
+registers where they meet those of `out`: gathering single values would cost more. Products take operands in
+the dtype of x and sum in float32.
 """
 
 from __future__ import annotations
@@ -24,11 +27,54 @@ from gcsa_ext.backends.triton.kernels.tile import (
 
 
 @triton.jit
-def _channels(start, C, groups, BLOCK_C: tl.constexpr):
-    """Of a block of channels of `out`: their numbers in out, their numbers in x, and which exist."""
-    out_channel = start + tl.arange(0, BLOCK_C)
-    channel = (out_channel % groups) * (C // groups) + out_channel // groups
-    return out_channel, channel, out_channel < C
+def _channels(start, C, groups, BLOCK_C: tl.constexpr, GROUPS: tl.constexpr):
+    """Of BLOCK_C channels of `out`, from `start` on: their numbers in x, and which exist.
+
+    In the order of `out`, or with GROUPS, then equal to groups, in that of x: one group after the other.
+    """
+    if GROUPS:
+        run: tl.constexpr = BLOCK_C // GROUPS
+        row = tl.arange(0, BLOCK_C)
+        in_group = start // GROUPS + row % run
+        channel = row // run * (C // GROUPS) + in_group
+        is_channel = in_group < C // GROUPS
+    else:
+        out_channel = start + tl.arange(0, BLOCK_C)
+        channel = (out_channel % groups) * (C // groups) + out_channel // groups
+        is_channel = out_channel < C
+    return channel, is_channel
+
+
+@triton.jit
+def _transpose_channels(tile, A: tl.constexpr, B: tl.constexpr):
+    """(A * B, positions) to (B * A, positions)."""
+    positions: tl.constexpr = tile.shape[1]
+    return tl.reshape(tl.permute(tl.reshape(tile, (A, B, positions)), (1, 0, 2)), (B * A, positions))
+
+
+@triton.jit
+def _store_out(
+    out, tile, start, position, is_position, C, P,
+    LAST: tl.constexpr, BLOCK_C: tl.constexpr, GROUPS: tl.constexpr,
+):  # fmt: skip
+    """Write a tile of the channels of `_channels`."""
+    channel = start + tl.arange(0, BLOCK_C)
+    if GROUPS:
+        tile = _transpose_channels(tile.to(out.dtype.element_ty), GROUPS, BLOCK_C // GROUPS)
+    store_tile(out, tile, channel, channel < C, position, is_position, C, P, LAST)
+
+
+@triton.jit
+def _load_gradient(
+    grad, start, position, is_position, C, P,
+    LAST: tl.constexpr, BLOCK_C: tl.constexpr, GROUPS: tl.constexpr,
+):  # fmt: skip
+    """float32 gradients of the channels of `_channels`, from a map in the order of `out`."""
+    channel = start + tl.arange(0, BLOCK_C)
+    tile = load_tile(grad, channel, channel < C, position, is_position, C, P, LAST)
+    if GROUPS:
+        tile = _transpose_channels(tile, BLOCK_C // GROUPS, GROUPS)
+    return tile.to(tl.float32)
 
 
 @triton.jit
@@ -65,20 +111,11 @@ def _gate(w2_tile, hidden, bias2, SIGMOID: tl.constexpr, PRECISION: tl.constexpr
     return a, slope
 
 
-@triton.jit
-def _load_gradient(grad, grad2, channel, is_channel, position, is_position, C, P, LAST: tl.constexpr):
-    """The gradient of out, float32: of one map, or the sum of two."""
-    g = load_tile(grad, channel, is_channel, position, is_position, C, P, LAST).to(tl.float32)
-    if grad2 is not None:
-        g += load_tile(grad2, channel, is_channel, position, is_position, C, P, LAST).to(tl.float32)
-    return g
-
-
 @triton.jit(do_not_specialize=["position_units", "P_UNITS"])
 def channel_gate_forward(
     x, w1, b1, w2, b2, out, position_units, C, P_UNITS, h, groups,
     UNIT: tl.constexpr, WIDE: tl.constexpr, X_LAST: tl.constexpr, OUT_LAST: tl.constexpr,
-    SIGMOID: tl.constexpr, PRECISION: tl.constexpr,
+    SIGMOID: tl.constexpr, PRECISION: tl.constexpr, GROUPS: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """``out = shuffle(x * sigmoid(w2 relu(w1 x + b1) + b2))`` for few channels: BLOCK_C >= C, BLOCK_H >= h.
@@ -87,12 +124,12 @@ def channel_gate_forward(
     the weights and goes through some blocks of positions: the next ones are on their way while one is
     computed.
     """
-    P = P_UNITS * UNIT
+    P = count_positions(P_UNITS, UNIT, WIDE)
     positions = count_positions(position_units, UNIT, WIDE)
     dtype: tl.constexpr = x.dtype.element_ty
     unit = tl.arange(0, BLOCK_H)
     is_unit = unit < h
-    out_channel, channel, is_channel = _channels(0, C, groups, BLOCK_C)
+    channel, is_channel = _channels(0, C, groups, BLOCK_C, GROUPS)
     bias1, bias2 = load_vector(b1, unit, is_unit, 0.0), load_vector(b2, channel, is_channel, 0.0)
     weight1 = _load_w1(w1, channel, is_channel, unit, is_unit, C, dtype)
     weight2 = _load_w2(w2, channel, is_channel, unit, is_unit, h, dtype)
@@ -103,14 +140,14 @@ def channel_gate_forward(
         hidden = _activate(v1, is_unit, is_position, dtype)
         a, _slope = _gate(weight2, hidden, bias2, SIGMOID, PRECISION)
         gated = tile.to(tl.float32) * a
-        store_tile(out, gated, out_channel, is_channel, position, is_position, C, P, OUT_LAST)
+        _store_out(out, gated, 0, position, is_position, C, P, OUT_LAST, BLOCK_C, GROUPS)
 
 
 @triton.jit(do_not_specialize=["position_units", "P_UNITS"])
 def channel_gate_forward_split(
     x, w1, b1, w2, b2, out, position_units, C, P_UNITS, h, groups,
     UNIT: tl.constexpr, WIDE: tl.constexpr, X_LAST: tl.constexpr, OUT_LAST: tl.constexpr,
-    SIGMOID: tl.constexpr, PRECISION: tl.constexpr,
+    SIGMOID: tl.constexpr, PRECISION: tl.constexpr, GROUPS: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """`channel_gate_forward` for any number of channels; one program per BLOCK_P positions.
@@ -118,7 +155,7 @@ def channel_gate_forward_split(
     Two passes over the channels: the first block of them stays in registers between the passes, the others
     are read a second time, out of the cache.
     """
-    P = P_UNITS * UNIT
+    P = count_positions(P_UNITS, UNIT, WIDE)
     positions = count_positions(position_units, UNIT, WIDE)
     dtype: tl.constexpr = x.dtype.element_ty
     position, is_position = block_of_positions(tl.program_id(0), positions, BLOCK_P, WIDE)
@@ -126,12 +163,12 @@ def channel_gate_forward_split(
     is_unit = unit < h
     bias1 = load_vector(b1, unit, is_unit, 0.0)
 
-    first_out, first_channel, is_first = _channels(0, C, groups, BLOCK_C)
+    first_channel, is_first = _channels(0, C, groups, BLOCK_C, GROUPS)
     first = load_tile(x, first_channel, is_first, position, is_position, C, P, X_LAST)
     weight = _load_w1(w1, first_channel, is_first, unit, is_unit, C, dtype)
     v1 = tl.dot(weight, first, input_precision=PRECISION)
     for start in range(BLOCK_C, C, BLOCK_C):
-        out_channel, channel, is_channel = _channels(start, C, groups, BLOCK_C)
+        channel, is_channel = _channels(start, C, groups, BLOCK_C, GROUPS)
         tile = load_tile(x, channel, is_channel, position, is_position, C, P, X_LAST)
         weight = _load_w1(w1, channel, is_channel, unit, is_unit, C, dtype)
         v1 = tl.dot(weight, tile, v1, input_precision=PRECISION)
@@ -139,21 +176,22 @@ def channel_gate_forward_split(
 
     weight = _load_w2(w2, first_channel, is_first, unit, is_unit, h, dtype)
     a, _slope = _gate(weight, hidden, load_vector(b2, first_channel, is_first, 0.0), SIGMOID, PRECISION)
-    store_tile(out, first.to(tl.float32) * a, first_out, is_first, position, is_position, C, P, OUT_LAST)
+    gated = first.to(tl.float32) * a
+    _store_out(out, gated, 0, position, is_position, C, P, OUT_LAST, BLOCK_C, GROUPS)
     for start in range(BLOCK_C, C, BLOCK_C):
-        out_channel, channel, is_channel = _channels(start, C, groups, BLOCK_C)
+        channel, is_channel = _channels(start, C, groups, BLOCK_C, GROUPS)
         tile = load_tile(x, channel, is_channel, position, is_position, C, P, X_LAST)
         weight = _load_w2(w2, channel, is_channel, unit, is_unit, h, dtype)
         a, _slope = _gate(weight, hidden, load_vector(b2, channel, is_channel, 0.0), SIGMOID, PRECISION)
         gated = tile.to(tl.float32) * a
-        store_tile(out, gated, out_channel, is_channel, position, is_position, C, P, OUT_LAST)
+        _store_out(out, gated, start, position, is_position, C, P, OUT_LAST, BLOCK_C, GROUPS)
 
 
 @triton.jit(do_not_specialize=["position_units", "P_UNITS"])
 def channel_gate_backward(
-    grad, grad2, x, w1, b1, w2, b2, grad_x, partial, position_units, C, P_UNITS, h, groups,
+    grad, x, w1, b1, w2, b2, grad_x, partial, position_units, C, P_UNITS, h, groups,
     UNIT: tl.constexpr, WIDE: tl.constexpr, X_LAST: tl.constexpr, GRAD_LAST: tl.constexpr,
-    SIGMOID: tl.constexpr, PRECISION: tl.constexpr,
+    SIGMOID: tl.constexpr, PRECISION: tl.constexpr, GROUPS: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """All gradients in one pass over x and the gradient, for few channels: BLOCK_C >= C, BLOCK_H >= h. ::
@@ -161,17 +199,16 @@ def channel_gate_backward(
         g2 = unshuffle(grad) * x * a (1 - a),   g1 = (v1 > 0) w2' g2,   grad_x = unshuffle(grad) * a + w1' g1
         grad_w2 = g2 hidden',   grad_b2 = sum g2,   grad_w1 = g1 x',   grad_b1 = sum g1
 
-    grad, and grad2 to be added to it or None: (N, C, P) in GRAD_LAST's layout; x, grad_x: in X_LAST's;
-    grad_x and partial may be None. Every program goes through some blocks of positions and writes its sums
-    into its row of partial: (programs, h * C + h + C * h + C) float32, the gradients of w1, b1, w2, b2 side
-    by side.
+    grad: (N, C, P) in GRAD_LAST's layout; x, grad_x: in X_LAST's; grad_x and partial may be None. Every
+    program goes through some blocks of positions and writes its sums into its row of partial:
+    (programs, h * C + h + C * h + C) float32, the gradients of w1, b1, w2, b2 side by side.
     """
-    P = P_UNITS * UNIT
+    P = count_positions(P_UNITS, UNIT, WIDE)
     positions = count_positions(position_units, UNIT, WIDE)
     dtype: tl.constexpr = x.dtype.element_ty
     unit = tl.arange(0, BLOCK_H)
     is_unit = unit < h
-    out_channel, channel, is_channel = _channels(0, C, groups, BLOCK_C)
+    channel, is_channel = _channels(0, C, groups, BLOCK_C, GROUPS)
     bias1, bias2 = load_vector(b1, unit, is_unit, 0.0), load_vector(b2, channel, is_channel, 0.0)
     weight1 = _load_w1(w1, channel, is_channel, unit, is_unit, C, dtype)
     weight2 = _load_w2(w2, channel, is_channel, unit, is_unit, h, dtype)
@@ -184,7 +221,7 @@ def channel_gate_backward(
         position, is_position = block_of_positions(block, positions, BLOCK_P, WIDE)
         inside = is_channel[:, None] & is_position[None, :]
         tile = load_tile(x, channel, is_channel, position, is_position, C, P, X_LAST)
-        g = _load_gradient(grad, grad2, out_channel, is_channel, position, is_position, C, P, GRAD_LAST)
+        g = _load_gradient(grad, 0, position, is_position, C, P, GRAD_LAST, BLOCK_C, GROUPS)
         v1 = tl.dot(weight1, tile, input_precision=PRECISION) + bias1[:, None]
         hidden = _activate(v1, is_unit, is_position, dtype)
         a, slope = _gate(weight2, hidden, bias2, SIGMOID, PRECISION)
@@ -217,16 +254,16 @@ def _store_sums(row, sum_w1, sum_w2, sum_b2, channel, is_channel, unit, is_unit,
 
 @triton.jit(do_not_specialize=["position_units", "P_UNITS"])
 def channel_gate_backward_x(
-    grad, grad2, x, w1, b1, w2, b2, grad_x, hidden_out, g1_out, position_units, C, P_UNITS, h, groups,
+    grad, x, w1, b1, w2, b2, grad_x, hidden_out, g1_out, position_units, C, P_UNITS, h, groups,
     UNIT: tl.constexpr, WIDE: tl.constexpr, X_LAST: tl.constexpr, GRAD_LAST: tl.constexpr,
-    SIGMOID: tl.constexpr, PRECISION: tl.constexpr,
+    SIGMOID: tl.constexpr, PRECISION: tl.constexpr, GROUPS: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """`channel_gate_backward` for any number of channels, first half: the gradient of x, block by block.
 
     grad_x may be None. hidden_out, g1_out: (h, positions), for `channel_gate_backward_weights`, or None.
     """
-    P = P_UNITS * UNIT
+    P = count_positions(P_UNITS, UNIT, WIDE)
     positions = count_positions(position_units, UNIT, WIDE)
     dtype: tl.constexpr = x.dtype.element_ty
     position, is_position = block_of_positions(tl.program_id(0), positions, BLOCK_P, WIDE)
@@ -234,7 +271,7 @@ def channel_gate_backward_x(
     is_unit = unit < h
     v1 = tl.zeros((BLOCK_H, BLOCK_P), tl.float32)
     for start in range(0, C, BLOCK_C):
-        out_channel, channel, is_channel = _channels(start, C, groups, BLOCK_C)
+        channel, is_channel = _channels(start, C, groups, BLOCK_C, GROUPS)
         tile = load_tile(x, channel, is_channel, position, is_position, C, P, X_LAST)
         weight = _load_w1(w1, channel, is_channel, unit, is_unit, C, dtype)
         v1 = tl.dot(weight, tile, v1, input_precision=PRECISION)
@@ -243,9 +280,9 @@ def channel_gate_backward_x(
 
     g1 = tl.zeros((BLOCK_H, BLOCK_P), tl.float32)
     for start in range(0, C, BLOCK_C):
-        out_channel, channel, is_channel = _channels(start, C, groups, BLOCK_C)
+        channel, is_channel = _channels(start, C, groups, BLOCK_C, GROUPS)
         tile = load_tile(x, channel, is_channel, position, is_position, C, P, X_LAST)
-        g = _load_gradient(grad, grad2, out_channel, is_channel, position, is_position, C, P, GRAD_LAST)
+        g = _load_gradient(grad, start, position, is_position, C, P, GRAD_LAST, BLOCK_C, GROUPS)
         weight = _load_w2(w2, channel, is_channel, unit, is_unit, h, dtype)
         a, slope = _gate(weight, hidden, load_vector(b2, channel, is_channel, 0.0), SIGMOID, PRECISION)
         inside = is_channel[:, None] & is_position[None, :]
@@ -261,8 +298,8 @@ def channel_gate_backward_x(
 
     if grad_x is not None:
         for start in range(0, C, BLOCK_C):
-            out_channel, channel, is_channel = _channels(start, C, groups, BLOCK_C)
-            g = _load_gradient(grad, grad2, out_channel, is_channel, position, is_position, C, P, GRAD_LAST)
+            channel, is_channel = _channels(start, C, groups, BLOCK_C, GROUPS)
+            g = _load_gradient(grad, start, position, is_position, C, P, GRAD_LAST, BLOCK_C, GROUPS)
             weight = _load_w2(w2, channel, is_channel, unit, is_unit, h, dtype)
             a, slope = _gate(weight, hidden, load_vector(b2, channel, is_channel, 0.0), SIGMOID, PRECISION)
             weight = _load_w1(w1, channel, is_channel, unit, is_unit, C, dtype)
@@ -272,9 +309,9 @@ def channel_gate_backward_x(
 
 @triton.jit(do_not_specialize=["position_units", "P_UNITS"])
 def channel_gate_backward_weights(
-    grad, grad2, x, w2, b2, hidden_in, g1_in, partial, position_units, C, P_UNITS, h, groups,
+    grad, x, w2, b2, hidden_in, g1_in, partial, position_units, C, P_UNITS, h, groups,
     UNIT: tl.constexpr, WIDE: tl.constexpr, X_LAST: tl.constexpr, GRAD_LAST: tl.constexpr,
-    SIGMOID: tl.constexpr, PRECISION: tl.constexpr,
+    SIGMOID: tl.constexpr, PRECISION: tl.constexpr, GROUPS: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """Second half: program (i, j) sums over some blocks of positions, for BLOCK_C channels from j * BLOCK_C
@@ -283,12 +320,13 @@ def channel_gate_backward_weights(
     hidden_in, g1_in: (h, positions), of the first half; partial: (programs along i, ...) as in
     `channel_gate_backward`.
     """
-    P = P_UNITS * UNIT
+    P = count_positions(P_UNITS, UNIT, WIDE)
     positions = count_positions(position_units, UNIT, WIDE)
     dtype: tl.constexpr = x.dtype.element_ty
     unit = tl.arange(0, BLOCK_H)
     is_unit = unit < h
-    out_channel, channel, is_channel = _channels(tl.program_id(1) * BLOCK_C, C, groups, BLOCK_C)
+    start = tl.program_id(1) * BLOCK_C
+    channel, is_channel = _channels(start, C, groups, BLOCK_C, GROUPS)
     bias2 = load_vector(b2, channel, is_channel, 0.0)
     weight2 = _load_w2(w2, channel, is_channel, unit, is_unit, h, dtype)
     sum_w1 = tl.zeros((BLOCK_C, BLOCK_H), tl.float32)  # transposed
@@ -302,7 +340,7 @@ def channel_gate_backward_weights(
         hidden = tl.load(hidden_in + at, mask=at_unit, other=0.0)
         g1 = tl.load(g1_in + at, mask=at_unit, other=0.0)
         tile = load_tile(x, channel, is_channel, position, is_position, C, P, X_LAST)
-        g = _load_gradient(grad, grad2, out_channel, is_channel, position, is_position, C, P, GRAD_LAST)
+        g = _load_gradient(grad, start, position, is_position, C, P, GRAD_LAST, BLOCK_C, GROUPS)
         _a, slope = _gate(weight2, hidden, bias2, SIGMOID, PRECISION)
         inside = is_channel[:, None] & is_position[None, :]
         g2 = tl.where(inside, g * tile.to(tl.float32) * slope, 0.0)

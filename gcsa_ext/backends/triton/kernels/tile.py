@@ -13,9 +13,9 @@ import triton.language as tl
 
 
 @triton.jit
-def count_positions(position_units, UNIT: tl.constexpr, WIDE: tl.constexpr):
-    """`positions`; in 64 bits if WIDE."""
-    return tl.cast(position_units, tl.int64) * UNIT if WIDE else position_units * UNIT
+def count_positions(units, UNIT: tl.constexpr, WIDE: tl.constexpr):
+    """`positions`, or P, from the number of units; in 64 bits if WIDE: one image alone may have as many."""
+    return tl.cast(units, tl.int64) * UNIT if WIDE else units * UNIT
 
 
 @triton.jit

@@ -1,0 +1,91 @@
+"""Memory of a training step by Triton's kernels, counted in maps: what they allocate is what a GPU would."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from public_attention import PlainAttention
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+import gcsa_ext
+from gcsa_ext import GCSA, backends
+from gcsa_ext.layout import memory_format
+
+gates = pytest.importorskip("gcsa_ext.backends.triton.gates", reason="torch has no Triton")
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.skipif(torch.cuda.is_available(), reason="benchmarks/gpu.py measures it on a GPU"),
+]
+
+
+def peak_bytes(step: Callable[[], object]) -> int:
+    """The most that was allocated at once during a step, beside what was there before."""
+    gc.collect()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
+        step()
+    events = profiler.profiler.kineto_results.events()
+    changes = sorted((e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]")
+    live = peak = 0
+    for _, change in changes:
+        live += change
+        peak = max(peak, live)
+    return peak
+
+
+def training_step(module: nn.Module, x: Tensor) -> None:
+    """With the result alive until the end, as where another layer has kept it."""
+    out = module(x)
+    torch.autograd.grad(out, [x, *module.parameters()], torch.ones_like(out))
+
+
+def allocate_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """oneDNN's convolutions copy maps into other layouts, which cuDNN's don't; and the interpreter holds the
+    arguments of kernels in cycles, until they are collected."""
+
+    def convolve(x: Tensor, weight: Tensor, padding: int) -> Tensor:
+        return x.new_empty((len(x), len(weight), *x.shape[2:])).contiguous(memory_format=memory_format(x))
+
+    def differentiate(grad: Tensor, x: Tensor, weight: Tensor, *others: Any) -> tuple[Tensor | None, ...]:
+        need_x, need_weight, _ = others[-1]
+        return (
+            torch.empty_like(x) if need_x else None,
+            torch.empty_like(weight) if need_weight else None,
+            None,
+        )
+
+    def collecting(kernel: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **options: Any) -> Any:
+            result = kernel(*args, **options)
+            del args, options
+            gc.collect()
+            return result
+
+        return call
+
+    monkeypatch.setattr(backends.gpu.F, "conv2d", convolve)
+    monkeypatch.setattr(torch.ops.aten, "convolution_backward", differentiate)
+    for name in ("norm_forward", "norm_backward", "channel_gate", "channel_gate_backward"):
+        monkeypatch.setattr(gates, name, collecting(getattr(gates, name)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)
+def test_a_training_step_takes_half_of_the_memory(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At the peak 5.25 maps: the result, its gradient, what is kept of both convolutions (1.25) and two more.
+
+    Eager has 10.75. The gradients of weights and their parts, which do not grow with the map, come on top.
+    """
+    x = torch.randn(4, 16, 24, 33, dtype=dtype, requires_grad=True)
+    plain, fused = PlainAttention(16, kernel_size=5).to(dtype), GCSA(16, kernel_size=5).to(dtype)
+    eager = peak_bytes(lambda: training_step(plain, x)) / x.nbytes
+    allocate_as_on_a_gpu(monkeypatch)
+    with gcsa_ext.use_backend("triton"):
+        ours = peak_bytes(lambda: training_step(fused, x)) / x.nbytes
+    assert 10.75 <= eager < 11.0
+    assert 5.25 <= ours < 5.6
