@@ -45,7 +45,7 @@ def _shared_bytes() -> int:
     """What a block may have on every device here."""
     if launch.emulated():
         return launch.EMULATED_TARGET[3]
-    return min(launch._limits(device)[1] for device in range(torch.cuda.device_count()))
+    return min(launch.limits(device)[1] for device in range(torch.cuda.device_count()))
 
 
 def tf32(x: Tensor) -> bool:

@@ -53,7 +53,8 @@ def missing() -> str | None:
 
 
 @functools.cache
-def _limits(device: int) -> tuple[int, int]:
+def limits(device: int) -> tuple[int, int]:
+    """The multiprocessors of a GPU, and the bytes of shared memory that a block of threads may have there."""
     multiprocessors, shared_bytes = kernels().device_limits(device)
     return multiprocessors, shared_bytes
 
@@ -63,7 +64,7 @@ def target(x: Tensor) -> tuple[int, int, int, int]:
     if not x.is_cuda:
         return EMULATED_TARGET
     device = x.get_device()
-    return device, torch._C._cuda_getCurrentRawStream(device), *_limits(device)
+    return device, torch._C._cuda_getCurrentRawStream(device), *limits(device)
 
 
 def address(tensor: Tensor | None) -> int:
