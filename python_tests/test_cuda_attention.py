@@ -61,29 +61,25 @@ def check_gate(
     groups: int,
     dtype: torch.dtype,
     layouts: Sequence[torch.memory_format],
-    gradients: int = 2,
     sigmoid: bool = True,
 ) -> None:
-    """Forward and backward against float64, with two different layouts of x and of the result, and a gradient
-    that is the sum of so many maps."""
+    """Forward and backward against float64; the layouts of x and of the result."""
     layout, other = layouts
     x = torch.randn(shape).to(dtype).contiguous(memory_format=layout)
     weights = gate_weights(shape[1], hidden, dtype)
-    grads = [torch.randn(shape).to(dtype).contiguous(memory_format=other) for _ in range(gradients)]
+    grad = torch.randn(shape).to(dtype).contiguous(memory_format=other)
 
     out = gates.channel_gate(x, weights, groups, sigmoid, layout, other)
     assert out.is_contiguous(memory_format=other)
-    pair_of_grads = grads[0], grads[1] if gradients > 1 else None
     grad_x, grad_weights = gates.channel_gate_backward(
-        pair_of_grads, x, weights, groups, sigmoid, layout, other, True, True
+        grad, x, weights, groups, sigmoid, layout, other, True, True
     )
     assert grad_x is not None and grad_x.is_contiguous(memory_format=layout)
 
     def definition(dtype: torch.dtype) -> tuple[Tensor, ...]:
         inputs = [t.to(dtype).requires_grad_() for t in (x, *weights)]
         result = reference.channel_gate(*inputs, groups, sigmoid)  # type: ignore[misc]
-        total = grads[0].to(dtype) if gradients == 1 else grads[0].to(dtype) + grads[1].to(dtype)
-        return result, *torch.autograd.grad(result, inputs, total)
+        return result, *torch.autograd.grad(result, inputs, grad.to(dtype))
 
     names = "result", "grad_x", "grad_w1", "grad_b1", "grad_w2", "grad_b2"
     exact = definition(torch.float64)
@@ -100,7 +96,7 @@ def check_gate(
 def test_both_layouts_on_either_side(dtype: torch.dtype, layouts: Sequence[torch.memory_format]) -> None:
     """Aligned maps, accesses of 8 bytes, of one element, and one image's positions in two tiles."""
     check_gate((2, 16, 8, 8), 4, 4, dtype, layouts)
-    check_gate((1, 20, 14, 14), 5, 2, dtype, layouts, gradients=1)
+    check_gate((1, 20, 14, 14), 5, 2, dtype, layouts)
     check_gate((3, 15, 7, 7), 3, 5, dtype, layouts, sigmoid=False)
 
 
@@ -133,7 +129,7 @@ def test_tf32_where_torch_multiplies_so(tf32: None) -> None:
     exact = reference.channel_gate(x.double(), *(w.double() for w in weights), 4)  # type: ignore[misc]
     assert 1e-5 < (found - exact).abs().max() < 2e-3  # 10 bits of a product's operands
     grads = gates.channel_gate_backward(
-        (torch.ones_like(x), None), x, weights, 4, True, CONTIGUOUS, CONTIGUOUS, True, True
+        torch.ones_like(x), x, weights, 4, True, CONTIGUOUS, CONTIGUOUS, True, True
     )
     inputs = [t.double().requires_grad_() for t in (x, *weights)]
     out = reference.channel_gate(*inputs, 4)  # type: ignore[misc]
@@ -150,8 +146,8 @@ def test_weights_of_another_dtype() -> None:
     arguments = x, 2, True, CONTIGUOUS, CONTIGUOUS
     found = gates.channel_gate(x, weights, *arguments[1:])
     assert torch.equal(found, gates.channel_gate(x, rounded, *arguments[1:]))
-    _, grads = gates.channel_gate_backward((grad, None), x, weights, *arguments[1:], False, True)
-    _, others = gates.channel_gate_backward((grad, None), x, rounded, *arguments[1:], False, True)
+    _, grads = gates.channel_gate_backward(grad, x, weights, *arguments[1:], False, True)
+    _, others = gates.channel_gate_backward(grad, x, rounded, *arguments[1:], False, True)
     for a, b in zip(grads, others, strict=True):
         assert a is not None and b is not None
         assert a.dtype == torch.float32 and torch.equal(a.bfloat16(), b)
@@ -181,9 +177,9 @@ def test_launches_of_the_gate(
         # A warp has 16 positions; a loop over tiles makes every grid enough, one block each is too many.
         tiles = -(-N * P // (plan["threads"] // 2))
         assert min(tiles, 132) <= plan["grid"][0] <= tiles and product(plan["grid"]) <= 4 * 132
-        for maps, weights in ((1, True), (2, True), (1, False)):
-            kernels = emulated_cuda.plan_channel_gate_backward(*call, maps, weights)
-            rows, units = emulated_cuda.channel_gate_backward_workspace(*call, maps, weights)
+        for weights in (True, False):
+            kernels = emulated_cuda.plan_channel_gate_backward(*call, weights)
+            rows, units = emulated_cuda.channel_gate_backward_workspace(*call, weights)
             for plan in kernels:
                 check_plan(plan, limit)
             names = [plan["kernel"].removeprefix("channel_gate_") for plan in kernels]
@@ -209,7 +205,7 @@ def test_the_shapes_of_the_bars_keep_their_weights_in_shared_memory(emulated_cud
         resident = 2 * sizes[1] * hidden * 2
         assert plan["shared_bytes"] > resident + 2 * sizes[1] * 64 * 2  # two tiles of 64 positions
         assert plan["grid"][0] >= blocks * 132
-        kernels = emulated_cuda.plan_channel_gate_backward(*call, 2, True)
+        kernels = emulated_cuda.plan_channel_gate_backward(*call, True)
         assert len(kernels) == (2 if hidden <= 32 else 3)
 
 
@@ -423,7 +419,7 @@ def test_the_order_of_threads_and_blocks_changes_nothing(any_order: ModuleType) 
             weights = gate_weights(20, hidden, dtype)
             found.append(gates.channel_gate(x, weights, 4, True, CONTIGUOUS, CHANNELS_LAST))
             grad_x, grads = gates.channel_gate_backward(
-                (x.cos(), x.sin()), x, weights, 4, True, CONTIGUOUS, CONTIGUOUS, True, True
+                x.cos(), x, weights, 4, True, CONTIGUOUS, CONTIGUOUS, True, True
             )
             found += [g for g in (grad_x, *grads) if g is not None]
             found += small_gcsa_module.small_gcsa(

@@ -37,10 +37,9 @@ void channel_gate(const ChannelGate& call, const Device& device, Stream stream);
 // The workspace and grad_x are of the map's element type. What a plan does not ask for may be null.
 struct ChannelGateBackward {
     ChannelGate gate;     // but out and out_last
-    bool grad_last;       // grad and grad2 are channels_last
+    bool grad_last;       // grad is channels_last
     bool weights;         // the gradients of weights are wanted
     const void* grad;     // (N, C, P), of out
-    const void* grad2;    // the same, to be added, or null
     void* grad_x;         // (N, C, P) in the layout of x, or null: not wanted
     float* partial;       // (rows, h * C + h + C * h + C): sums for w1, b1, w2, b2
     void* hidden_out;     // (N * P, units)

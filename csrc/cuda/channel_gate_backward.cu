@@ -1,5 +1,5 @@
-// The gradients of the channel gate. With g the gradient of out in the order of x's channels, the sum of one or two maps,
-// and * the element-wise product:
+// The gradients of the channel gate. With g the gradient of out in the order of x's channels, and * the element-wise
+// product:
 //
 //   g2 = g * x * a (1 - a),   g1 = (hidden > 0) * (w2' g2),   grad_x = g * a + w1' g1
 //   grad_w1 = g1 x',  grad_b1 = sum g1,  grad_w2 = g2 hidden',  grad_b2 = sum g2        summed over positions
@@ -96,9 +96,8 @@ __global__ void __launch_bounds__(32 * largest_gate_warps, 1) channel_gate_backw
 
     T* const x_tile = reinterpret_cast<T*>(shared_memory());
     T* const grad_tile = x_tile + gate.tile_elements;
-    T* const grad2_tile = grad_tile + launch.grad_elements;
     // Of a fused block, rows of positions.
-    T* const g2_tile = grad2_tile + (call.grad2 ? launch.grad_elements : 0);
+    T* const g2_tile = grad_tile + launch.grad_elements;
     const int g2_stride = gate.padded_channels + Math::pad;
     T* const hidden_tile = g2_tile + (fused ? size * g2_stride : 0);
     T* const g1_tile = hidden_tile + (fused ? size * unit_stride : 0);
@@ -140,9 +139,9 @@ __global__ void __launch_bounds__(32 * largest_gate_warps, 1) channel_gate_backw
         grad_place.last = call.grad_last;
         __syncthreads();  // nobody reads the last tile any more
 #pragma unroll 1
-        for (int number = 0; number < (call.grad2 ? 3 : 2); ++number) {
-            const void* const from = number == 0 ? call.gate.x : number == 1 ? call.grad : call.grad2;
-            T* const to = number == 0 ? x_tile : number == 1 ? grad_tile : grad2_tile;
+        for (int number = 0; number < 2; ++number) {
+            const void* const from = number ? call.grad : call.gate.x;
+            T* const to = number ? grad_tile : x_tile;
             TilePlace at = place;  // not one of two places, which would be chosen by its address in memory
             if (number) at.stride = launch.grad_stride, at.last = call.grad_last;
             load_tile(to, static_cast<const T*>(from), map, at, number ? launch.grad_access : gate.x_access);
@@ -223,8 +222,7 @@ __global__ void __launch_bounds__(32 * largest_gate_warps, 1) channel_gate_backw
                     value = 0.0f;
                     if (out >= 0 && is_position(m)) {
                         const int at = grad_place.last ? p * grad_place.stride + out : out * grad_place.stride + p;
-                        float g = to_float(grad_tile[at]);
-                        if (call.grad2) g += to_float(grad2_tile[at]);
+                        const float g = to_float(grad_tile[at]);
                         value = g * to_float(*own_x) * (call.gate.sigmoid ? a * (1.0f - a) : 1.0f);
                         grad_tile[at] = from_float<T>(g * a);
                     }
@@ -521,7 +519,7 @@ bool fill_main(const ChannelGateBackward& call, const GateWay& way, const Device
     if (fused && (ceil_div(map.channels, step) * units / step > held_results * way.warps || channels > 32 * way.warps)) {
         return false;
     }
-    const int64_t maps = elements(call.gate.x_last) + (call.grad2 ? 2 : 1) * elements(call.grad_last);
+    const int64_t maps = elements(call.gate.x_last) + elements(call.grad_last);
     const int64_t kept = fused ? size * (channels + 2 * units + 3 * Math::pad) : 0;
     const int64_t pieces = (way.resident ? 2 * blocks * Sizes::unit_blocks : 2) * Sizes::elements;
     const int64_t bytes = (maps + kept + pieces) * element_size(map.element) + (units + 2 * channels) * 4;
@@ -535,7 +533,7 @@ bool fill_main(const ChannelGateBackward& call, const GateWay& way, const Device
     launch.call = call;
     launch.grad_stride = int(stride(call.grad_last));
     launch.grad_elements = int(elements(call.grad_last));
-    launch.grad_access = std::min(map_access(call.grad, map, call.grad_last), map_access(call.grad2, map, call.grad_last));
+    launch.grad_access = map_access(call.grad, map, call.grad_last);
     launch.g2_access = map_access(nullptr, map, true);
     const int64_t tiles = ceil_div(map.batch * map.positions, size);
     const int64_t grid = std::min(tiles, way.blocks * device.multiprocessors);

@@ -29,14 +29,13 @@ ChannelGate channel_gate_call(
 
 // What a plan for so many multiprocessors depends on; where tensors lie only decides how wide accesses are.
 ChannelGateBackward backward_sizes(
-    int element, const Sizes& sizes, const Gate& gate, bool x_last, bool grad_last, int grads, bool weights
+    int element, const Sizes& sizes, const Gate& gate, bool x_last, bool grad_last, bool weights
 ) {
     const Weights some{16, 16, 16, 16};
     ChannelGateBackward call{};
     call.gate = channel_gate_call(element, sizes, gate, x_last, false, 16, some, 0);
     call.grad_last = grad_last;
     call.weights = weights;
-    call.grad2 = grads > 1 ? pointer(16) : nullptr;
     return call;
 }
 
@@ -64,19 +63,17 @@ void bind_channel_gate(pybind11::module_& module) {
     // The rows of partial sums, and the columns of two workspaces of hidden units, 0 where these are not needed.
     module.def(
         "channel_gate_backward_workspace", [](const Target& target, int element, const Sizes& sizes, const Gate& gate,
-                                              bool x_last, bool grad_last, int grads, bool weights) {
-            const auto plan = plan_channel_gate_backward(
-                backward_sizes(element, sizes, gate, x_last, grad_last, grads, weights), device(target)
-            );
+                                              bool x_last, bool grad_last, bool weights) {
+            const auto plan =
+                plan_channel_gate_backward(backward_sizes(element, sizes, gate, x_last, grad_last, weights), device(target));
             return std::pair(plan.rows, plan.units);
         }
     );
     module.def(
         "plan_channel_gate_backward", [](const Target& target, int element, const Sizes& sizes, const Gate& gate,
-                                         bool x_last, bool grad_last, int grads, bool weights) {
-            const auto plan = plan_channel_gate_backward(
-                backward_sizes(element, sizes, gate, x_last, grad_last, grads, weights), device(target)
-            );
+                                         bool x_last, bool grad_last, bool weights) {
+            const auto plan =
+                plan_channel_gate_backward(backward_sizes(element, sizes, gate, x_last, grad_last, weights), device(target));
             pybind11::list kernels;
             for (const auto& kernel : {plan.main, plan.sums, plan.add}) {
                 if (kernel.threads) kernels.append(to_dict(kernel));
@@ -86,14 +83,13 @@ void bind_channel_gate(pybind11::module_& module) {
     );
     module.def(
         "channel_gate_backward", [](const Target& target, int element, const Sizes& sizes, const Gate& gate, bool x_last,
-                                    bool grad_last, Address x, const Weights& weights, Address grad, Address grad2,
-                                    Address grad_x, const std::array<Address, 4>& workspace, const Vectors& gradients) {
+                                    bool grad_last, Address x, const Weights& weights, Address grad, Address grad_x,
+                                    const std::array<Address, 4>& workspace, const Vectors& gradients) {
             require_addresses(grad);
             ChannelGateBackward call{};
             call.gate = channel_gate_call(element, sizes, gate, x_last, false, x, weights, 0);
             call.grad_last = grad_last;
             call.grad = pointer(grad);
-            call.grad2 = pointer(grad2);
             call.grad_x = pointer(grad_x);
             call.partial = pointer<float>(workspace[0]);
             call.hidden_out = pointer(workspace[1]);

@@ -35,7 +35,7 @@ def _fits(channels: int, hidden: int, dtype: torch.dtype, shared_bytes: int) -> 
             gate = (hidden, 1, True, tf32)
             arguments = (limits, ELEMENTS[dtype], (1, channels, 1), gate, last, other_last)
             kernels().plan_channel_gate(*arguments)
-            kernels().plan_channel_gate_backward(*arguments, 2, True)
+            kernels().plan_channel_gate_backward(*arguments, True)
     except ValueError:
         return False
     return True
@@ -103,7 +103,7 @@ def channel_gate(
 
 
 def channel_gate_backward(
-    grads: tuple[Tensor, Tensor | None],
+    grad: Tensor,
     x: Tensor,
     weights: Sequence[Tensor],
     groups: int,
@@ -113,15 +113,14 @@ def channel_gate_backward(
     need_x: bool,
     need_weights: bool,
 ) -> tuple[Tensor | None, list[Tensor | None]]:
-    """The gradients of x, in its `layout`, and of the weights; `grads` add up to that of the result."""
+    """The gradients of x, in its `layout`, and of the weights; `grad` is that of the result."""
     grad_x = torch.empty_like(x, memory_format=layout) if need_x else None
     found = [torch.empty_like(w) if need_weights else None for w in weights]
     rounded = [w.to(x.dtype) for w in weights]
     arguments = _arguments(x, weights[0].shape[0], groups, sigmoid, layout, grad_layout)
     workspace: list[Tensor | None] = [None, None, None, None]
     if need_weights:
-        maps = 1 if grads[1] is None else 2
-        rows, units = kernels().channel_gate_backward_workspace(*arguments, maps, True)
+        rows, units = kernels().channel_gate_backward_workspace(*arguments, True)
         workspace[0] = x.new_empty((rows, sum(w.numel() for w in weights)), dtype=torch.float32)
         if units:
             positions = x.numel() // x.shape[1]
@@ -130,9 +129,9 @@ def channel_gate_backward(
         *arguments,
         address(x),
         tuple(map(address, rounded)),
-        *map(address, grads),
+        address(grad),
         address(grad_x),
         list(map(address, workspace)),
-        [(address(grad), VECTOR_ELEMENTS[w.dtype]) for grad, w in zip(found, weights, strict=True)],
+        [(address(g), VECTOR_ELEMENTS[w.dtype]) for g, w in zip(found, weights, strict=True)],
     )
     return grad_x, found
