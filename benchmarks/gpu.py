@@ -8,6 +8,13 @@ basis of FASTER in gcsa_ext/backends/triton/convolution.py. It writes report.jso
 with every bar met or missed, and works from the source tree, without the compiled module too.
 ``--only convolution`` measures no more than that, and likewise every other word of an operation's name.
 
+Where more than one backend has kernels for the GPU, "gcsa_ext" is the one that is chosen, and
+"gcsa_ext cuda" (or triton) another; the report compares them too, and PREFERRED_ON_GPUS in
+gcsa_ext/backends is filled from that.
+
+``--sanitize`` runs the operators' tests on the CUDA kernels under NVIDIA's compute-sanitizer instead, which
+finds accesses out of bounds (memcheck) and races in shared memory (racecheck).
+
 Without a GPU, ``--dry-run`` runs all of it but tests, CUDA graphs, torch.compile and memory on the CPU, with
 tiny maps: it tells whether the program works, and measures nothing of interest.
 """
@@ -15,12 +22,14 @@ tiny maps: it tells whether the program works, and measures nothing of interest.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import gc
 import importlib.util
 import json
 import math
 import os
 import random
+import shutil
 import statistics
 import subprocess
 import sys
@@ -43,7 +52,7 @@ import plain  # noqa: E402
 from cases import MAPS  # noqa: E402
 from paired import relative_error  # noqa: E402
 
-from gcsa_ext import GCSA, functional, info  # noqa: E402
+from gcsa_ext import GCSA, backends, functional, info, use_backend  # noqa: E402
 from gcsa_ext.backends import triton  # noqa: E402
 
 Function = Callable[..., Tensor]
@@ -52,6 +61,8 @@ OURS, EAGER = "gcsa_ext", "eager"
 LARGE = 100e6
 """Bytes of a map from which on the caches hold little of a pass's data (L2 of an H200: 50 MB)."""
 COMPILED = "torch.compile"
+SANITIZED = "gate or mask or band or attention_in_16_bits or sizes_of_the_map"
+"""Of the tests on a GPU those that run under compute-sanitizer, which takes many times as long."""
 
 
 @dataclass
@@ -85,8 +96,19 @@ class Workload:
         name = str(self.dtype).removeprefix("torch.")
         return f"{self.operation} {passes} {name} {'x'.join(map(str, self.shape))}"
 
-    def contenders(self, compilers: bool) -> list[str]:
-        names = [EAGER, OURS]
+    def other_backends(self, device: torch.device) -> list[str]:
+        """Those that have kernels for it, but for the one that is chosen."""
+        operator = self.operation.split()[0].lower()
+        names = [
+            name
+            for name in backends.ORDER
+            if name != "reference" and backends.unsupported(name, operator, device, self.dtype) is None
+        ]
+        chosen = backends.select(operator, device, self.dtype, self.shape, warn=False)
+        return [name for name in names if getattr(backends, name) is not chosen]
+
+    def contenders(self, compilers: bool, device: str) -> list[str]:
+        names = [EAGER, OURS, *(f"{OURS} {name}" for name in self.other_backends(torch.device(device)))]
         if self.layouts:
             names += [f"{name} channels_last" for name in names]
         return names + [COMPILED] * (self.compiled and compilers)
@@ -138,12 +160,15 @@ def make_step(workload: Workload, contender: str, dtype: torch.dtype | None = No
         torch.compiler.reset()  # or it would stop compiling after so many shapes
         call = torch.compile(function, dynamic=False)
 
+    forced = [name for name in backends.ORDER if name in contender.split()]
+
     def step() -> tuple[Tensor, ...]:
-        with torch.set_grad_enabled(workload.backward):
-            out = call(*inputs)
-        if not workload.backward:
-            return (out,)
-        return out.detach(), *torch.autograd.grad(out, wanted, grad)
+        with use_backend(forced[0]) if forced else contextlib.nullcontext():
+            with torch.set_grad_enabled(workload.backward):
+                out = call(*inputs)
+            if not workload.backward:
+                return (out,)
+            return out.detach(), *torch.autograd.grad(out, wanted, grad)
 
     return step
 
@@ -344,7 +369,7 @@ def measure(workload: Workload, ceilings: Ceilings, device: str, rounds: int, co
     with torch.backends.cudnn.flags(benchmark=False):
         exact = [t.float() for t in make_step(workload, EAGER, torch.float64)()]
     calls: dict[str, Callable[[], object]] = {}
-    for contender in workload.contenders(compilers):
+    for contender in workload.contenders(compilers, device):
         try:
             step = make_step(workload, contender)
             row.errors[contender] = relative_error([t.float() for t in step()], exact)
@@ -442,7 +467,7 @@ def compare_convolutions(
     """The first convolution of an attention has fewer filters than channels and a ReLU behind its norm."""
     N, C, H, W = shape
     x = _randn(shape, dtype, device)
-    layout = triton.operators.convolution_layout(x)
+    layout = backends.gpu.convolution_layout(x)
     x = x.to(memory_format=layout)
     z = _randn((N, filters, H, W), dtype, device).to(memory_format=layout) if filters > C else None
     weight = (_randn((filters, C, 7, 7), torch.float32, device) / (49 * C) ** 0.5).to(dtype)
@@ -549,6 +574,23 @@ def run_tests(limit: float) -> dict[str, Any]:
     return {"status": status, "seconds": time.perf_counter() - start, "output": tail}
 
 
+def sanitize() -> int:
+    """The operators' tests on the CUDA kernels, under memcheck and under racecheck."""
+    program = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
+    if program is None:
+        sys.exit("benchmarks/gpu.py: --sanitize needs compute-sanitizer, which comes with the CUDA toolkit")
+    # Memory of its own for every tensor, or an access beyond one would end in the next.
+    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "timeout=0"]
+    tests += ["python_tests/test_gpu.py", "-k", f"cuda and ({SANITIZED})"]
+    failed = 0
+    for tool in ("memcheck", "racecheck"):
+        print(f"compute-sanitizer --tool {tool}", flush=True)
+        command = [program, "--tool", tool, "--target-processes", "all", "--error-exitcode", "77", *tests]
+        failed |= subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+    return 1 if failed else 0
+
+
 def best(row: Row, ours: bool, graph: bool) -> tuple[str, float] | None:
     """The fastest of our contenders, or of the others; directly called or as a graph."""
     found = {
@@ -557,6 +599,28 @@ def best(row: Row, ours: bool, graph: bool) -> tuple[str, float] | None:
         if name.startswith(OURS) == ours and name.endswith("in a graph") == graph
     }
     return min(found.items(), key=lambda item: item[1]) if found else None
+
+
+def by_backend(rows: Sequence[Row]) -> list[str]:
+    """The table of our backends, where there are several."""
+    names = sorted({name for row in rows for name in row.errors if name.split()[0] == OURS})
+    names = [name for name in names if not name.endswith("channels_last")]
+    if len(names) < 2:
+        return []
+    lines = [
+        "",
+        "Our backends, milliseconds per call in the fastest layout; the first is the chosen one:",
+        "",
+    ]
+    lines += [f"| operation | shape | dtype | {' | '.join(names)} |", f"|---|---|---|{'--:|' * len(names)}"]
+    for row in rows:
+        cells = [f"{row.operation}{' + backward' if row.backward else ''}", "x".join(map(str, row.shape))]
+        cells.append(row.dtype.removeprefix("torch."))
+        for name in names:
+            found = [row.seconds[n] for n in (name, f"{name} channels_last") if n in row.seconds]
+            cells.append(f"{min(found) * 1e3:.4g}" if found else "")
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -605,6 +669,7 @@ def markdown(report: dict[str, Any]) -> str:
     left_out += [f"- {what}: out of time" for what in report["out_of_time"]]
     if left_out:
         lines += ["", "Left out:", "", *left_out]
+    lines += by_backend(rows)
     if report["memory"]:
         lines += ["", "Memory of a training step of GCSA, in times the input:", ""]
         lines += ["| shape | contender | kept for the backward pass | peak |", "|---|---|--:|--:|"]
@@ -639,6 +704,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--only", default="", help="measure operations with this in their name, alone")
     parser.add_argument("--no-tests", action="store_true")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
+    parser.add_argument("--sanitize", action="store_true", help="run tests under compute-sanitizer instead")
     parser.add_argument("--dry-run", action="store_true", help="tiny maps on the CPU: does the program work?")
     return parser.parse_args()
 
@@ -650,6 +716,8 @@ def main() -> int:
         sys.exit(
             "benchmarks/gpu.py: torch.cuda.is_available() is False; --dry-run tries the program without a GPU"
         )
+    if arguments.sanitize:
+        return sanitize()
     left = 60 * arguments.minutes
     tests = {"status": "not run"}
     if not (arguments.no_tests or arguments.dry_run):

@@ -16,6 +16,9 @@
 #include "dlpack.h"
 #include "running_statistics.h"
 #include "scratch.h"
+#ifndef GCSA_EXT_CUDA_MISSING
+#include "cuda/bindings.h"
+#endif
 
 namespace py = pybind11;
 
@@ -161,8 +164,19 @@ PYBIND11_MODULE(_C, module) {
 #else
         info["openmp"] = false;
 #endif
+#ifdef GCSA_EXT_CUDA_MISSING
+        info["cuda"] = py::none();
+        info["cuda_missing"] = GCSA_EXT_CUDA_MISSING;
+#else
+        info["cuda"] = GCSA_EXT_CUDA_COMPILER " for " GCSA_EXT_CUDA_ARCHITECTURES;
+        info["cuda_missing"] = py::none();
+#endif
         return info;
     });
+#ifndef GCSA_EXT_CUDA_MISSING
+    auto cuda = module.def_submodule("cuda");
+    gcsa_ext::cuda::bind(cuda);
+#endif
     module.def("cpu_isa", [] { return kernels().isa; });
 
     module.def(

@@ -90,6 +90,7 @@ def format_info() -> str:
         lines += [
             f"  {'compiler':24}{build['compiler']}",
             f"  {'OpenMP':24}{'yes' if build['openmp'] else 'no: every operator runs on one thread'}",
+            f"  {'CUDA kernels':24}{build['cuda'] or 'none: ' + build['cuda_missing']}",
             f"  {'instruction sets':24}{', '.join(build['isas'])}",
             f"  {'in use':24}{found['isa']}{f' (GCSA_EXT_CPU_ISA={asked})' if asked else ''}",
         ]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from types import ModuleType
 
+import emulated_cuda as emulation
 import pytest
 import torch
 
@@ -52,13 +54,27 @@ def one_thread(keep_threads: None) -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture(params=["cpu", "triton"])
+@pytest.fixture(scope="session")
+def emulated_cuda() -> Iterator[ModuleType]:
+    """The CUDA kernels on the CPU, for the backend "cuda" when it is forced; compiled at the first use."""
+    if emulation.compiler() is None:
+        pytest.skip("no C++ compiler here to compile the emulated CUDA kernels")
+    module = emulation.load()
+    gcsa_ext.backends.cuda.launch.emulate(module)
+    yield module
+    gcsa_ext.backends.cuda.launch.emulate(None)
+
+
+@pytest.fixture(params=["cpu", "triton", "cuda"])
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The test once for each backend whose kernels take tensors on the CPU; Triton's are interpreted."""
+    """The test once for each backend whose kernels take tensors on the CPU: Triton's are interpreted, those
+    of CUDA are emulated."""
     name: str = request.param
-    if name == "triton" and torch.cuda.is_available():
-        pytest.skip("Triton's kernels are compiled where there is a GPU: see test_gpu.py")
+    if name != "cpu" and torch.cuda.is_available():
+        pytest.skip("kernels for GPUs are compiled where there is one: see test_gpu.py")
     if name == "triton" and (reason := gcsa_ext.backends.triton.load_error) is not None:
         pytest.skip(reason)
+    if name == "cuda":
+        request.getfixturevalue("emulated_cuda")
     with gcsa_ext.use_backend(name):
         yield name

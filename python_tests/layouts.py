@@ -47,7 +47,9 @@ LAYOUTS: dict[str, Callable[[tuple[int, ...], torch.dtype], Tensor]] = {
 }
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 BACKEND_DTYPES = [("cpu", dtype) for dtype in DTYPES] + [
-    ("triton", dtype) for dtype in (torch.float32, torch.bfloat16, torch.float16)
+    (backend, dtype)
+    for backend in ("triton", "cuda")
+    for dtype in (torch.float32, torch.bfloat16, torch.float16)
 ]
 """Who computes what: for the fixture `backend` and a parameter dtype."""
 SIZES = ((2, 8, 5, 7), (1, 12, 1, 1), (3, 17, 3, 20), (2, 36, 9, 9), (1, 3, 33, 1))

@@ -107,7 +107,7 @@ def with_norms(module: nn.Module, **options: Any) -> nn.Module:
 
 @pytest.mark.parametrize(
     ("backend", "dtype"),
-    [("cpu", torch.float32), ("cpu", torch.float64), ("triton", torch.float32)],
+    [("cpu", torch.float32), ("cpu", torch.float64), ("triton", torch.float32), ("cuda", torch.float32)],
     ids=str,
     indirect=["backend"],
 )
@@ -295,7 +295,7 @@ def test_exchanged_layers_are_called_as_they_are(what: str) -> None:
 
 @every_backend
 @pytest.mark.parametrize("reentrant", [True, False])
-def test_gradient_checkpointing(reentrant: bool) -> None:
+def test_gradient_checkpointing(reentrant: bool, backend: str) -> None:
     fused, _ = pair(channels=12)
     fused.eval()  # in training the running statistics would be updated twice, as with every batch norm
     x = torch.randn(2, 12, 5, 4, requires_grad=True)
@@ -305,19 +305,25 @@ def test_gradient_checkpointing(reentrant: bool) -> None:
         x.grad = None
         call(x).pow(2).sum().backward()
         grads.append([x.grad.clone(), *(p.grad.clone() for p in fused.parameters())])
-    assert all(torch.equal(a, b) for a, b in zip(*grads, strict=True))
+    # Without gradients the CUDA backend computes small maps in one launch, with sums in another order.
+    tolerance = 1e-5 if backend == "cuda" and reentrant else 0.0
+    torch.testing.assert_close(*grads, rtol=tolerance, atol=tolerance)
 
 
 @every_backend
-def test_inference_mode_and_no_grad() -> None:
+def test_inference_mode_and_no_grad(backend: str) -> None:
     fused, plain = (m.eval() for m in pair(channels=12))
     x = torch.randn(2, 12, 5, 4)
     expected = fused(x).detach()
+    tolerance = 1e-6 if backend == "cuda" else 0.0  # see test_gradient_checkpointing
     with torch.inference_mode():
-        assert torch.equal(fused(x), expected)
-        assert fused(x).is_inference()
+        out = fused(x)
+        assert out.is_inference()
+        torch.testing.assert_close(out, expected, rtol=tolerance, atol=tolerance)
     with torch.no_grad():
-        assert torch.equal(fused(x), expected) and not fused(x).requires_grad
+        out = fused(x)
+        assert not out.requires_grad
+        torch.testing.assert_close(out, expected, rtol=tolerance, atol=tolerance)
     torch.testing.assert_close(expected, plain(x))
 
 

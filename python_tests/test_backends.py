@@ -71,7 +71,7 @@ def test_reference_backend_differentiates() -> None:
 
 def test_unknown_backend() -> None:
     with (
-        pytest.raises(ValueError, match=r"unknown backend 'gpu' .* one of cpu, triton, reference"),
+        pytest.raises(ValueError, match=r"unknown backend 'gpu' .* one of cpu, triton, cuda, reference"),
         gcsa_ext.use_backend("gpu"),
     ):
         pass
@@ -240,3 +240,27 @@ def test_package_without_its_binary(tmp_path: Path) -> None:
     assert reason in message and lines[1].startswith(reason)
     assert f"missing: {reason}" in printed
     assert "forced: channel_gate: backend 'cpu' is forced but cannot run: " + reason in printed
+
+
+def test_a_preference_comes_before_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a measurement on a GPU says so, and only if the preferred backend can run."""
+    cannot: set[str] = set()
+    monkeypatch.setattr(backends, "unsupported", lambda name, *_: "no" if name in ("cpu", *cannot) else None)
+    preference = backends.Preference(
+        "gcsa", "cuda", lambda shape, dtype: shape[2] <= 14 and dtype.itemsize == 2
+    )
+    monkeypatch.setattr(backends, "PREFERRED_ON_GPUS", (preference,))
+    gpu, shape = torch.device("cuda"), (8, 512, 7, 7)
+    assert backends.select("gcsa", gpu, torch.bfloat16, shape) is backends.cuda
+    for other in (
+        ("gcsa", gpu, torch.float32, shape),
+        ("gcsa", gpu, torch.bfloat16, (8, 64, 56, 56)),
+        ("norm_gate", gpu, torch.bfloat16, shape),
+        ("gcsa", gpu, torch.bfloat16),
+        ("gcsa", torch.device("cpu"), torch.bfloat16, shape),
+    ):
+        assert backends.select(*other) is backends.triton
+    cannot.add("cuda")
+    assert backends.select("gcsa", gpu, torch.bfloat16, shape) is backends.triton
+    cannot.add("triton")
+    assert backends.select("gcsa", gpu, torch.bfloat16, shape, warn=False) is backends.reference

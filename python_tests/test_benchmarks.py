@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import bars
@@ -407,6 +407,7 @@ def test_the_gpu_report_reads_well() -> None:
         "GCSA train", (8, 4, 5, 6), "torch.bfloat16", True, seconds, {"eager": 2e-3, "gcsa_ext": 1e-3}
     )
     row.left_out["eager channels_last"] = "RuntimeError: no"
+    row.seconds["gcsa_ext cuda"], row.errors["gcsa_ext cuda"] = 5e-3, 1e-3
     row.bytes_per_second, row.of_ceiling = 2e12, 0.5
     shape_class = triton_convolution.ShapeClass(torch.bfloat16, 7, 16, 64, 32)
     times = {"torch": 3e-5, "one launch": 2e-5}
@@ -431,6 +432,8 @@ def test_the_gpu_report_reads_well() -> None:
     assert "- GCSA train (8, 4, 5, 6) eager channels_last: RuntimeError: no" in text
     assert "- channel_gate forward float32 1x2x3x4: out of time" in text
     assert "| 8x4x5x6 | eager | 6.50 | 10.00 |" in text
+    assert "| operation | shape | dtype | gcsa_ext | gcsa_ext cuda |" in text
+    assert "| GCSA train + backward | 8x4x5x6 | bfloat16 | 1 | 5 |" in text
     assert (
         "| GCSA forward + backward 8x4x5x6 torch.bfloat16: speed over eager's | 4 | at least 1.5 | PASS |"
         in text
@@ -481,6 +484,37 @@ def test_the_gpu_report_may_leave_out_what_is_not_asked_for(
     report = json.loads((tmp_path / "report.json").read_text())
     assert {row["operation"] for row in report["rows"]} == {"frequency_mask_"}
     assert report["convolutions"] == report["memory"] == []
+
+
+def test_the_gpu_report_measures_every_backend(emulated_cuda: ModuleType) -> None:
+    """Of those that are not chosen, each forced in its turn; here the emulated one."""
+    workload = gpu.norm_gate_workload((2, 16, 5, 6), torch.float32, True, "cpu")
+    assert "gcsa_ext cuda" not in workload.contenders(False, "cpu")
+    calls: list[str] = []
+    with pytest.MonkeyPatch.context() as patched:
+        for name in ("cpu", "cuda"):
+            module = getattr(gpu.backends, name)
+            kernel = module.norm_gate
+            patched.setattr(module, "norm_gate", lambda *a, n=name, k=kernel: calls.append(n) or k(*a))
+        found = [gpu.make_step(workload, name)() for name in ("gcsa_ext", "gcsa_ext cuda channels_last")]
+    assert calls == ["cpu", "cuda"]
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
+
+
+def test_sanitizing_needs_the_toolkit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu.shutil, "which", lambda _: None)
+    monkeypatch.setattr("sys.argv", ["gpu.py", "--sanitize"])
+    with pytest.raises(SystemExit, match="--sanitize needs compute-sanitizer"):
+        gpu.main()
+    commands: list[list[str]] = []
+    done = SimpleNamespace(returncode=0)
+    monkeypatch.setattr(gpu.shutil, "which", lambda _: "/bin/compute-sanitizer")
+    monkeypatch.setattr(gpu.subprocess, "run", lambda command, **_: commands.append(command) or done)
+    assert gpu.main() == 0
+    assert [command[:3] for command in commands] == [
+        ["/bin/compute-sanitizer", "--tool", tool] for tool in ("memcheck", "racecheck")
+    ]
 
 
 def test_the_gpu_report_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -60,7 +60,9 @@ def test_other_compilers_and_processors_take_the_sources(compiler: str, isa: str
 
 def test_build_info() -> None:
     info = _C.build_info()
-    assert set(info) == {"compiler", "isas", "openmp"}
+    assert set(info) == {"compiler", "isas", "openmp", "cuda", "cuda_missing"}
+    assert (info["cuda"] is None) != (info["cuda_missing"] is None)
+    assert info["cuda"] is None or re.match(r"nvcc [\d.]+ for (sm_\d+ )+compute_\d+$", info["cuda"])
     assert re.match(r"(GNU|Clang|AppleClang) \d+\.", info["compiler"])
     assert info["isas"][0] == "baseline" and set(info["isas"]) <= {"baseline", "avx2", "avx512"}
     assert isinstance(info["openmp"], bool)

@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from layouts import BACKEND_DTYPES, DTYPES, LAYOUTS, SIZES, expected_format
 from torch import Tensor
 
-import gcsa_ext
 from gcsa_ext import backends, functional, reference
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -81,9 +80,9 @@ def check(
     )
     assert_as_accurate(found[0], plainly[0], exact[0])
     # Where a gradient is one sum of many summands that cancel, plain PyTorch may be exact by chance. The
-    # scale is then that of all gradients; Triton's products take operands rounded to the dtype besides.
+    # scale is then that of all gradients; products on GPUs take operands rounded to the dtype besides.
     largest = max((g.abs().max().item() for g in exact[1] if g.isfinite().all()), default=0.0)
-    summands = (2 if backends.forced_backend() == "triton" else 1) * largest
+    summands = (2 if backends.forced_backend() in ("triton", "cuda") else 1) * largest
     for i, *grads in zip(wanted, found[1], plainly[1], exact[1], strict=True):
         assert_as_accurate(*grads, what=f"gradient of argument {i}", least_scale=summands)
     return found[0]
@@ -186,7 +185,7 @@ def test_norm_gate_of_two_dtypes_counts_the_wider() -> None:
     assert torch.equal(found, functional.norm_gate(u.float(), z, training=True))
 
 
-@pytest.mark.parametrize("backend", ["cpu", "triton", "reference"])
+@pytest.mark.parametrize("backend", ["cpu", "triton", "cuda", "reference"], indirect=True)
 @pytest.mark.parametrize("create_graph", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
 def test_norm_gate_of_bfloat16_maps_with_vectors_of_any_dtype(
@@ -194,9 +193,8 @@ def test_norm_gate_of_bfloat16_maps_with_vectors_of_any_dtype(
 ) -> None:
     u, z, *_ = norm_gate_arguments("contiguous", (2, 5, 4, 6), torch.bfloat16)
     weight, bias = (torch.randn(5, dtype=dtype, requires_grad=True) for _ in range(2))
-    with gcsa_ext.use_backend(backend):
-        out = functional.norm_gate(u, z, weight, bias, training=True)
-        weight.grad, bias.grad = torch.autograd.grad(out.sum(), (weight, bias), create_graph=create_graph)
+    out = functional.norm_gate(u, z, weight, bias, training=True)
+    weight.grad, bias.grad = torch.autograd.grad(out.sum(), (weight, bias), create_graph=create_graph)
     exact = reference.norm_gate(u.double(), z.double(), weight.double(), bias.double(), None, None, EPS)
     assert out.dtype == torch.bfloat16
     torch.testing.assert_close(out.double(), exact, rtol=2.0**-8, atol=2.0**-9)

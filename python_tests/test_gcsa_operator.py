@@ -41,7 +41,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
         return record
 
-    for module in (backends.cpu, backends.triton):
+    for module in (backends.cpu, backends.triton, backends.cuda):
         for name in ("gcsa", "gcsa_backward") if hasattr(module, "gcsa") else ():
             monkeypatch.setattr(module, name, recording(module, name))
     yield seen

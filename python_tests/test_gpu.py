@@ -85,22 +85,40 @@ pytestmark = [
 DEVICE = "cuda"
 
 
-@pytest.fixture(params=["triton"])
+@pytest.fixture(params=["triton", "cuda"])
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Instead of the fixture of that name elsewhere: Triton's kernels, on tensors on the GPU."""
-    if request.param == "cpu":
+    """Instead of the fixture of that name elsewhere: compiled kernels, on tensors on the GPU."""
+    name: str = request.param
+    if name == "cpu":
         pytest.skip("the cpu backend is tested where the test is written")
+    reason = backends.unsupported(name, "gcsa", torch.device(DEVICE), torch.float32)
+    if reason is not None:
+        pytest.skip(reason)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # the yardstick is float32
     monkeypatch.setattr(backends.triton.tuning, "enabled", False)
-    with torch.device(DEVICE), gcsa_ext.use_backend("triton"):
-        yield "triton"
+    with torch.device(DEVICE), gcsa_ext.use_backend(name):
+        yield name
 
 
-def test_triton_is_chosen_for_a_gpu() -> None:
+def test_kernels_run_on_a_gpu(backend: str) -> None:
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         for operator in ("channel_gate", "norm_gate", "frequency_mask", "conv2d_same", "gcsa"):
-            assert backends.unsupported("triton", operator, torch.device(DEVICE), dtype) is None
-    assert not backends.triton.INTERPRETED
+            assert backends.unsupported(backend, operator, torch.device(DEVICE), dtype) is None
+    assert not backends.triton.INTERPRETED and not backends.cuda.launch.emulated()
+
+
+def test_an_error_of_a_launch_tells_which_kernel_and_what_shape(backend: str) -> None:
+    """Here there is no such device."""
+    if backend != "cuda":
+        pytest.skip("Triton has errors of its own")
+    kernels, x = backends.cuda.launch.kernels(), torch.zeros(2, 3, 4)
+    band = torch.zeros(1, dtype=torch.int64)
+    target = (99, 0, 132, 227 * 1024)
+    addresses = (band.data_ptr(), band.data_ptr(), 0, x.data_ptr(), x.data_ptr())
+    with pytest.raises(
+        RuntimeError, match=r"launching frequency_mask, in place .* invalid device.* \(a batch of 2"
+    ):
+        kernels.frequency_mask(target, 2, 3, 4, 1, True, 4, *addresses)
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
@@ -320,11 +338,12 @@ class Attended(nn.Module):
 
 
 @pytest.mark.parametrize("inside", [True, False])
-def test_autocast(inside: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_autocast(inside: bool, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Behind a convolution x is in 16 bits, and one operator computes; a float32 x is left to the layers."""
     calls: list[object] = []
-    kernel = backends.triton.gcsa
-    monkeypatch.setattr(backends.triton, "gcsa", lambda *a: calls.append(a) or kernel(*a))
+    module = getattr(backends, backend)
+    kernel = module.gcsa
+    monkeypatch.setattr(module, "gcsa", lambda *a: calls.append(a) or kernel(*a))
     fused, plain = pair(channels=16)
     if inside:
         fused, plain = Attended(fused), Attended(plain)

@@ -13,10 +13,9 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 
 import gcsa_ext
-from gcsa_ext import GCSA
+from gcsa_ext import GCSA, backends
 from gcsa_ext.layout import memory_format
 
-operators = pytest.importorskip("gcsa_ext.backends.triton.operators", reason="torch has no Triton")
 gates = pytest.importorskip("gcsa_ext.backends.triton.gates", reason="torch has no Triton")
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -68,7 +67,7 @@ def allocate_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
         return call
 
-    monkeypatch.setattr(operators.F, "conv2d", convolve)
+    monkeypatch.setattr(backends.gpu.F, "conv2d", convolve)
     monkeypatch.setattr(torch.ops.aten, "convolution_backward", differentiate)
     for name in ("norm_forward", "norm_backward", "channel_gate", "channel_gate_backward"):
         monkeypatch.setattr(gates, name, collecting(getattr(gates, name)))

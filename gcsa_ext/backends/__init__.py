@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from gcsa_ext.backends import cpu, forced, native, reference, triton
+from gcsa_ext.backends import cpu, cuda, forced, native, reference, triton
 
 _warned: set[str] = set()
 
@@ -118,9 +118,35 @@ class Backend(Protocol):
     ) -> Sequence[Tensor | None]: ...
 
 
-_BACKENDS: dict[str, Backend] = {"cpu": cpu, "triton": triton, "reference": reference}
+_BACKENDS: dict[str, Backend] = {"cpu": cpu, "triton": triton, "cuda": cuda, "reference": reference}
 ORDER = tuple(_BACKENDS)
 """The backends, best first."""
+
+
+class Preference(NamedTuple):
+    """A backend that was measured to be faster on GPUs than those before it in ORDER."""
+
+    operator: str
+    backend: str
+    takes: Callable[[Sequence[int], torch.dtype], bool]
+    """Of the shape and dtype of the operator's first tensor: whether it is one of these."""
+
+
+PREFERRED_ON_GPUS: tuple[Preference, ...] = ()
+"""Empty until it is measured on a GPU, both backends in one process:
+
+    python benchmarks/gpu.py
+"""
+
+
+def _order(
+    operator: str, device: torch.device, dtype: torch.dtype, shape: Sequence[int] | None
+) -> tuple[str, ...]:
+    if device.type == "cuda" and shape is not None:
+        for preference in PREFERRED_ON_GPUS:
+            if preference.operator == operator and preference.takes(shape, dtype):
+                return preference.backend, *ORDER
+    return ORDER
 
 
 def _backend(name: str) -> Backend:
@@ -140,10 +166,17 @@ def unsupported(backend: str, operator: str, device: torch.device, dtype: torch.
     return _backend(backend).unsupported(operator, device, dtype)
 
 
-def select(operator: str, device: torch.device, dtype: torch.dtype, warn: bool = True) -> Backend:
+def select(
+    operator: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    shape: Sequence[int] | None = None,
+    warn: bool = True,
+) -> Backend:
     """The backend that runs `operator` on tensors of that device and dtype.
 
     Args:
+        shape: of the operator's first tensor, which PREFERRED_ON_GPUS asks for.
         warn: once for each reason, where only the reference can.
 
     Raises:
@@ -156,7 +189,7 @@ def select(operator: str, device: torch.device, dtype: torch.dtype, warn: bool =
             raise RuntimeError(f"{operator}: backend {forced.name!r} is forced but cannot run: {reason}")
         return _backend(forced.name)
     reasons = []
-    for name in ORDER:
+    for name in _order(operator, device, dtype, shape):
         reason = unsupported(name, operator, device, dtype)
         if reason is None:
             break
@@ -185,7 +218,7 @@ def use_backend(name: str) -> Iterator[None]:
     It acts on calls that run, forward and backward; a compiled graph asks for the backend whenever it runs.
 
     Args:
-        name: "reference", "cpu" or "triton".
+        name: "reference", "cpu", "triton" or "cuda".
 
     Raises:
         ValueError: there is no such backend.
@@ -205,8 +238,11 @@ def forced_backend() -> str | None:
 
 __all__ = [
     "ORDER",
+    "PREFERRED_ON_GPUS",
     "Backend",
+    "Preference",
     "cpu",
+    "cuda",
     "forced",
     "forced_backend",
     "has_kernels",

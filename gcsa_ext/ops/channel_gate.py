@@ -43,7 +43,7 @@ def _forward(
     x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, groups: int, sigmoid: bool = True
 ) -> Tensor:
     _check(x, w1, b1, w2, b2, groups)
-    backend = select("channel_gate", x.device, x.dtype)
+    backend = select("channel_gate", x.device, x.dtype, x.shape)
     return backend.channel_gate(x, w1, b1, w2, b2, groups, sigmoid)
 
 
@@ -66,7 +66,7 @@ def _backward(
     need_x: bool,
     need_weights: bool,
 ) -> tuple[Tensor, ...]:
-    backend = select("channel_gate", x.device, x.dtype)
+    backend = select("channel_gate", x.device, x.dtype, x.shape)
     grads = backend.channel_gate_backward(grad_out, x, w1, b1, w2, b2, groups, sigmoid, need_x, need_weights)
     return tuple(x.new_empty(0) if grad is None else grad for grad in grads)
 

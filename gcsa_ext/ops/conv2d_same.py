@@ -38,7 +38,7 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
 def _backend(x: Tensor, weight: Tensor) -> backends.Backend:
     """The selected one, or torch's convolution for kernels that no backend is made for."""
     if weight.numel() > 0 and 3 <= weight.shape[-1] <= 11:
-        return backends.select("conv2d_same", x.device, x.dtype)
+        return backends.select("conv2d_same", x.device, x.dtype, x.shape)
     return backends.reference
 
 

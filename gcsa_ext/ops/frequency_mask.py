@@ -46,7 +46,7 @@ def _check(spectrogram: Tensor, start: Tensor, width: Tensor) -> None:
 
 def run(spectrogram: Tensor, start: Tensor, width: Tensor, value: float) -> Tensor:
     _check(spectrogram, start, width)
-    backend = select("frequency_mask", spectrogram.device, spectrogram.dtype)
+    backend = select("frequency_mask", spectrogram.device, spectrogram.dtype, spectrogram.shape)
     return backend.frequency_mask(spectrogram, start, width, value)
 
 
@@ -65,7 +65,7 @@ def run_(spectrogram: Tensor, start: Tensor, width: Tensor, value: float) -> Non
             "frequency_mask_: expected a spectrogram whose elements do not share memory (clone it, or use "
             f"frequency_mask), got {tuple(spectrogram.shape)} with strides {spectrogram.stride()}"
         )
-    backend = select("frequency_mask_", spectrogram.device, spectrogram.dtype)
+    backend = select("frequency_mask_", spectrogram.device, spectrogram.dtype, spectrogram.shape)
     in_place = backend.frequency_mask_ if contiguous else frequency_mask_
     in_place(spectrogram, start, width, value)
 

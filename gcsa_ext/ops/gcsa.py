@@ -117,7 +117,7 @@ def _run(*args: Any) -> tuple[Tensor, ...]:
     *inputs, save = args
     a = Arguments(*inputs)
     _check(a)
-    backend = backends.select("gcsa", a.x.device, a.x.dtype)
+    backend = backends.select("gcsa", a.x.device, a.x.dtype, a.x.shape)
     return backend.gcsa(a.x, a.gate, a.convolutions, a.norms, a.statistics, a.eps, a.groups, a.sigmoid, save)
 
 
@@ -151,7 +151,7 @@ def direct(*args: Any) -> tuple[Tensor, ...]:
 
 def _saved_shapes(a: Arguments) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Of the convolutions' outputs, in the layout that the backend chooses."""
-    backend = backends.select("gcsa", a.x.device, a.x.dtype, warn=False)
+    backend = backends.select("gcsa", a.x.device, a.x.dtype, a.x.shape, warn=False)
     return backend.saved_shape(a.w1.shape[0], a.x), backend.saved_shape(a.x.shape[1], a.x)
 
 
@@ -177,7 +177,7 @@ def _gradients(
 ) -> Sequence[Tensor | None]:
     a = Arguments(*args)
     batch = (batch_statistics1, batch_statistics2)
-    backend = backends.select("gcsa", a.x.device, a.x.dtype)
+    backend = backends.select("gcsa", a.x.device, a.x.dtype, a.x.shape)
     # What another backend has kept in its own layout is of no use; the reference needs nothing that was kept.
     if (tuple(u1.shape), tuple(u2.shape)) != _saved_shapes(a):
         backend = backends.reference

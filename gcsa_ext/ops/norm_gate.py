@@ -55,7 +55,7 @@ def _forward(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     _check(u, z, weight, bias, mean, var)
-    return select("norm_gate", u.device, u.dtype).norm_gate(u, z, weight, bias, mean, var, eps)
+    return select("norm_gate", u.device, u.dtype, u.shape).norm_gate(u, z, weight, bias, mean, var, eps)
 
 
 def _forward_fake(
@@ -89,7 +89,7 @@ def _backward(
     need_bias: bool,
 ) -> tuple[Tensor, ...]:
     need = (need_u, need_z, need_weight, need_bias)
-    grads = select("norm_gate", u.device, u.dtype).norm_gate_backward(
+    grads = select("norm_gate", u.device, u.dtype, u.shape).norm_gate_backward(
         grad_out, u, z, weight, bias, mean, var, eps, batch_statistics, need
     )
     return tuple(u.new_empty(0) if grad is None else grad for grad in grads)

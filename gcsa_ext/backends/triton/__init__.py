@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 
 from gcsa_ext.backends import forced
+from gcsa_ext.backends.gpu import conv2d_same_backward, saved_shape
 from gcsa_ext.backends.reference import conv2d_same
 
 load_error: str | None = None
@@ -20,12 +21,10 @@ try:
     from gcsa_ext.backends.triton.operators import (
         channel_gate,
         channel_gate_backward,
-        conv2d_same_backward,
         gcsa,
         gcsa_backward,
         norm_gate,
         norm_gate_backward,
-        saved_shape,
     )
 
     if INTERPRETED:

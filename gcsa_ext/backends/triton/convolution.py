@@ -11,7 +11,8 @@ import torch
 import triton
 from torch import Tensor
 
-from gcsa_ext.backends.triton.gates import Norm, norm_blocks, with_stages
+from gcsa_ext.backends.gpu import Norm
+from gcsa_ext.backends.triton.gates import norm_blocks, with_stages
 from gcsa_ext.backends.triton.kernels import convolution as kernels
 from gcsa_ext.backends.triton.launch import Sizes, convolution_precision, is_last, power_of_two, programs
 from gcsa_ext.backends.triton.tuning import Configuration, launch_fastest

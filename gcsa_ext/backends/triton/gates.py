@@ -13,6 +13,7 @@ import torch
 import triton
 from torch import Tensor
 
+from gcsa_ext.backends.gpu import Norm, NormGradients
 from gcsa_ext.backends.triton.kernels import batch_norm
 from gcsa_ext.backends.triton.kernels import channel_gate as channel_gate_kernels
 from gcsa_ext.backends.triton.launch import Sizes, is_last, power_of_two, precision, programs, sum_partials
@@ -69,6 +70,11 @@ _BACKWARD_32_BIT = {
     128: _Blocks(16, 16, 8),
     256: _Blocks(16, 16, 8),
 }
+
+
+def takes_channel_gate(channels: int, hidden: int, dtype: torch.dtype) -> bool:
+    """Whether a program can hold so many hidden units."""
+    return hidden <= LARGEST_HIDDEN
 
 
 def fits_one_block(channels: int, hidden: int, dtype: torch.dtype) -> bool:
@@ -246,17 +252,6 @@ def channel_gate_backward(
     return grad_x, found
 
 
-class Norm(NamedTuple):
-    """A batch normalisation of C channels; see kernels/batch_norm.py."""
-
-    weight: Tensor | None
-    bias: Tensor | None
-    mean: Tensor
-    var: Tensor
-    offset: Tensor | None
-    eps: float
-
-
 def norm_blocks(channels: int, *layouts: torch.memory_format, values: int = 1024) -> Configuration:
     """Blocks of so many values, long in the direction that is contiguous: in both, where layouts differ."""
     most = 64 if all(map(is_last, layouts)) else 32 if any(map(is_last, layouts)) else 4
@@ -335,15 +330,6 @@ def norm_forward(
     else:  # once is enough
         launch(configurations[0])
     return out
-
-
-class NormGradients(NamedTuple):
-    u: Tensor | None
-    z: Tensor | None
-    weight: Tensor | None
-    bias: Tensor | None
-    sums: Tensor | None
-    """(2 * C,) float32, the gradients of a weight and of a bias, where they were needed for anything."""
 
 
 def norm_backward(

@@ -1,0 +1,72 @@
+// What the Python functions of all CUDA operators share.
+#pragma once
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+
+#include "map.h"
+#include "plan.h"
+
+namespace gcsa_ext::cuda {
+
+using Address = uintptr_t;
+
+// Device number, address of its stream (cudaStream_t), multiprocessors, bytes of shared memory that a block may have.
+using Target = std::tuple<int, Address, int64_t, int64_t>;
+
+inline Device device(const Target& target) { return {std::get<2>(target), std::get<3>(target)}; }
+inline Stream stream(const Target& target) { return {std::get<0>(target), reinterpret_cast<void*>(std::get<1>(target))}; }
+
+inline void require(bool condition, const char* expectation) {
+    if (!condition) throw std::invalid_argument(std::string("gcsa_ext._C.cuda: expected ") + expectation);
+}
+
+template <class... Addresses>
+void require_addresses(Addresses... addresses) {
+    require(((addresses != 0) && ...), "no null address for a tensor that is needed");
+}
+
+template <class T = void>
+T* pointer(Address address) {
+    return reinterpret_cast<T*>(address);
+}
+
+inline Map map(int element, int64_t batch, int64_t channels, int64_t positions) {
+    require(element >= 0 && element <= 2, "an element code of 0 (float32), 1 (bfloat16) or 2 (float16)");
+    require(batch >= 1 && channels >= 1 && positions >= 1, "a batch, channels and positions of at least 1");
+    return {static_cast<Element>(element), batch, channels, positions};
+}
+
+// A plan as Python sees it.
+inline pybind11::dict to_dict(const Plan& plan) {
+    pybind11::dict result;
+    result["kernel"] = plan.kernel;
+    result["grid"] = std::tuple(plan.grid_x, plan.grid_y, plan.grid_z);
+    result["threads"] = plan.threads;
+    result["shared_bytes"] = plan.shared_bytes;
+    result["cooperative"] = plan.cooperative;
+    return result;
+}
+
+// Runs `call`; an error of a launch also tells the operands' sizes.
+template <class Call>
+auto with_sizes(const std::string& sizes, const Call& call) {
+    try {
+        const pybind11::gil_scoped_release release;
+        return call();
+    } catch (const std::runtime_error& error) {
+        throw std::runtime_error(error.what() + (" (" + sizes + ")"));
+    }
+}
+
+inline std::string describe(const Map& map) {
+    return "a map of " + std::to_string(map.batch) + " x " + std::to_string(map.channels) + " channels x " +
+           std::to_string(map.positions) + " positions";
+}
+
+}  // namespace gcsa_ext::cuda

@@ -1,0 +1,63 @@
+// The channel gate, a two-layer perceptron over the channels of every position, with the product and the shuffle of
+// channels.
+#pragma once
+
+#include <cstdint>
+
+#include "map.h"
+#include "norm.h"
+#include "plan.h"
+
+namespace gcsa_ext::cuda {
+
+// How many hidden units a warp can hold in registers.
+constexpr int64_t largest_gate_hidden(Element element) { return element == Element::float32 ? 64 : 128; }
+
+// All tensors of the map's element type; weights contiguous.
+struct ChannelGate {
+    Map map;
+    int64_t hidden;  // h, at most largest_gate_hidden(element)
+    int64_t groups;  // divides C
+    bool sigmoid;    // false: the gate without its sigmoid
+    bool tf32;       // multiply float32 on tensor cores
+    bool x_last;     // x is channels_last
+    bool out_last;   // out is channels_last
+    const void* x;   // (N, C, P)
+    const void* w1;  // (h, C)
+    const void* b1;  // (h,)
+    const void* w2;  // (C, h)
+    const void* b2;  // (C,)
+    void* out;       // (N, C, P)
+};
+
+// Throws std::invalid_argument where a block's shared memory does not hold all channels of 16 positions.
+Plan plan_channel_gate(const ChannelGate& call, const Device& device);
+void channel_gate(const ChannelGate& call, const Device& device, Stream stream);
+
+// The workspace and grad_x are of the map's element type. What a plan does not ask for may be null.
+struct ChannelGateBackward {
+    ChannelGate gate;     // but out and out_last
+    bool grad_last;       // grad is channels_last
+    bool weights;         // the gradients of weights are wanted
+    const void* grad;     // (N, C, P), of out
+    void* grad_x;         // (N, C, P) in the layout of x, or null: not wanted
+    float* partial;       // (rows, h * C + h + C * h + C): sums for w1, b1, w2, b2
+    void* hidden_out;     // (N * P, units)
+    void* g1_out;         // (N * P, units)
+    void* g2_out;         // (N * P, C)
+    Vector gradients[4];  // of w1, b1, w2, b2
+};
+
+struct ChannelGateBackwardPlan {
+    Plan main;
+    Plan sums;      // no threads: `main` also sums
+    Plan add;       // no threads: no gradients of weights are wanted
+    int64_t rows;   // of partial
+    int64_t units;  // of hidden_out and g1_out; 0 where these and g2_out are not needed
+};
+
+// Throws like plan_channel_gate.
+ChannelGateBackwardPlan plan_channel_gate_backward(const ChannelGateBackward& call, const Device& device);
+void channel_gate_backward(const ChannelGateBackward& call, const Device& device, Stream stream);
+
+}  // namespace gcsa_ext::cuda

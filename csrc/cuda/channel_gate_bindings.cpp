@@ -1,0 +1,109 @@
+#include "binding.h"
+#include "bindings.h"
+#include "channel_gate.h"
+
+namespace gcsa_ext::cuda {
+
+namespace {
+
+using Sizes = std::tuple<int64_t, int64_t, int64_t>;             // batch, channels, positions
+using Gate = std::tuple<int64_t, int64_t, bool, bool>;           // hidden, groups, sigmoid, tf32
+using Weights = std::tuple<Address, Address, Address, Address>;  // w1, b1, w2, b2
+using Vectors = std::array<std::pair<Address, int>, 4>;          // with the code of their type
+
+// out may be null where out_last is of no interest.
+ChannelGate channel_gate_call(
+    int element, const Sizes& sizes, const Gate& gate, bool x_last, bool out_last, Address x, const Weights& weights,
+    Address out
+) {
+    const auto [batch, channels, positions] = sizes;
+    const auto [hidden, groups, sigmoid, tf32] = gate;
+    const auto [w1, b1, w2, b2] = weights;
+    const auto sized = map(element, batch, channels, positions);
+    require(hidden >= 1 && hidden <= largest_gate_hidden(sized.element), "no more hidden units than largest_gate_hidden");
+    require(groups >= 1 && channels % groups == 0, "groups that divide the channels");
+    require_addresses(x, w1, b1, w2, b2);
+    return {sized,      hidden,      groups,      sigmoid,     tf32,        x_last,      out_last,
+            pointer(x), pointer(w1), pointer(b1), pointer(w2), pointer(b2), pointer(out)};
+}
+
+// What a plan for so many multiprocessors depends on; where tensors lie only decides how wide accesses are.
+ChannelGateBackward backward_sizes(
+    int element, const Sizes& sizes, const Gate& gate, bool x_last, bool grad_last, bool weights
+) {
+    const Weights some{16, 16, 16, 16};
+    ChannelGateBackward call{};
+    call.gate = channel_gate_call(element, sizes, gate, x_last, false, 16, some, 0);
+    call.grad_last = grad_last;
+    call.weights = weights;
+    return call;
+}
+
+}  // namespace
+
+void bind_channel_gate(pybind11::module_& module) {
+    module.def("largest_gate_hidden", [](int element) { return largest_gate_hidden(map(element, 1, 1, 1).element); });
+    module.def(
+        "channel_gate", [](const Target& target, int element, const Sizes& sizes, const Gate& gate, bool x_last,
+                           bool out_last, Address x, const Weights& weights, Address out) {
+            require_addresses(out);
+            const auto call = channel_gate_call(element, sizes, gate, x_last, out_last, x, weights, out);
+            with_sizes(describe(call.map), [&] { channel_gate(call, device(target), stream(target)); });
+        }
+    );
+    module.def(
+        "plan_channel_gate",
+        [](const Target& target, int element, const Sizes& sizes, const Gate& gate, bool x_last, bool out_last) {
+            const Weights some{16, 16, 16, 16};
+            return to_dict(
+                plan_channel_gate(channel_gate_call(element, sizes, gate, x_last, out_last, 16, some, 16), device(target))
+            );
+        }
+    );
+    // The rows of partial sums, and the columns of two workspaces of hidden units, 0 where these are not needed.
+    module.def(
+        "channel_gate_backward_workspace", [](const Target& target, int element, const Sizes& sizes, const Gate& gate,
+                                              bool x_last, bool grad_last, bool weights) {
+            const auto plan =
+                plan_channel_gate_backward(backward_sizes(element, sizes, gate, x_last, grad_last, weights), device(target));
+            return std::pair(plan.rows, plan.units);
+        }
+    );
+    module.def(
+        "plan_channel_gate_backward", [](const Target& target, int element, const Sizes& sizes, const Gate& gate,
+                                         bool x_last, bool grad_last, bool weights) {
+            const auto plan =
+                plan_channel_gate_backward(backward_sizes(element, sizes, gate, x_last, grad_last, weights), device(target));
+            pybind11::list kernels;
+            for (const auto& kernel : {plan.main, plan.sums, plan.add}) {
+                if (kernel.threads) kernels.append(to_dict(kernel));
+            }
+            return kernels;
+        }
+    );
+    module.def(
+        "channel_gate_backward", [](const Target& target, int element, const Sizes& sizes, const Gate& gate, bool x_last,
+                                    bool grad_last, Address x, const Weights& weights, Address grad, Address grad_x,
+                                    const std::array<Address, 4>& workspace, const Vectors& gradients) {
+            require_addresses(grad);
+            ChannelGateBackward call{};
+            call.gate = channel_gate_call(element, sizes, gate, x_last, false, x, weights, 0);
+            call.grad_last = grad_last;
+            call.grad = pointer(grad);
+            call.grad_x = pointer(grad_x);
+            call.partial = pointer<float>(workspace[0]);
+            call.hidden_out = pointer(workspace[1]);
+            call.g1_out = pointer(workspace[2]);
+            call.g2_out = pointer(workspace[3]);
+            call.weights = call.partial != nullptr;
+            for (size_t i = 0; i < gradients.size(); ++i) {
+                const auto [address, code] = gradients[i];
+                require(code >= 0 && code <= 3, "a code of a vector's type from 0 to 3");
+                call.gradients[i] = {pointer(address), static_cast<VectorElement>(code)};
+            }
+            with_sizes(describe(call.gate.map), [&] { channel_gate_backward(call, device(target), stream(target)); });
+        }
+    );
+}
+
+}  // namespace gcsa_ext::cuda

@@ -1,0 +1,16 @@
+// Whether the driver and the runtime that the kernels were linked with go together.
+#pragma once
+
+#include <string>
+
+#include "plan.h"
+
+namespace gcsa_ext::cuda {
+
+// Why nothing can be launched, or an empty string.
+std::string driver_error();
+
+// Throws std::runtime_error if there is no such device.
+Device device_limits(int device);
+
+}  // namespace gcsa_ext::cuda

@@ -1,0 +1,177 @@
+// out = z * sigmoid(v) or relu(v), where v = (u + offset - mean) / sqrt(var + eps) * weight + bias; see norm.h.
+//
+// One pass: u and z are read once and out is written once. Where z or out is contiguous and the others are channels_last, a
+// block turns tiles of 64 channels at 64 positions around in shared memory, so that both sides are accessed along what is
+// contiguous there.
+#include "norm_device.h"
+
+namespace gcsa_ext::cuda {
+
+namespace {
+
+struct Parameters {
+    NormForward call;
+    Share share;
+};
+
+template <class T, int width, int channels>
+__device__ void gate(
+    Pack<T, width>& out, const Pack<T, width>& u, const Pack<T, width>& z, bool gated, const Normalisation<channels>& norm
+) {
+#pragma unroll
+    for (int e = 0; e < width; ++e) {
+        const int i = channels > 1 ? e : 0;
+        const float v = norm.xhat(to_float(u.at[e]), i) * norm.scale[i] + norm.at_zero[i];
+        const float result = gated ? to_float(z.at[e]) * sigmoid(v) : v < 0.0f ? 0.0f : v;
+        out.at[e] = from_float<T>(result);
+    }
+}
+
+template <class T, int width>
+__device__ void add_to(Pack<T, width>& a, const Pack<T, width>& b) {
+#pragma unroll
+    for (int e = 0; e < width; ++e) a.at[e] = from_float<T>(to_float(a.at[e]) + to_float(b.at[e]));
+}
+
+template <class T, int width, bool last, bool add>
+__global__ void __launch_bounds__(norm_threads, 2) forward(const Parameters p) {
+    // Fewer where a third map or the normalisations of many channels take registers.
+    constexpr int at_a_time = add || (last && width > 1) ? norm_accesses_at_a_time / 2 : norm_accesses_at_a_time;
+    const auto& call = p.call;
+    const auto *const u = static_cast<const T*>(call.u), *const z = static_cast<const T*>(call.z);
+    auto* const out = static_cast<T*>(call.out);
+    const int64_t channel = first_channel<width, last>(p.share);
+    const Normalisation<last ? width : 1> norm(call, channel);
+    Walk<width, last> walk(p.share, call.map, channel);
+    while (walk.inside()) {
+        Pack<T, width> us[at_a_time], zs[at_a_time], outs[add ? at_a_time : 1];
+        int64_t offsets[at_a_time];
+#pragma unroll
+        for (int i = 0; i < at_a_time; ++i) {
+            offsets[i] = walk.inside() ? walk.offset : -1;
+            if (walk.inside()) {
+                us[i] = load_pack<T, width>(u + walk.offset);
+                if (z) zs[i] = load_pack<T, width>(z + walk.offset);
+                if constexpr (add) outs[i] = load_pack<T, width>(out + walk.offset);
+            }
+            walk.step(p.share, call.map);
+        }
+#pragma unroll
+        for (int i = 0; i < at_a_time; ++i) {
+            if (offsets[i] < 0) continue;
+            gate(us[i], us[i], zs[i], z, norm);
+            if constexpr (add) add_to(us[i], outs[i]);
+            store_pack(out + offsets[i], us[i]);
+        }
+    }
+}
+
+// u and z are channels_last, out is contiguous; 16-bit elements.
+template <class T, int width>
+__global__ void __launch_bounds__(norm_threads) forward_to_contiguous(const Parameters p) {
+    constexpr int lanes = mixed_tile_channels / width < 32 ? mixed_tile_channels / width : 32;
+    constexpr int rows = norm_threads / lanes, per_thread = mixed_tile_positions / rows;
+    const auto& call = p.call;
+    const auto& map = call.map;
+    const auto *const u = static_cast<const T*>(call.u), *const z = static_cast<const T*>(call.z);
+    auto* const tile = reinterpret_cast<T*>(shared_memory());
+    const int64_t positions = map.batch * map.positions, block_channel = int64_t(blockIdx.x) * lanes * width;
+    const int64_t channel = first_channel<width, true>(p.share);
+    const Normalisation<width> norm(call, channel);
+    const int row = int(threadIdx.x) / lanes, tile_channel = int(threadIdx.x) % lanes * width;
+    for (int64_t first = int64_t(blockIdx.y) * mixed_tile_positions; first < positions;
+         first += int64_t(gridDim.y) * mixed_tile_positions) {
+        Pack<T, width> us[per_thread], zs[per_thread];
+#pragma unroll
+        for (int i = 0; i < per_thread; ++i) {
+            const int64_t position = first + row + i * rows;
+            if (channel >= map.channels || position >= positions) continue;
+            us[i] = load_pack<T, width>(u + position * map.channels + channel);
+            if (z) zs[i] = load_pack<T, width>(z + position * map.channels + channel);
+        }
+#pragma unroll
+        for (int i = 0; i < per_thread; ++i) {
+            if (channel >= map.channels || first + row + i * rows >= positions) continue;
+            gate(us[i], us[i], zs[i], z, norm);
+            for (int e = 0; e < width; ++e) tile[tile_index(tile_channel + e, row + i * rows)] = us[i].at[e];
+        }
+        __syncthreads();
+        copy_tile<T, true>(tile, static_cast<T*>(call.out), map, block_channel, first, lanes * width);
+        __syncthreads();
+    }
+}
+
+// u and out are channels_last, z is contiguous; 16-bit elements.
+template <class T, int width>
+__global__ void __launch_bounds__(norm_threads, 2) forward_from_contiguous(const Parameters p) {
+    constexpr int lanes = mixed_tile_channels / width < 32 ? mixed_tile_channels / width : 32;
+    constexpr int rows = norm_threads / lanes, per_thread = mixed_tile_positions / rows;
+    const auto& call = p.call;
+    const auto& map = call.map;
+    const auto* const u = static_cast<const T*>(call.u);
+    auto *const z = static_cast<T*>(const_cast<void*>(call.z)), *const out = static_cast<T*>(call.out);
+    auto* const tile = reinterpret_cast<T*>(shared_memory());
+    const int64_t positions = map.batch * map.positions, block_channel = int64_t(blockIdx.x) * lanes * width;
+    const int64_t channel = first_channel<width, true>(p.share);
+    const Normalisation<width> norm(call, channel);
+    const int row = int(threadIdx.x) / lanes, tile_channel = int(threadIdx.x) % lanes * width;
+    for (int64_t first = int64_t(blockIdx.y) * mixed_tile_positions; first < positions;
+         first += int64_t(gridDim.y) * mixed_tile_positions) {
+        copy_tile<T, false>(tile, z, map, block_channel, first, lanes * width);
+        Pack<T, width> us[per_thread], outs[per_thread];
+#pragma unroll
+        for (int i = 0; i < per_thread; ++i) {
+            const int64_t position = first + row + i * rows;
+            if (channel >= map.channels || position >= positions) continue;
+            us[i] = load_pack<T, width>(u + position * map.channels + channel);
+            if (call.add) outs[i] = load_pack<T, width>(out + position * map.channels + channel);
+        }
+        __syncthreads();
+#pragma unroll
+        for (int i = 0; i < per_thread; ++i) {
+            const int64_t position = first + row + i * rows;
+            if (channel >= map.channels || position >= positions) continue;
+            Pack<T, width> zs;
+            for (int e = 0; e < width; ++e) zs.at[e] = tile[tile_index(tile_channel + e, row + i * rows)];
+            gate(us[i], us[i], zs, true, norm);
+            if (call.add) add_to(us[i], outs[i]);
+            store_pack(out + position * map.channels + channel, us[i]);
+        }
+        __syncthreads();
+    }
+}
+
+template <class T, int width, bool add>
+void run_one_layout(const NormForward& call, const Share& share, const Plan& plan, Stream stream) {
+    launch(call.last ? forward<T, width, true, add> : forward<T, width, false, add>, plan, stream, Parameters{call, share});
+}
+
+template <class T, int width>
+void run(const NormForward& call, const Share& share, const Plan& plan, Stream stream) {
+    if (call.last == call.out_last && call.last == call.z_last) {
+        if (call.add) return run_one_layout<T, width, true>(call, share, plan, stream);
+        run_one_layout<T, width, false>(call, share, plan, stream);
+    } else if constexpr (sizeof(T) == 2) {
+        const auto kernel = call.out_last ? forward_from_contiguous<T, width> : forward_to_contiguous<T, width>;
+        launch(kernel, plan, stream, Parameters{call, share});
+    } else {
+        throw std::invalid_argument("gcsa_ext: norm_forward has maps of two layouts for 16-bit elements only");
+    }
+}
+
+}  // namespace
+
+void norm_forward(const NormForward& call, Stream stream) {
+    Share share;
+    const auto plan = plan_norm_forward(call, share);
+    with_element(call.map.element, [&](auto element) {
+        using T = decltype(element);
+        if (share.width > 1) {
+            run<T, elements_per_access<T>>(call, share, plan, stream);
+        } else {
+            run<T, 1>(call, share, plan, stream);
+        }
+    });
+}
+
+}  // namespace gcsa_ext::cuda

@@ -1,0 +1,13 @@
+// How the kernels of batch normalisation cut a map into pieces.
+#pragma once
+
+namespace gcsa_ext::cuda {
+
+constexpr int norm_threads = 256;
+constexpr int norm_accesses_at_a_time = 4;  // of a thread: loads that are under way together
+
+// Where one map is channels_last and another contiguous, a block transposes a tile of 16-bit values in shared memory.
+constexpr int mixed_tile_channels = 64, mixed_tile_positions = 64;
+constexpr int mixed_tile_bytes = mixed_tile_channels * mixed_tile_positions * 2;
+
+}  // namespace gcsa_ext::cuda

@@ -1,0 +1,201 @@
+// Tiles of maps and of matrices in shared memory, copied by all threads of a block.
+#pragma once
+
+#include <type_traits>
+
+#include "element.h"
+#include "map.h"
+#include "product.h"
+
+namespace gcsa_ext::cuda {
+
+// A tile: some channels at up to `size` positions that follow each other from `first` on, numbered through all images. It
+// lies in shared memory as it does in its map: rows of channels at a position (channels_last) or of positions in a channel,
+// `stride` elements apart.
+struct TilePlace {
+    int64_t first;
+    int size;                    // a multiple of 16, and a power of two
+    int stride;                  // a multiple of 16 bytes
+    bool last;                   // channels_last
+    double images_per_position;  // 1 / P
+    int first_channel, channels;
+};
+
+// Calls function(count) with how many elements an access may have whose addresses are multiples of `bytes`; count is a
+// constant.
+template <class T, class Function>
+__device__ inline void with_access(int bytes, const Function& function) {
+    if (bytes >= 16) {
+        function(std::integral_constant<int, elements_per_access<T>>());
+    } else if (bytes >= 8) {
+        function(std::integral_constant<int, elements_per_access<T> / 2>());
+    } else {
+        function(std::integral_constant<int, 1>());
+    }
+}
+
+// Without registers where that is possible; wait_for_copies and a barrier show it.
+template <class T, int count>
+__device__ inline void copy_pack(T* shared, const T* global) {
+    constexpr int bytes = count * int(sizeof(T));
+    if constexpr (bytes == 16) {
+        copy_async(shared, global);
+    } else if constexpr (bytes >= 4) {
+        copy_few_async<bytes>(shared, global);
+    } else {
+        *shared = *global;
+    }
+}
+
+template <class T, int count>
+__device__ inline void clear_pack(T* address) {
+    Pack<T, count> pack;
+#pragma unroll
+    for (int e = 0; e < count; ++e) pack.at[e] = from_float<T>(0.0f);
+    store_pack(address, pack);
+}
+
+// Which element channel 0 of a position is, in a contiguous map. A product instead of a 64-bit quotient, which would be a
+// call with registers to spill; it is off by one at most.
+__device__ inline int64_t first_channel(const Map& map, const TilePlace& place, int64_t position) {
+    auto image = int64_t(double(position) * place.images_per_position);
+    int64_t within = position - image * map.positions;
+    if (within < 0) --image, within += map.positions;
+    if (within >= map.positions) ++image, within -= map.positions;
+    return image * map.channels * map.positions + within;
+}
+
+// Calls function(position and channel in the tile, element of the map) for the packs of `count` elements that a thread
+// copies of a tile. Lanes run along what is contiguous in memory.
+template <int count, class Function>
+__device__ inline void for_own_packs(const Map& map, const TilePlace& place, const Function& function) {
+    const int thread = int(threadIdx.x), threads = int(blockDim.x);
+    if (place.last) {
+        const unsigned packs = unsigned(place.channels / count);
+#pragma unroll 1
+        for (unsigned i = thread; i < place.size * packs; i += threads) {
+            const unsigned row = i / packs, channel = (i - row * packs) * count;
+            function(int(row), int(channel), (place.first + row) * map.channels + place.first_channel + channel);
+        }
+    } else {
+        const int packs = place.size / count, position = thread % packs * count;
+        const int64_t begin = first_channel(map, place, place.first + position);
+#pragma unroll 1
+        for (int channel = thread / packs; channel < place.channels; channel += threads / packs) {
+            function(position, channel, begin + (place.first_channel + channel) * map.positions);
+        }
+    }
+}
+
+// Positions behind the last one become 0.
+template <class T>
+__device__ inline void load_tile(T* tile, const T* from, const Map& map, const TilePlace& place, int access) {
+    const int64_t positions = map.batch * map.positions - place.first;
+    with_access<T>(access, [&](auto constant) {
+        constexpr int count = decltype(constant)::value;
+        for_own_packs<count>(map, place, [&](int position, int channel, int64_t element) {
+            T* const to = tile + (place.last ? position * place.stride + channel : channel * place.stride + position);
+            if (position < positions) {
+                copy_pack<T, count>(to, from + element);
+            } else {
+                clear_pack<T, count>(to);
+            }
+        });
+    });
+}
+
+// Channels behind the last one, up to `channels`, become 0; loading a tile leaves them so.
+template <class T>
+__device__ inline void clear_channels_behind(T* tile, const TilePlace& place, int channels) {
+    const int found = place.channels, behind = channels - found;
+#pragma unroll 1
+    for (int i = int(threadIdx.x); i < behind * place.size; i += int(blockDim.x)) {
+        const int position = i / behind, channel = found + i % behind;
+        tile[place.last ? position * place.stride + channel : channel * place.stride + position] = from_float<T>(0.0f);
+    }
+}
+
+// Which channel of x channel `out` of the shuffled map is.
+__device__ inline int unshuffled(int out, int channels, int groups) {
+    return out % groups * (channels / groups) + out / groups;
+}
+__device__ inline int shuffled(int channel, int channels, int groups) {
+    const int per_group = channels / groups;
+    return channel % per_group * groups + channel / per_group;
+}
+
+// Write a tile of all channels, shuffled, to a map in the layout of `out_last`.
+template <class T>
+__device__ inline void store_shuffled(
+    T* to, const T* tile, const Map& map, const TilePlace& place, int groups, bool out_last, int access
+) {
+    const int64_t positions = map.batch * map.positions - place.first;
+    const int channels = int(map.channels);
+    with_access<T>(access, [&](auto constant) {
+        constexpr int count = decltype(constant)::value;
+        if (!out_last) {
+            TilePlace out = place;
+            out.last = false;
+            for_own_packs<count>(map, out, [&](int position, int channel, int64_t element) {
+                if (position >= positions) return;
+                const int from = unshuffled(channel, channels, groups);
+                if (!place.last) {
+                    store_pack(to + element, load_pack<T, count>(tile + from * place.stride + position));
+                    return;
+                }
+                Pack<T, count> pack;
+#pragma unroll
+                for (int e = 0; e < count; ++e) pack.at[e] = tile[(position + e) * place.stride + from];
+                store_pack(to + element, pack);
+            });
+            return;
+        }
+        // A warp takes 8 positions and 4 packs of channels, whose elements lie in different banks in either layout of the
+        // tile.
+        const int packs = channels / count, along_c = (packs + 3) / 4, lane = lane_number();
+#pragma unroll 1
+        for (int i = int(threadIdx.x) / 32; i < place.size / 8 * along_c; i += int(blockDim.x) / 32) {
+            const int position = i / along_c * 8 + lane % 8, number = i % along_c * 4 + lane / 8;
+            if (number >= packs || position >= positions) continue;
+            Pack<T, count> pack;
+            int group = number * count % groups, within = number * count / groups;
+#pragma unroll
+            for (int e = 0; e < count; ++e) {
+                const int from = group * (channels / groups) + within;
+                pack.at[e] = tile[place.last ? position * place.stride + from : from * place.stride + position];
+                if (++group == groups) group = 0, ++within;
+            }
+            store_pack(to + (place.first + position) * channels + number * count, pack);
+        }
+    });
+}
+
+// A matrix in memory, row major and contiguous.
+template <class T>
+struct Matrix {
+    const T* data;
+    int rows, columns;
+    bool aligned;  // rows begin on multiples of 16 bytes
+};
+
+// Copy rows x columns from (row, column) of a matrix on, what lies outside as 0; wait_for_copies and a barrier show it.
+template <class T>
+__device__ inline void load_piece(
+    T* piece, int stride, const Matrix<T>& matrix, int row, int column, int rows, int columns
+) {
+    const int count = matrix.aligned ? elements_per_access<T> : 1, packs = columns / count;
+#pragma unroll 1
+    for (int i = int(threadIdx.x); i < rows * packs; i += int(blockDim.x)) {
+        const int r = i / packs, c = i % packs * count;
+        const bool inside = row + r < matrix.rows && column + c < matrix.columns;
+        T* const to = piece + r * stride + c;
+        const T* const from = matrix.data + (inside ? int64_t(row + r) * matrix.columns + column + c : 0);
+        if (matrix.aligned) {
+            copy_async(to, from, inside ? 16 : 0);
+        } else {
+            *to = inside ? *from : from_float<T>(0.0f);
+        }
+    }
+}
+
+}  // namespace gcsa_ext::cuda

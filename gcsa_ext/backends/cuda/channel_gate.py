@@ -1,0 +1,137 @@
+"""The launches of the channel gate, see csrc/cuda/channel_gate.h; gcsa_ext/backends/gpu.py tells what each
+has to do."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gcsa_ext.backends.cuda import launch
+from gcsa_ext.backends.cuda.launch import ELEMENTS, VECTOR_ELEMENTS, address, kernels, target
+
+
+def takes_channel_gate(channels: int, hidden: int, dtype: torch.dtype) -> bool:
+    """Whether the kernels hold so many hidden units in registers, and 16 positions of so many channels in the
+    shared memory of a block.
+
+    Beyond, matrix products are nearly all of the time, and torch's are left to do them.
+    """
+    return hidden <= kernels().largest_gate_hidden(ELEMENTS[dtype]) and _fits(
+        channels, hidden, dtype, _shared_bytes()
+    )
+
+
+@functools.cache
+def _fits(channels: int, hidden: int, dtype: torch.dtype, shared_bytes: int) -> bool:
+    """In either layout, forward and backward, with tf32 or without."""
+    limits = (0, 0, 1, shared_bytes)
+    try:
+        for last, other_last, tf32 in itertools.product((False, True), repeat=3):
+            gate = (hidden, 1, True, tf32)
+            arguments = (limits, ELEMENTS[dtype], (1, channels, 1), gate, last, other_last)
+            kernels().plan_channel_gate(*arguments)
+            kernels().plan_channel_gate_backward(*arguments, True)
+    except ValueError:
+        return False
+    return True
+
+
+def _shared_bytes() -> int:
+    """What a block may have on every device here."""
+    if launch.emulated():
+        return launch.EMULATED_TARGET[3]
+    return min(launch.limits(device)[1] for device in range(torch.cuda.device_count()))
+
+
+def tf32(x: Tensor) -> bool:
+    """Whether float32 is multiplied as tf32: where torch's own products are."""
+    if x.dtype != torch.float32:
+        return False
+    matmul = torch.backends.cuda.matmul
+    # Reading the older switch raises an error once the newer one was used.
+    if hasattr(matmul, "fp32_precision"):
+        return bool(matmul.fp32_precision == "tf32")
+    return bool(matmul.allow_tf32)
+
+
+def _arguments(
+    x: Tensor,
+    hidden: int,
+    groups: int,
+    sigmoid: bool,
+    layout: torch.memory_format,
+    other: torch.memory_format,
+) -> tuple[Any, ...]:
+    N, C, H, W = x.shape
+    gate = (hidden, groups, sigmoid, tf32(x))
+    return (
+        target(x),
+        ELEMENTS[x.dtype],
+        (N, C, H * W),
+        gate,
+        layout == torch.channels_last,
+        other == torch.channels_last,
+    )
+
+
+def channel_gate(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    groups: int,
+    sigmoid: bool,
+    layout: torch.memory_format,
+    out_layout: torch.memory_format,
+) -> Tensor:
+    """See reference.channel_gate; x (N, C, H, W) in `layout`, the result in `out_layout`; not empty.
+
+    The weights w1 (h, C), b1, w2 (C, h), b2 are contiguous, of any floating dtype, and rounded to that of x.
+    """
+    weights = [w.to(x.dtype) for w in weights]
+    out = torch.empty_like(x, memory_format=out_layout)
+    kernels().channel_gate(
+        *_arguments(x, weights[0].shape[0], groups, sigmoid, layout, out_layout),
+        address(x),
+        tuple(map(address, weights)),
+        address(out),
+    )
+    return out
+
+
+def channel_gate_backward(
+    grad: Tensor,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    groups: int,
+    sigmoid: bool,
+    layout: torch.memory_format,
+    grad_layout: torch.memory_format,
+    need_x: bool,
+    need_weights: bool,
+) -> tuple[Tensor | None, list[Tensor | None]]:
+    """The gradients of x, in its `layout`, and of the weights; `grad` is that of the result."""
+    grad_x = torch.empty_like(x, memory_format=layout) if need_x else None
+    found = [torch.empty_like(w) if need_weights else None for w in weights]
+    rounded = [w.to(x.dtype) for w in weights]
+    arguments = _arguments(x, weights[0].shape[0], groups, sigmoid, layout, grad_layout)
+    workspace: list[Tensor | None] = [None, None, None, None]
+    if need_weights:
+        rows, units = kernels().channel_gate_backward_workspace(*arguments, True)
+        workspace[0] = x.new_empty((rows, sum(w.numel() for w in weights)), dtype=torch.float32)
+        if units:
+            positions = x.numel() // x.shape[1]
+            workspace[1:] = (x.new_empty((positions, columns)) for columns in (units, units, x.shape[1]))
+    kernels().channel_gate_backward(
+        *arguments,
+        address(x),
+        tuple(map(address, rounded)),
+        address(grad),
+        address(grad_x),
+        list(map(address, workspace)),
+        [(address(g), VECTOR_ELEMENTS[w.dtype]) for g, w in zip(found, weights, strict=True)],
+    )
+    return grad_x, found

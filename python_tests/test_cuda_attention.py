@@ -1,0 +1,434 @@
+"""The CUDA kernels of the channel gate and of the whole attention on small maps, emulated on the CPU: what
+the tests of operators, which run on them by the fixture `backend`, do not ask."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from accuracy import assert_as_accurate
+from layouts import LAYOUTS
+from pairs import pair
+from test_cuda import BFLOAT16, FLOAT16, FLOAT32, H200, any_order, check_plan, forced, product  # noqa: F401
+from torch import Tensor
+
+import gcsa_ext
+from gcsa_ext import reference
+from gcsa_ext.backends.cuda import gates, launch
+
+# The operators of these names hide the modules.
+channel_gate_module = sys.modules["gcsa_ext.backends.cuda.channel_gate"]
+small_gcsa_module = sys.modules["gcsa_ext.backends.cuda.small_gcsa"]
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU kernels are compiled: see test_gpu.py"),
+]
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+CONTIGUOUS, CHANNELS_LAST = torch.contiguous_format, torch.channels_last
+KB = 1024
+
+
+@pytest.fixture
+def tf32(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(small_gcsa_module, "convolution_tf32", lambda x: x.dtype == torch.float32)
+    torch.backends.cuda.matmul.allow_tf32 = True
+    yield
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
+def on_a_gpu_of(monkeypatch: pytest.MonkeyPatch, multiprocessors: int, shared_bytes: int = 227 * KB) -> None:
+    monkeypatch.setattr(launch, "EMULATED_TARGET", (0, 0, multiprocessors, shared_bytes))
+
+
+def gate_weights(channels: int, hidden: int, dtype: torch.dtype) -> list[Tensor]:
+    shapes = (hidden, channels), (hidden,), (channels, hidden), (channels,)
+    return [(torch.randn(shape) / math.sqrt(shape[-1])).to(dtype) for shape in shapes]
+
+
+# ---- The channel gate
+
+
+def check_gate(
+    shape: tuple[int, ...],
+    hidden: int,
+    groups: int,
+    dtype: torch.dtype,
+    layouts: Sequence[torch.memory_format],
+    sigmoid: bool = True,
+) -> None:
+    """Forward and backward against float64; the layouts of x and of the result."""
+    layout, other = layouts
+    x = torch.randn(shape).to(dtype).contiguous(memory_format=layout)
+    weights = gate_weights(shape[1], hidden, dtype)
+    grad = torch.randn(shape).to(dtype).contiguous(memory_format=other)
+
+    out = gates.channel_gate(x, weights, groups, sigmoid, layout, other)
+    assert out.is_contiguous(memory_format=other)
+    grad_x, grad_weights = gates.channel_gate_backward(
+        grad, x, weights, groups, sigmoid, layout, other, True, True
+    )
+    assert grad_x is not None and grad_x.is_contiguous(memory_format=layout)
+
+    def definition(dtype: torch.dtype) -> tuple[Tensor, ...]:
+        inputs = [t.to(dtype).requires_grad_() for t in (x, *weights)]
+        result = reference.channel_gate(*inputs, groups, sigmoid)  # type: ignore[misc]
+        return result, *torch.autograd.grad(result, inputs, grad.to(dtype))
+
+    names = "result", "grad_x", "grad_w1", "grad_b1", "grad_w2", "grad_b2"
+    exact = definition(torch.float64)
+    largest = max(g.abs().max().item() for g in exact[1:])
+    for name, found, plain, right in zip(
+        names, (out, grad_x, *grad_weights), definition(dtype), exact, strict=True
+    ):
+        assert found is not None
+        assert_as_accurate(found, plain, right, name, least_scale=0.0 if name == "result" else 2 * largest)
+
+
+@pytest.mark.parametrize("layouts", list(itertools.product((CONTIGUOUS, CHANNELS_LAST), repeat=2)), ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_both_layouts_on_either_side(dtype: torch.dtype, layouts: Sequence[torch.memory_format]) -> None:
+    """Aligned maps, accesses of 8 bytes, of one element, and one image's positions in two tiles."""
+    check_gate((2, 16, 8, 8), 4, 4, dtype, layouts)
+    check_gate((1, 20, 14, 14), 5, 2, dtype, layouts)
+    check_gate((3, 15, 7, 7), 3, 5, dtype, layouts, sigmoid=False)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("hidden", [1, 16, 17, 32, 33, 64, 65, 128])
+def test_any_number_of_hidden_units(hidden: int, dtype: torch.dtype) -> None:
+    """On either side of where kernels change."""
+    if hidden > launch.kernels().largest_gate_hidden(launch.ELEMENTS[dtype]):
+        assert dtype == torch.float32 and not gates.takes_channel_gate(8, hidden, dtype)
+        return
+    check_gate((1, 72, 5, 7), hidden, 3, dtype, (CHANNELS_LAST, CONTIGUOUS))
+    check_gate((1, 130, 3, 11), hidden, 2, dtype, (CONTIGUOUS, CHANNELS_LAST))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shared", [227, 163, 99, 64])
+def test_any_shared_memory(shared: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights that stay in shared memory, and such that come again for every tile; one warp to a block and
+    eight; one block to a multiprocessor and four."""
+    for multiprocessors in (1, 5):
+        on_a_gpu_of(monkeypatch, multiprocessors, shared * KB)
+        for channels, hidden in ((64, 16), (100, 64), (256, 64 if dtype == torch.float32 else 100)):
+            if shared > 64 or channels < 256:
+                check_gate((1, channels, 9, 15), hidden, 4, dtype, (CONTIGUOUS, CHANNELS_LAST))
+
+
+def test_tf32_where_torch_multiplies_so(tf32: None) -> None:
+    x, weights = torch.randn(2, 24, 6, 6), gate_weights(24, 20, torch.float32)
+    found = gates.channel_gate(x, weights, 4, True, CONTIGUOUS, CONTIGUOUS)
+    exact = reference.channel_gate(x.double(), *(w.double() for w in weights), 4)  # type: ignore[misc]
+    assert 1e-5 < (found - exact).abs().max() < 2e-3  # 10 bits of a product's operands
+    grads = gates.channel_gate_backward(
+        torch.ones_like(x), x, weights, 4, True, CONTIGUOUS, CONTIGUOUS, True, True
+    )
+    inputs = [t.double().requires_grad_() for t in (x, *weights)]
+    out = reference.channel_gate(*inputs, 4)  # type: ignore[misc]
+    for grad, right in zip((grads[0], *grads[1]), torch.autograd.grad(out.sum(), inputs), strict=True):
+        assert grad is not None
+        assert (grad - right).abs().max() < 4e-3 * right.abs().max()
+
+
+def test_weights_of_another_dtype() -> None:
+    """As under autocast: rounded to that of x, with gradients in their own."""
+    x, grad = (torch.randn(2, 12, 5, 5).bfloat16() for _ in range(2))
+    weights = gate_weights(12, 3, torch.float32)
+    rounded = [w.bfloat16() for w in weights]
+    arguments = x, 2, True, CONTIGUOUS, CONTIGUOUS
+    found = gates.channel_gate(x, weights, *arguments[1:])
+    assert torch.equal(found, gates.channel_gate(x, rounded, *arguments[1:]))
+    _, grads = gates.channel_gate_backward(grad, x, weights, *arguments[1:], False, True)
+    _, others = gates.channel_gate_backward(grad, x, rounded, *arguments[1:], False, True)
+    for a, b in zip(grads, others, strict=True):
+        assert a is not None and b is not None
+        assert a.dtype == torch.float32 and torch.equal(a.bfloat16(), b)
+
+
+GATES = [
+    *itertools.product(((1, 1, 1), (256, 64, 3136), (256, 128, 784), (3, 17, 60), (2**31, 1, 1)), (1, 16)),
+    *itertools.product(((256, 256, 196), (8, 512, 49), (1, 300, 46400**2), (70000, 24, 1024)), (32, 64)),
+]
+
+
+@pytest.mark.parametrize(("sizes", "hidden"), GATES, ids=str)
+@pytest.mark.parametrize("element", [FLOAT32, BFLOAT16, FLOAT16])
+@pytest.mark.parametrize("shared", [99, 163, 227])
+def test_launches_of_the_gate(
+    shared: int, element: int, sizes: tuple[int, int, int], hidden: int, emulated_cuda: ModuleType
+) -> None:
+    N, C, P = sizes
+    limit = shared * KB
+    if not channel_gate_module._fits(C, hidden, {v: k for k, v in launch.ELEMENTS.items()}[element], limit):
+        assert element == FLOAT32 and C >= 300 and shared < 227  # torch computes it
+        return
+    for last, other_last, tf32 in itertools.product((False, True), (False, True), (False, True)):
+        call = ((0, 0, 132, limit), element, sizes, (hidden, 1, True, tf32), last, other_last)
+        plan = emulated_cuda.plan_channel_gate(*call)
+        check_plan(plan, limit)
+        # A warp has 16 positions; a loop over tiles makes every grid enough, one block each is too many.
+        tiles = -(-N * P // (plan["threads"] // 2))
+        assert min(tiles, 132) <= plan["grid"][0] <= tiles and product(plan["grid"]) <= 4 * 132
+        for weights in (True, False):
+            kernels = emulated_cuda.plan_channel_gate_backward(*call, weights)
+            rows, units = emulated_cuda.channel_gate_backward_workspace(*call, weights)
+            for plan in kernels:
+                check_plan(plan, limit)
+            names = [plan["kernel"].removeprefix("channel_gate_") for plan in kernels]
+            if not weights:
+                assert names == ["backward"] and units == 0
+            elif units:
+                assert names == ["backward", "sums", "add"] and units >= hidden
+                assert kernels[1]["grid"][:2] == (rows, -(-C // 64)) and rows <= -(-N * P // 64)
+            else:
+                assert names == ["backward", "add"] and kernels[0]["grid"][0] == rows
+                assert hidden <= (16 if element == FLOAT32 else 32)
+
+
+def test_the_shapes_of_the_bars_keep_their_weights_in_shared_memory(emulated_cuda: ModuleType) -> None:
+    """With 227 KB: x is read once while weights stay, and one pass makes all gradients of few units."""
+    for sizes, hidden, blocks in (
+        ((256, 64, 3136), 16, 4),
+        ((256, 128, 784), 32, 3),
+        ((256, 256, 196), 64, 1),
+    ):
+        call = (H200, BFLOAT16, sizes, (hidden, 4, True, False), False, True)
+        plan = emulated_cuda.plan_channel_gate(*call)
+        resident = 2 * sizes[1] * hidden * 2
+        assert plan["shared_bytes"] > resident + 2 * sizes[1] * 64 * 2  # two tiles of 64 positions
+        assert plan["grid"][0] >= blocks * 132
+        kernels = emulated_cuda.plan_channel_gate_backward(*call, True)
+        assert len(kernels) == (2 if hidden <= 32 else 3)
+
+
+def test_too_many_channels_are_left_to_torch(emulated_cuda: ModuleType) -> None:
+    assert gates.takes_channel_gate(1024, 128, torch.bfloat16)
+    assert not gates.takes_channel_gate(8192, 16, torch.bfloat16)
+    with pytest.raises(ValueError, match="16 positions of 8192 channels do not fit in the shared memory"):
+        emulated_cuda.plan_channel_gate(H200, BFLOAT16, (1, 8192, 1), (16, 1, True, False), False, False)
+    x = torch.randn(1, 8192, 1, 2, requires_grad=True)
+    w1, b1, w2, b2 = gate_weights(8192, 2, torch.float32)
+    out = gcsa_ext.functional.channel_gate(x, w1, b1, w2, b2, 4)
+    torch.testing.assert_close(out, reference.channel_gate(x, w1, b1, w2, b2, 4))
+    torch.autograd.grad(out.sum(), x)
+
+
+@pytest.mark.parametrize(
+    ("gate", "sizes", "found"),
+    [
+        ((129, 1, True, False), (1, 8, 4), "no more hidden units than largest_gate_hidden"),
+        ((0, 1, True, False), (1, 8, 4), "no more hidden units than largest_gate_hidden"),
+        ((2, 3, True, False), (1, 8, 4), "groups that divide the channels"),
+        ((2, 1, True, False), (0, 8, 4), "a batch, channels and positions of at least 1"),
+    ],
+)
+def test_nonsense_raises(
+    gate: tuple[Any, ...], sizes: tuple[int, ...], found: str, emulated_cuda: ModuleType
+) -> None:
+    with pytest.raises(ValueError, match=found):
+        emulated_cuda.plan_channel_gate(H200, BFLOAT16, sizes, gate, False, False)
+    with pytest.raises(ValueError, match="no null address"):
+        emulated_cuda.channel_gate(
+            H200, BFLOAT16, (1, 8, 4), (2, 1, True, False), False, False, 0, (16, 16, 16, 16), 16
+        )
+
+
+# ---- The whole attention at once
+
+
+def small_arguments(
+    shape: tuple[int, ...], hidden: int, kernel_size: int, dtype: torch.dtype, layout: str = "contiguous"
+) -> dict[str, Any]:
+    C, k = shape[1], kernel_size
+    gate = gate_weights(C, hidden, dtype)
+    convolutions = [
+        (torch.randn(s) / math.sqrt(math.prod(s[1:]) / 4)).to(dtype)
+        for s in ((hidden, C, k, k), (hidden,), (C, hidden, k, k), (C,))
+    ]
+    return {
+        "x": LAYOUTS[layout](shape, dtype),
+        "gate": gate,
+        "convolutions": tuple(convolutions),
+        "norms": tuple(f(n) for n in (hidden, C) for f in (lambda n: torch.rand(n) + 0.5, torch.randn)),
+        "statistics": tuple(f(n) for n in (hidden, C) for f in (torch.randn, lambda n: torch.rand(n) + 0.3)),
+        "eps": (1e-5, 1e-3),
+    }
+
+
+def definition(arguments: dict[str, Any], groups: int, sigmoid: bool, dtype: torch.dtype) -> Tensor:
+    a = arguments
+    tensors = (a["x"], *a["gate"], *a["convolutions"])
+    vectors = (*a["norms"], *a["statistics"])
+    if dtype == torch.float64:
+        tensors, vectors = ([None if t is None else t.double() for t in ts] for ts in (tensors, vectors))
+    return reference.gcsa(*tensors, *vectors, *a["eps"], groups, sigmoid)[0]
+
+
+def check_small(arguments: dict[str, Any], groups: int, sigmoid: bool = True) -> None:
+    x, statistics = arguments["x"], arguments["statistics"]
+    hidden, kernel_size = arguments["convolutions"][0].shape[0], arguments["convolutions"][0].shape[-1]
+    assert small_gcsa_module.takes(x, hidden, kernel_size, groups, statistics, False)
+    out, *used = small_gcsa_module.small_gcsa(*arguments.values(), groups, sigmoid)
+    exact, plain = (definition(arguments, groups, sigmoid, dtype) for dtype in (torch.float64, x.dtype))
+    assert_as_accurate(out, plain, exact)
+    assert out.stride() == torch.empty_like(x, memory_format=gcsa_ext.layout.memory_format(x)).stride()
+    for found, given in zip(used, statistics, strict=True):
+        assert found.dtype == torch.float32 and found.data_ptr() != given.data_ptr()
+        torch.testing.assert_close(found, given.float(), rtol=0.0, atol=0.0)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_small_maps(dtype: torch.dtype, layout: str) -> None:
+    """With 7x7 kernels and others, odd sizes, channels and hidden units that fill no block of 16, groups, and
+    more positions than one block takes."""
+    check_small(small_arguments((2, 16, 7, 7), 4, 7, dtype, layout), 4)
+    check_small(small_arguments((1, 36, 5, 9), 9, 5, dtype, layout), 3)
+    check_small(small_arguments((1, 25, 14, 14), 6, 3, dtype, layout), 5, sigmoid=False)
+    check_small(small_arguments((3, 40, 3, 1), 20, 7, dtype, layout), 1)
+    check_small(small_arguments((4, 8, 12, 13), 3, 3, dtype, layout), 2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_small_maps_on_any_gpu(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In channels split over blocks, several pieces of work to a block, operands in one buffer and in two."""
+    arguments = small_arguments((1, 72, 7, 7), 18, 5, dtype)
+    for multiprocessors, shared in ((1, 227), (4, 99), (13, 163), (24, 227)):
+        on_a_gpu_of(monkeypatch, multiprocessors, shared * KB)
+        check_small(arguments, 4)
+    on_a_gpu_of(monkeypatch, 2, 99 * KB)
+    if dtype == torch.bfloat16:
+        check_small(small_arguments((2, 24, 9, 10), 8, 9, dtype), 4)
+
+
+def test_small_maps_without_what_is_optional() -> None:
+    """No bias of a convolution, no affine normalisation; statistics and vectors of other dtypes than x."""
+    arguments = small_arguments((2, 16, 5, 5), 4, 3, torch.bfloat16)
+    w1, _, w2, _ = arguments["convolutions"]
+    arguments["convolutions"] = (w1, None, w2, None)
+    arguments["norms"] = (None, None, None, None)
+    check_small(arguments, 2)
+    arguments = small_arguments((2, 16, 5, 5), 4, 3, torch.float16)
+    arguments["norms"] = tuple(v.double() for v in arguments["norms"])
+    arguments["statistics"] = tuple(v.half() for v in arguments["statistics"])
+    check_small(arguments, 2)
+
+
+def test_small_maps_with_weights_of_another_dtype() -> None:
+    """As under autocast."""
+    arguments = small_arguments((1, 16, 6, 6), 4, 3, torch.bfloat16)
+    rounded, *_ = small_gcsa_module.small_gcsa(*arguments.values(), 4, True)
+    for name in ("gate", "convolutions"):
+        arguments[name] = tuple(w.float() for w in arguments[name])
+    out, *_ = small_gcsa_module.small_gcsa(*arguments.values(), 4, True)
+    assert torch.equal(out, rounded)
+
+
+def test_small_maps_in_tf32(tf32: None) -> None:
+    arguments = small_arguments((1, 24, 7, 7), 6, 7, torch.float32)
+    exact = definition(arguments, 4, True, torch.float64)
+    for both in (True, False):
+        torch.backends.cuda.matmul.allow_tf32 = both
+        out, *_ = small_gcsa_module.small_gcsa(*arguments.values(), 4, True)
+        assert 1e-6 < (out - exact).abs().max() < 4e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_an_attention_in_eval_takes_one_launch(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def counted(*arguments: Any) -> tuple[Tensor, ...]:
+        calls.append(arguments)
+        return tuple(small_gcsa_module.small_gcsa(*arguments))
+
+    monkeypatch.setattr(sys.modules["gcsa_ext.backends.cuda.operators"], "small_gcsa", counted)
+    fused, plain = (m.eval() for m in pair(dtype, channels=16, kernel_size=7))
+    x = torch.randn(2, 16, 7, 7, dtype=dtype)
+    with torch.no_grad():
+        found, expected = fused(x), plain(x)
+    assert len(calls) == 1
+    torch.testing.assert_close(found, expected, rtol=2e-2 if dtype == torch.bfloat16 else 1e-4, atol=1e-2)
+    x.requires_grad_()  # something is to be kept then
+    torch.testing.assert_close(fused(x), found, rtol=2e-2 if dtype == torch.bfloat16 else 1e-4, atol=1e-2)
+    fused.train()(x.detach())
+    assert len(calls) == 1
+
+
+def test_what_the_one_launch_does_not_take() -> None:
+    x, statistics = torch.empty(8, 512, 7, 7, dtype=torch.bfloat16), (torch.ones(1),) * 4
+    takes = small_gcsa_module.takes
+    assert takes(x, 128, 7, 4, statistics, False)
+    assert takes(torch.empty(1, 256, 14, 14, dtype=torch.bfloat16), 64, 7, 4, statistics, False)
+    assert not takes(x, 128, 7, 4, statistics, True)
+    assert not takes(x, 128, 7, 4, (None, None, *statistics[2:]), False)
+    assert not takes(x.float(), 128, 7, 4, statistics, False)  # so many products in float32 take long
+    assert not takes(torch.empty(8, 64, 56, 56, dtype=torch.bfloat16), 16, 7, 4, statistics, False)
+    assert not takes(torch.empty(1, 2, 1, 20000, dtype=torch.bfloat16), 1, 11, 1, statistics, False)
+
+
+SMALL = [
+    (8, 512, 7, 7, 128, 7),
+    (1, 256, 14, 14, 64, 7),
+    (1, 1, 1, 1, 1, 3),
+    (3, 100, 9, 5, 25, 11),
+    (2, 64, 28, 28, 16, 7),
+]
+
+
+@pytest.mark.parametrize("sizes", SMALL, ids=str)
+@pytest.mark.parametrize("element", [FLOAT32, BFLOAT16, FLOAT16])
+@pytest.mark.parametrize(
+    ("multiprocessors", "shared"), [(108, 163), (84, 99), (132, 227), (148, 227), (1, 227)]
+)
+def test_launches_of_small_maps(
+    multiprocessors: int, shared: int, element: int, sizes: tuple[int, ...], emulated_cuda: ModuleType
+) -> None:
+    N, C, H, W, hidden, kernel_size = sizes
+    limits = (0, 0, multiprocessors, shared * KB)
+    call = (limits, element, (N, C, H, W), (hidden, 1, kernel_size, True), (False, False), False)
+    try:
+        z, between, partial, plan = emulated_cuda.plan_small_gcsa(*call)
+    except ValueError as error:
+        assert "do not fit in the shared memory of a block" in str(error)
+        assert shared == 99 and (element == FLOAT32 or kernel_size > 7)
+        return
+    check_plan(plan, shared * KB)
+    assert plan["cooperative"] and product(plan["grid"]) <= multiprocessors  # all live at the same time
+    along_c, along_h = -(-C // 16), -(-hidden // 16)
+    assert (z, between) == (along_c * 16 * N * H * W, along_h * 16 * N * H * W)
+    splits = partial / (16 * N * H * W)
+    assert splits >= max(along_c, along_h) and splits <= max(multiprocessors, along_c, along_h)
+    if multiprocessors == 132 and sizes in SMALL[:2]:
+        assert plan["grid"][0] >= 120  # nearly all multiprocessors have a part
+
+
+def test_the_order_of_threads_and_blocks_changes_nothing(any_order: ModuleType) -> None:  # noqa: F811
+    def results() -> list[Tensor]:
+        torch.manual_seed(1)
+        found = []
+        for dtype, hidden in ((torch.float32, 20), (torch.bfloat16, 70), (torch.float16, 5)):
+            x = torch.randn(2, 20, 5, 7).to(dtype)
+            weights = gate_weights(20, hidden, dtype)
+            found.append(gates.channel_gate(x, weights, 4, True, CONTIGUOUS, CHANNELS_LAST))
+            grad_x, grads = gates.channel_gate_backward(
+                x.cos(), x, weights, 4, True, CONTIGUOUS, CONTIGUOUS, True, True
+            )
+            found += [g for g in (grad_x, *grads) if g is not None]
+            found += small_gcsa_module.small_gcsa(
+                *small_arguments((2, 20, 5, 5), 5, 3, dtype).values(), 4, True
+            )
+        return found
+
+    expected = results()
+    for seed in (1, 2, 3):
+        any_order.shuffle_order(seed)
+        for number, (a, b) in enumerate(zip(results(), expected, strict=True)):
+            assert torch.equal(a, b), number
