@@ -117,22 +117,5 @@ inline void load_tile(const BlockedMap<A>& map, TileRange range, int64_t columns
         }
     }
 }
-template <class A>
-inline void store_tile(const BlockedMap<A>& map, TileRange range, int64_t columns, const A* tile, ChannelShuffle shuffle) {
-    constexpr int L = lanes<A>;
-    for (int64_t block = 0; block < map.blocks(); ++block) {
-        const int width = static_cast<int>(map.channels - block * L < L ? map.channels - block * L : L);
-        for (int64_t p = 0; p < range.count; p += L) {
-            const int height = static_cast<int>(range.count - p < L ? range.count - p : L);
-            transpose_square<A>(
-                width, height, [&](int i) { return load(tile + shuffle.from(block * L + i) * columns + p, Full<A>{}); },
-                [&](int i, vec<A> value) {
-                    const int64_t at = range.begin + p + i;
-                    store(map.block(at / map.positions(), block) + at % map.positions() * L, value, Full<A>{});
-                }
-            );
-        }
-    }
-}
 
 }  // namespace gcsa_ext::cpu::GCSA_EXT_ISA
