@@ -13,9 +13,14 @@ void update_running_statistics(
 ) {
     const T share = static_cast<T>(momentum);
     const T unbiased = static_cast<T>(static_cast<double>(values) / static_cast<double>(values - 1));
+    // From the nearer end, so that a share of 1 gives exactly the batch's value.
+    const auto between = [&](T running, T batch) {
+        const T step = batch - running;
+        return share < T(0.5) ? running + share * step : batch - (T(1) - share) * step;
+    };
     for (int64_t c = 0; c < channels; ++c) {
-        running_mean[c] += share * (mean[c] - running_mean[c]);
-        running_var[c] += share * (var[c] * unbiased - running_var[c]);
+        running_mean[c] = between(running_mean[c], mean[c]);
+        running_var[c] = between(running_var[c], var[c] * unbiased);
     }
 }
 

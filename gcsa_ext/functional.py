@@ -16,11 +16,9 @@ __all__ = [
     "explain_convolution",
     "frequency_mask",
     "frequency_mask_",
-    "goes_directly",
     "norm_gate",
     "random_frequency_mask",
     "release_workspace",
-    "transformed",
     "update_statistics",
 ]
 

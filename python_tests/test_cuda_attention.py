@@ -55,6 +55,19 @@ def gate_weights(channels: int, hidden: int, dtype: torch.dtype) -> list[Tensor]
 # ---- The channel gate
 
 
+@pytest.mark.parametrize("layout", [CONTIGUOUS, CHANNELS_LAST], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_value_that_is_not_finite_stays_at_its_position(
+    dtype: torch.dtype, layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where channels are padded and a block has many tiles, one after the other in the same memory."""
+    on_a_gpu_of(monkeypatch, multiprocessors=1)
+    x = torch.randn(2, 9, 40, 41).to(dtype).contiguous(memory_format=layout)
+    x[0, 4, 0, 0] = math.nan
+    out = gates.channel_gate(x, gate_weights(9, 2, dtype), 3, True, layout, layout)
+    assert out[0, :, 0, 0].isnan().all() and out.isnan().sum() == 9
+
+
 def check_gate(
     shape: tuple[int, ...],
     hidden: int,

@@ -519,6 +519,15 @@ def test_running_statistics(momentum: float | None, dtype: torch.dtype) -> None:
     torch.testing.assert_close(found[0], mean.lerp(new_mean, share))
 
 
+@pytest.mark.parametrize("momentum", [1.0, None])
+def test_the_first_batch_alone_is_taken_exactly(momentum: float | None) -> None:
+    mean, var, batches = torch.zeros(5), torch.ones(5), torch.tensor(0)
+    new_mean, new_var = torch.randn(5), 1e-9 * (torch.rand(5) + 1)
+    functional.update_statistics(mean, var, new_mean, new_var, 1000, momentum, batches)
+    assert torch.equal(mean, new_mean)
+    torch.testing.assert_close(var, new_var * (1000 / 999), rtol=1e-6, atol=0)
+
+
 def test_workspace_is_given_back() -> None:
     module = GCSA(32)
     x = torch.randn(4, 32, 20, 20, requires_grad=True)

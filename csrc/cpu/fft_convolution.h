@@ -235,8 +235,8 @@ inline void transform_back(
 }
 
 // out[f] = in[f] weights[f] for every tile and frequency. The weights' spectra are many times larger than the weights: they
-// are transformed a few inputs and frequencies at a time and used while they are in the first-level cache, which is as fast
-// as reading spectra that were computed before back from memory.
+// are transformed a few inputs, and where these are many frequencies, one column at a time, and used while they are in the
+// cache, which is as fast as reading spectra that were computed before back from memory.
 template <class A, bool transforms = true>
 class Multiplication {
     static constexpr int L = lanes<A>;

@@ -64,7 +64,8 @@ inline vec<T> held(T value) {
     return constant;
 }
 
-// 1 / (1 + exp(-x)), made before a loop and called in it. NaN stays NaN; 0 where the result would be a subnormal number.
+// 1 / (1 + exp(-x)), made before a loop and called in it. NaN stays NaN. With AVX-512 a float is 0 where it would
+// be a subnormal number.
 template <class T>
 class Sigmoid {
     using K = SigmoidConstants<T>;

@@ -129,9 +129,12 @@ __global__ void __launch_bounds__(32 * largest_gate_warps, 1) channel_gate_forwa
             for (int n = 0; n < Sizes::channels; n += step) {
                 for_own_elements([&](int index, int m, int column) {
                     const int c = channel + n + column, p = row + m;
+                    // The padding behind the last channel must stay 0: hidden units may be infinite, and 0 times that is
+                    // NaN.
+                    if (c >= call.map.channels) return;
                     const float v = sums[n / step].at[index] + bias2[c];
                     T& value = tile[place.last ? p * place.stride + c : c * place.stride + p];
-                    value = from_float<T>(to_float(value) * (call.sigmoid ? sigmoid_of(v) : v));
+                    value = from_float<T>(to_float(value) * (call.sigmoid ? sigmoid(v) : v));
                 });
             }
         }

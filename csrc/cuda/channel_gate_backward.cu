@@ -217,7 +217,7 @@ __global__ void __launch_bounds__(32 * largest_gate_warps, 1) channel_gate_backw
                     const int c = channel + n + column, p = row + m, out = out_channel[c];
                     float& value = g2[n / step].at[index];
                     const float v2 = value + bias2[c];
-                    const float a = call.gate.sigmoid ? sigmoid_of(v2) : v2;
+                    const float a = call.gate.sigmoid ? sigmoid(v2) : v2;
                     T* const own_x = x_tile + (place.last ? p * place.stride + c : c * place.stride + p);
                     value = 0.0f;
                     if (out >= 0 && is_position(m)) {

@@ -92,8 +92,6 @@ struct Pieces {
     }
 };
 
-__device__ inline float sigmoid_of(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
-
 // relu that keeps NaN.
 __device__ inline float relu_of(float x) { return x < 0.0f ? 0.0f : x; }
 

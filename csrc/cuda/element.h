@@ -53,11 +53,7 @@ __device__ inline void store_pack(T* address, const Pack<T, count>& pack) {
     *reinterpret_cast<Pack<T, count>*>(address) = pack;
 }
 
-// Sum over the lanes of a warp, in the same order whatever the timing; every lane gets it.
-__device__ inline float sum_over_warp(float value) {
-    for (int distance = 16; distance > 0; distance /= 2) value += __shfl_xor_sync(0xffffffffu, value, distance);
-    return value;
-}
+__device__ inline float sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
 
 // Calls function(T()) with the type of the elements.
 template <class Function>

@@ -27,8 +27,6 @@ __device__ inline void store(const Vector& vector, int64_t i, float value) {
     }
 }
 
-__device__ inline float sigmoid(float v) { return __fdividef(1.0f, 1.0f + __expf(-v)); }
-
 // The first channel of this thread's accesses, C or more where it has nothing to do.
 template <int width, bool last>
 __device__ int64_t first_channel(const Share& share) {

@@ -11,8 +11,8 @@ namespace gcsa_ext::cuda {
 // What a plan depends on.
 struct Device {
     int64_t multiprocessors;
-    int64_t
-        shared_bytes;  // that a block may have at most: 163 KB (sm_80), 99 KB (sm_86, sm_89, sm_120), 227 KB (sm_90, sm_100)
+    // That a block may have at most: 163 KB (sm_80), 99 KB (sm_86, sm_89, sm_120), 227 KB (sm_90, sm_100).
+    int64_t shared_bytes;
 };
 
 // Where the work goes: the caller's device and its current stream, a cudaStream_t.

@@ -5,12 +5,15 @@
 // of a next product without any exchange. `Mma<T>` multiplies on tensor cores, bfloat16 and float16 exactly and float as
 // tf32; `Fma` multiplies float on ordinary units. Both have the same functions, so that a kernel is written once:
 //
+// clang-format off
 //   Left, left(rows, stride)               from memory in which rows of m follow each other, k is contiguous
 //   left_transposed(rows, stride)          rows of k follow each other, m is contiguous
-//   left_of_rows(row)                      row[r] is where row own_row(r) of the tile begins, for each r < own_rows; k is
-//   contiguous right(rows, stride)                    rows of n follow each other, k is contiguous right_transposed(rows,
-//   stride)         rows of k follow each other, n is contiguous right_strided(first, n_stride, k_stride) Kept,
-//   keep(result), left(kept)         a result rounded to T, in few registers
+//   left_of_rows(row)                      row[r] is where row own_row(r) of the tile begins, for r < own_rows
+//   right(rows, stride)                    rows of n follow each other, k is contiguous
+//   right_transposed(rows, stride)         rows of k follow each other, n is contiguous
+//   right_strided(first, n_stride, k_stride)
+//   Kept, keep(result), left(kept)         a result rounded to T, in few registers
+// clang-format on
 //
 // Rows lie in shared memory on multiples of 16 bytes, except for right_strided. Strides of `step * n + pad` elements, where
 // step is 16, meet no bank conflicts.

@@ -113,7 +113,7 @@ __device__ void gate_phase(const Launch& launch, unsigned char* memory) {
                         } else if (p < left_over) {
                             const bool inside = out < channels;
                             value += inside ? to_float(static_cast<const T*>(gate.b2)[out]) : 0.0f;
-                            const float a = gate.sigmoid ? sigmoid_of(value) : value;
+                            const float a = gate.sigmoid ? sigmoid(value) : value;
                             const int to = inside ? shuffled(out, channels, groups) : out;
                             const float gated = inside ? to_float(x_tile[p * x_stride + out]) * a : 0.0f;
                             z[(int64_t(to / block) * launch.positions + first + p) * block + to % block] =
@@ -301,7 +301,7 @@ __device__ void normalise_phase(const Launch& launch, float* coefficients, int n
 #pragma unroll
                 for (int j = 0; j < per_pack; ++j) {
                     const int c = channel + e + j;
-                    if (c < channels) out[first + c * stride] = from_float<T>(to_float(z.at[j]) * sigmoid_of(values[e + j]));
+                    if (c < channels) out[first + c * stride] = from_float<T>(to_float(z.at[j]) * sigmoid(values[e + j]));
                 }
             }
         }

@@ -123,8 +123,8 @@ class GCSA(nn.Module):
             or x.numel() == 0
             or transformed()
             or not has_kernels("gcsa", x.device, x.dtype)
-            or not _fuses_channel_gate(self._modules["channel_attention"])
-            or not _fuses_spatial_gate(self._modules["spatial_attention"])
+            or not _fuses_channel_gate(self._modules.get("channel_attention"))
+            or not _fuses_spatial_gate(self._modules.get("spatial_attention"))
         ):
             return None
         layers = first, second, conv1, norm1, conv2, norm2 = _layers(self)

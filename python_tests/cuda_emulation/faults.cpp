@@ -15,6 +15,11 @@ struct Parameters {
     float* out;
 };
 
+__device__ inline float sum_over_warp(float value) {
+    for (int distance = 16; distance > 0; distance /= 2) value += __shfl_xor_sync(0xffffffffu, value, distance);
+    return value;
+}
+
 __global__ void skips_a_barrier(const Parameters p) {
     if (threadIdx.x < 40) __syncthreads();
     p.out[threadIdx.x] = 1.0f;

@@ -145,15 +145,12 @@ void launch(void (*kernel)(Parameter), const Plan& plan, Stream stream, Paramete
     int current = 0;
     require_success(cudaGetDevice(&current), plan);
     if (current != stream.device) require_success(cudaSetDevice(stream.device), plan);
-    if (plan.shared_bytes > shared_bytes_without_asking) {
-        require_success(
-            cudaFuncSetAttribute(
-                reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
-                static_cast<int>(plan.shared_bytes)
-            ),
-            plan
+    auto code = cudaSuccess;
+    if (plan.shared_bytes > shared_bytes_without_asking)
+        code = cudaFuncSetAttribute(
+            reinterpret_cast<const void*>(kernel), cudaFuncAttributeMaxDynamicSharedMemorySize,
+            static_cast<int>(plan.shared_bytes)
         );
-    }
     cudaLaunchAttribute cooperative{};
     cooperative.id = cudaLaunchAttributeCooperative;
     cooperative.val.cooperative = 1;
@@ -165,7 +162,7 @@ void launch(void (*kernel)(Parameter), const Plan& plan, Stream stream, Paramete
     configuration.attrs = &cooperative;
     configuration.numAttrs = plan.cooperative ? 1 : 0;
     void* arguments[] = {&parameter};
-    const auto code = cudaLaunchKernelExC(&configuration, reinterpret_cast<const void*>(kernel), arguments);
+    if (code == cudaSuccess) code = cudaLaunchKernelExC(&configuration, reinterpret_cast<const void*>(kernel), arguments);
     if (current != stream.device) cudaSetDevice(current);
     require_success(code, plan);
 }

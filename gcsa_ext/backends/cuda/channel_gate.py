@@ -43,8 +43,11 @@ def _fits(channels: int, hidden: int, dtype: torch.dtype, shared_bytes: int) -> 
 
 def _shared_bytes() -> int:
     """What a block may have on every device here."""
-    if launch.emulated():
-        return launch.EMULATED_TARGET[3]
+    return launch.EMULATED_TARGET[3] if launch.emulated() else _least_shared_bytes()
+
+
+@functools.cache
+def _least_shared_bytes() -> int:
     return min(launch.limits(device)[1] for device in range(torch.cuda.device_count()))
 
 
