@@ -188,7 +188,8 @@ def update_statistics(
         and cpu.updates_statistics(running_mean, running_var, batches, mean, var)
     ):
         cpu.update_statistics(running_mean, running_var, batches, mean, var, values, momentum)
-        torch.autograd.graph.increment_version((running_mean, running_var, batches))
+        for changed in (running_mean, running_var, batches):
+            torch.autograd.graph.increment_version(changed)
         return
     with torch.no_grad():
         if batches is not None:
