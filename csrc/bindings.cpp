@@ -317,6 +317,11 @@ PYBIND11_MODULE(_C, module) {
             );
         }
     );
+    module.def("core_round_trip", [](double seconds) {
+        require(seconds > 0, "a time to measure for");
+        const py::gil_scoped_release release;
+        return kernels().core_round_trip(seconds);
+    });
     module.def("fma_peak", [](int threads, double seconds) {
         require(threads >= 1, "at least 1 thread");
         const py::gil_scoped_release release;

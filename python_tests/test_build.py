@@ -217,6 +217,13 @@ def test_optional_addresses_may_be_null() -> None:
             assert torch.equal(tensor, torch.ones(64)), name
 
 
+def test_a_cache_line_takes_a_time_from_core_to_core() -> None:
+    taken = _C.core_round_trip(0.01)
+    assert taken > 1e-9  # infinite where there is one thread
+    with pytest.raises(ValueError, match=r"gcsa_ext\._C: expected "):
+        _C.core_round_trip(0.0)
+
+
 def test_measurements_check_their_arguments() -> None:
     shape = {"batch": 1, "inputs": 4, "outputs": 4, "height": 5, "width": 5, "kernel": 7, "threads": 1}
     for changed in ({"batch": 0}, {"inputs": 0}, {"height": 0}, {"kernel": 4}, {"threads": 0}):

@@ -20,6 +20,7 @@ const Kernels table = {
     gcsa_forward,
     gcsa_backward,
     fma_peak,
+    core_round_trip,
     product_rate,
     time_products,
     time_reading,

@@ -22,6 +22,7 @@ struct Kernels {
     void (*gcsa_forward)(const GcsaForward&);
     void (*gcsa_backward)(const GcsaBackward&);
     double (*fma_peak)(int threads, double seconds);
+    double (*core_round_trip)(double seconds);
     double (*product_rate)(const ProductRate&);
     ProductsTime (*time_products)(const Products&);
     double (*time_reading)(const void* data, int64_t bytes, int threads);
@@ -39,6 +40,7 @@ void frequency_mask(const FrequencyMask&);
 void gcsa_forward(const GcsaForward&);
 void gcsa_backward(const GcsaBackward&);
 double fma_peak(int threads, double seconds);
+double core_round_trip(double seconds);
 double product_rate(const ProductRate&);
 ProductsTime time_products(const Products&);
 double time_reading(const void* data, int64_t bytes, int threads);

@@ -5,7 +5,9 @@
 #include "../measure.h"
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
+#include <limits>
 
 #include "../scratch.h"
 #include "fft_plan.h"
@@ -42,6 +44,35 @@ double fma_peak(int threads, double seconds) {
         for (int i = 1; i < chains; ++i) sum[0] += sum[i];
         asm volatile("" : : "m"(sum[0]));
     });
+}
+
+// Seconds that a cache line takes from one thread to another and back, or infinite where there is only one. Two cores under
+// one last-level cache need about 50 ns, two that meet in memory several times as many.
+double core_round_trip(double seconds) {
+    struct alignas(128) Line {
+        std::atomic<int64_t> turn{0};
+    } line;
+    double time = std::numeric_limits<double>::infinity();
+    parallel_team(2, [&](const Team& team) {
+        if (team.size < 2) return;
+        constexpr int64_t over = -1;
+        if (team.rank == 1) {
+            for (int64_t seen = 0; (seen = line.turn.load(std::memory_order_acquire)) != over;)
+                if (seen % 2) line.turn.compare_exchange_strong(seen, seen + 1, std::memory_order_acq_rel);
+            return;
+        }
+        const double begin = now();
+        int64_t turns = 0;
+        while (now() < begin + seconds)
+            for (int i = 0; i < 1000; ++i, ++turns) {
+                line.turn.store(2 * turns + 1, std::memory_order_release);
+                while (line.turn.load(std::memory_order_acquire) != 2 * turns + 2) {
+                }
+            }
+        time = (now() - begin) / static_cast<double>(turns);
+        line.turn.store(over, std::memory_order_release);
+    });
+    return time;
 }
 
 double product_rate(const ProductRate& p) {
