@@ -58,14 +58,9 @@ inline void read_block(const FeatureMap& map, const T* from, BlockRange range, c
     }
     for (int64_t p = range.begin; p < end; p += L) {
         const int height = static_cast<int>(end - p < L ? end - p : L);
-        transpose_square<A>(
-            width, height,
-            [&](int i) {
-                const T* const at = image + (first + i) * map.positions + p;
-                return height == L ? load(at, Full<T>{}) : load(at, height);
-            },
-            [&](int i, vec<A> value) { sink(p + i, value); }
-        );
+        transpose_rows(image + first * map.positions + p, map.positions, width, height, [&](int i, vec<A> value) {
+            sink(p + i, value);
+        });
     }
 }
 

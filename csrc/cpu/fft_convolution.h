@@ -39,7 +39,12 @@ struct Tiling {
     TileAxis y, x;
 
     int64_t per_image() const { return y.tiles() * x.tiles(); }
-    int64_t frequencies() const { return y.length * x.length / 2 + 2; }
+    int64_t frequencies() const { return y.length * x.length / 2; }
+    // Whether frequency f stands for two that are real (spectrum.h).
+    bool holds_two(int64_t f) const {
+        const int64_t first = frequencies() - y.length;
+        return f == first || f == first + y.length / 2;
+    }
 };
 
 template <class A>
@@ -121,14 +126,9 @@ inline void gather_taps(const A* from, int64_t output_stride, int64_t outputs, i
                 for (int i = 0; i < L; ++i) to[j * L + i] = from[i * output_stride + j];
             return;
         }
-        const auto put = [&](int i, vec<A> value) { store(to + (tap + i) * L, value, Full<A>{}); };
-        if (left >= L) {
-            const auto row = [&](int i) { return load(from + i * output_stride + tap, Full<A>{}); };
-            transpose_square<A>(outputs, L, row, put);
-        } else {
-            const auto row = [&](int i) { return load(from + i * output_stride + tap, static_cast<int>(left)); };
-            transpose_square<A>(outputs, left, row, put);
-        }
+        transpose_rows(from + tap, output_stride, outputs, std::min<int64_t>(left, L), [&](int i, vec<A> value) {
+            store(to + (tap + i) * L, value, Full<A>{});
+        });
     }
 }
 template <class A>
@@ -243,7 +243,8 @@ class Multiplication {
 
    public:
     Multiplication(const Tiling& tiling, const Taps<A>& taps, A* scratch)
-        : taps_(taps),
+        : tiling_(tiling),
+          taps_(taps),
           transform_(tiling.y.length, tiling.x.length, taps.kernel),
           at_once_(inputs_at_once<A>(tiling, taps.kernel)),
           stride_(frequency_stride<A>(at_once_)),
@@ -277,12 +278,14 @@ class Multiplication {
                 for (int k = first_column; whole_ && k < last_column; ++k)
                     transform_.forward_column(rows, 1, k, spectrum_of(k) + i * 2 * L, stride_);
             });
-        const auto multiply = taps_.mirrored ? product<A, false, TilesByChannels<A>> : product<A, true, TilesByChannels<A>>;
         for (int k = first_column; k < last_column; ++k) {
             if (transforms && !whole_) transform_.forward_column(rows_, count, k, spectra_, stride_);
             for (int j = 0; j < transform_.frequencies(k); ++j) {
                 const int64_t f = transform_.first_frequency(k) + j;
                 const TilesByChannels<A> tile{in.at(0, f), in.block_stride};
+                const auto multiply = tiling_.holds_two(f) ? product<RealSums<A>, TilesByChannels<A>>
+                                      : taps_.mirrored     ? product<Sum<A, false>, TilesByChannels<A>>
+                                                           : product<Sum<A, true>, TilesByChannels<A>>;
                 multiply(tiles, count, tile, spectrum_of(k) + j * stride_, 2 * L, out.at(to, f), out.tile_stride, first > 0);
             }
         }
@@ -290,6 +293,7 @@ class Multiplication {
     const A* weights(int64_t block, int64_t input) const { return taps_.at(block * L, input); }
 
    private:
+    Tiling tiling_;
     Taps<A> taps_;
     TapTransform<A> transform_;
     int64_t at_once_, stride_, rows_size_;

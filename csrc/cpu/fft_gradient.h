@@ -60,11 +60,14 @@ inline void convolve_backward(
                 const int64_t g_block = i / strips_here, block = first_output / L + g_block;
                 const int64_t unit = block * strips + input / rows;
                 A* const sums = weights.sums ? weights.sums + unit * unit_size<A>(c.tiling) : unit_buffer;
-                for (int64_t f = 0; f < F; ++f)
-                    product<A, true, ChannelsByTiles<A>>(
+                for (int64_t f = 0; f < F; ++f) {
+                    const auto multiply = c.tiling.holds_two(f) ? product<RealSums<A>, ChannelsByTiles<A>>
+                                                                : product<Sum<A, true>, ChannelsByTiles<A>>;
+                    multiply(
                         rows, group.count, {x.at(x_row / L, f) + x_row % L}, g.at(g_block, f), g.tile_stride,
                         sums + f * unit_stride<A>, 2 * L, !first
                     );
+                }
                 if (!last) return;
                 const int64_t lanes_used = std::min<int64_t>(outputs - block * L, L),
                               count = std::min<int64_t>(rows, inputs - input);

@@ -96,10 +96,9 @@ inline void transpose_tile(const A* from, int64_t rows, int64_t columns, A* to, 
     constexpr int L = lanes<A>;
     for (int64_t i = 0; i < out_stride; i += L)
         for (int64_t j = 0; j < columns; j += L)
-            transpose_square<A>(
-                rows - i, L, [&](int k) { return load(from + (i + k) * columns + j, Full<A>{}); },
-                [&](int k, vec<A> value) { store(to + (j + k) * out_stride + i, value, Full<A>{}); }
-            );
+            transpose_rows(from + i * columns + j, columns, rows - i, L, [&](int k, vec<A> value) {
+                store(to + (j + k) * out_stride + i, value, Full<A>{});
+            });
 }
 
 // Columns from `begin` on become zero.

@@ -1,5 +1,6 @@
 // A complex matrix product on one thread, for one frequency: C (M, L) = or += A (M, K) B (K, L) or A conj(B), where L are
-// the lanes of one vector and complex numbers are stored as a vector of real parts and one of imaginary parts.
+// the lanes of one vector and complex numbers are stored as a vector of real parts and one of imaginary parts. Or two real
+// products, of the parts on their own.
 #pragma once
 
 #include <cstdint>
@@ -42,6 +43,7 @@ struct ComplexSum;
 
 template <class T, bool conjugate>
 struct ComplexSum<T, 4, conjugate> {
+    using Element = T;
     vec<T> re{}, im{};
 
     using Factor = Complex<T>;
@@ -68,6 +70,7 @@ struct ComplexSum<T, 4, conjugate> {
 // With p = (a1 + a2) b1, q = a1 (b2 - b1) and r = a2 (b1 + b2) the product is p - r + i (p + q).
 template <class T, bool conjugate>
 struct ComplexSum<T, 3, conjugate> {
+    using Element = T;
     vec<T> p{}, q{}, r{};
 
     struct Factor {
@@ -93,12 +96,33 @@ struct ComplexSum<T, 3, conjugate> {
     Complex<T> value() const { return {p - r, p + q}; }
 };
 
-template <class T, int rows, bool conjugate, class Matrix>
+template <class T, bool conjugate>
+using Sum = ComplexSum<T, real_products, conjugate>;
+
+// The sums of a1 b1 and of a2 b2.
+template <class T>
+struct RealSums {
+    using Element = T;
+    vec<T> first{}, second{};
+
+    using Factor = Complex<T>;
+    static Factor factor(vec<T> b1, vec<T> b2) { return {b1, b2}; }
+    void add(const T* a, Factor b) {
+        first += a[0] * b.re;
+        second += a[lanes<T>] * b.im;
+    }
+    void add(const RealSums& other) {
+        first += other.first;
+        second += other.second;
+    }
+    Complex<T> value() const { return {first, second}; }
+};
+
+template <class Sum, int rows, class Matrix, class T = typename Sum::Element>
 GCSA_EXT_INLINE void product_block(
     int64_t K, Matrix A, const T* B, int64_t b_stride, T* C, int64_t c_stride, bool accumulate
 ) {
     constexpr int L = lanes<T>;
-    using Sum = ComplexSum<T, real_products, conjugate>;
     // Sums must not wait for each other: with few rows each is kept in several parts.
     constexpr int parts = rows >= 4 ? 1 : rows >= 2 ? 2 : 4;
     Sum sum[parts][rows];
@@ -123,15 +147,15 @@ GCSA_EXT_INLINE void product_block(
     }
 }
 
-template <class T, bool conjugate, class Matrix, int rows = product_rows>
+template <class Sum, class Matrix, int rows = product_rows, class T = typename Sum::Element>
 inline void product(int64_t M, int64_t K, Matrix A, const T* B, int64_t b_stride, T* C, int64_t c_stride, bool accumulate) {
     for (; M >= rows; M -= rows) {
-        product_block<T, rows, conjugate>(K, A, B, b_stride, C, c_stride, accumulate);
+        product_block<Sum, rows>(K, A, B, b_stride, C, c_stride, accumulate);
         A.data += rows * A.row_stride;
         C += rows * c_stride;
     }
     if constexpr (rows > 1) {
-        if (M > 0) product<T, conjugate, Matrix, rows - 1>(M, K, A, B, b_stride, C, c_stride, accumulate);
+        if (M > 0) product<Sum, Matrix, rows - 1>(M, K, A, B, b_stride, C, c_stride, accumulate);
     }
 }
 

@@ -2,8 +2,11 @@
 //
 // Only half of a real signal's spectrum is kept, F[-ky, -kx] being the conjugate of F[ky, kx]:
 //
-//   columns kx = 1 ... width / 2 - 1       all ky                 frequency (kx - 1) * height + ky
-//   column  kx = 0, then kx = width / 2    ky = 0 ... height / 2  after those
+//   columns kx = 1 ... width / 2 - 1       all ky                     frequency (kx - 1) * height + ky
+//   column  kx = 0, then kx = width / 2    ky = 0 ... height / 2 - 1  after those
+//
+// F[0, kx] and F[height / 2, kx] of the last two columns are real. They lie together, as if they were the real and the
+// imaginary part of the first one.
 //
 // Two rows (real) go through one complex transform as its real and imaginary part, and so do the columns kx = 0 and
 // kx = width / 2, which are real after the rows' transform. Taking the two apart leaves a factor of 2, the same at every
@@ -24,7 +27,7 @@ class TileTransform {
     TileTransform(int64_t height, int64_t width)
         : height_(height), width_(width), y_(find_length<T>(height)), x_(find_length<T>(width)) {}
 
-    static constexpr int64_t frequencies(int64_t height, int64_t width) { return height * width / 2 + 2; }
+    static constexpr int64_t frequencies(int64_t height, int64_t width) { return height * width / 2; }
     // What a product of two spectra must be multiplied by for `inverse` to return the convolution.
     T scale() const { return T(1) / T(4 * height_ * width_); }
     // The scratch memory of one transform, in elements.
@@ -58,9 +61,12 @@ class TileTransform {
         }
         y_.fft({columns, columns + L, 2 * L}, {columns, columns + L, 2 * L});
         T* const first = out + (half - 1) * H * stride;
-        T* const middle = first + (H / 2 + 1) * stride;
-        for (int64_t k = 0; k <= H / 2; ++k) {
-            const auto a = at_(columns, k), b = at_(columns, k ? H - k : 0);
+        T* const middle = first + H / 2 * stride;
+        const auto lowest = at_(columns, 0), highest = at_(columns, H / 2);
+        put<2>(Sequence<T>{first, first + L, stride}, 0, {2 * lowest.re, 2 * highest.re});
+        put<2>(Sequence<T>{middle, middle + L, stride}, 0, {2 * lowest.im, 2 * highest.im});
+        for (int64_t k = 1; k < H / 2; ++k) {
+            const auto a = at_(columns, k), b = at_(columns, H - k);
             put<parts>(Sequence<T>{first, first + L, stride}, k * stride, {a.re + b.re, a.im - b.im});
             put<parts>(Sequence<T>{middle, middle + L, stride}, k * stride, {a.im + b.im, b.re - a.re});
         }
@@ -79,11 +85,14 @@ class TileTransform {
             cpu::GCSA_EXT_ISA::inverse<T>(y_.fft, {from, from + L, stride}, {to, to + L, 2 * L});
         }
         const T* const first = in + (half - 1) * H * stride;
-        const T* const middle = first + (H / 2 + 1) * stride;
-        for (int64_t k = 0; k <= H / 2; ++k) {
+        const T* const middle = first + H / 2 * stride;
+        const auto real_of_first = at_(first, 0), real_of_middle = at_(middle, 0);
+        put_(columns, 0, {real_of_first.re, real_of_middle.re});
+        put_(columns, H / 2, {real_of_first.im, real_of_middle.im});
+        for (int64_t k = 1; k < H / 2; ++k) {
             const auto a = at_(first + k * stride, 0), b = at_(middle + k * stride, 0);
             put_(columns, k, {a.re - b.im, a.im + b.re});
-            if (k && k < H / 2) put_(columns, H - k, {a.re + b.im, b.re - a.im});
+            put_(columns, H - k, {a.re + b.im, b.re - a.im});
         }
         cpu::GCSA_EXT_ISA::inverse<T>(y_.fft, {columns, columns + L, 2 * L}, {columns, columns + L, 2 * L});
 

@@ -34,13 +34,13 @@ class TapTransform {
     // What the product of two spectra of TileTransform must be multiplied by, for `backward`.
     T backward_scale() const { return T(1) / T(4 * height_ * width_); }
     // The memory of the rows' spectra of one input, in elements.
-    static constexpr int64_t rows_size(int64_t width, int64_t kernel) { return kernel * (width / 2 + 1) * 2 * L; }
+    static constexpr int64_t rows_size(int64_t width, int64_t kernel) { return kernel * (width / 2) * 2 * L; }
     // Columns of a spectrum, and where the frequencies of each begin.
     int columns() const { return width_ / 2 + 1; }
     int first_frequency(int column) const {
         const int half = width_ / 2;
         return column == 0      ? (half - 1) * height_
-               : column == half ? (half - 1) * height_ + height_ / 2 + 1
+               : column == half ? (half - 1) * height_ + height_ / 2
                                 : (column - 1) * height_;
     }
 
@@ -61,7 +61,7 @@ class TapTransform {
                     forward_column_<R.value>(rows + i * size, column, out + i * 2 * L, stride);
         });
     }
-    int frequencies(int column) const { return is_edge_(column) ? height_ / 2 + 1 : height_; }
+    int frequencies(int column) const { return is_edge_(column) ? height_ / 2 : height_; }
     // The values at the taps' places of what has this spectrum, times height * width.
     // `rows` is scratch.
     void backward(const T* in, int64_t stride, T* taps, T* rows) const {
@@ -116,7 +116,8 @@ class TapTransform {
         return sum;
     }
 
-    // rows: [column][row of taps][re, im]
+    // rows: [column][row of taps][re, im], but column width / 2, which is real as column 0 is, in place of its imaginary
+    // part
     template <int R>
     void forward_rows_(const T* taps, T* rows) const {
         constexpr int K = 2 * R + 1;
@@ -130,7 +131,9 @@ class TapTransform {
             }
             const vec<T> middle = scale_ * get_(w);
             T* const to = rows + y * 2 * L;
-            for (int k = 0; k <= half / 2; ++k) {
+            const Halves real = cosine_sums_(scaled_x_.cos[0], middle, plus);
+            put_(to, real.even + real.odd, real.even - real.odd);
+            for (int k = 1; k <= half / 2; ++k) {
                 const Halves re = cosine_sums_(scaled_x_.cos[k], middle, plus), im = sine_sums_(scaled_x_.sin[k], minus);
                 put_(to + k * K * 2 * L, re.even + re.odd, im.odd + im.even);
                 put_(to + (half - k) * K * 2 * L, re.even - re.odd, im.odd - im.even);
@@ -171,16 +174,18 @@ class TapTransform {
     // The rows are real here, and half of the column is the conjugate of the other half.
     template <int R>
     void forward_edge_(const T* rows, int column, T* out, int64_t stride) const {
-        constexpr int K = 2 * R + 1, row = 2 * L;
+        constexpr int row = 2 * L;
         const int half = height_ / 2;
-        const T* const w = rows + (column * K + R) * row;
+        const T* const w = rows + R * row + (column ? L : 0);
         vec<T> plus[R], minus[R];
         for (int d = 1; d <= R; ++d) {
             plus[d - 1] = get_(w + d * row) + get_(w - d * row);
             minus[d - 1] = get_(w - d * row) - get_(w + d * row);
         }
         const vec<T> middle = get_(w);
-        for (int j = 0; j <= half / 2; ++j) {
+        const Halves real = cosine_sums_(y_.cos[0], middle, plus);
+        put_(out, real.even + real.odd, real.even - real.odd);
+        for (int j = 1; j <= half / 2; ++j) {
             const Halves re = cosine_sums_(y_.cos[j], middle, plus), im = sine_sums_(y_.sin[j], minus);
             put_(out + j * stride, re.even + re.odd, im.odd + im.even);
             put_(out + (half - j) * stride, re.even - re.odd, im.odd - im.even);
@@ -242,19 +247,19 @@ class TapTransform {
     // The mirror image is the conjugate, and the sums are real.
     template <int R>
     void backward_edge_(const T* in, int64_t stride, int column, T* rows) const {
-        constexpr int K = 2 * R + 1, row = 2 * L;
+        constexpr int row = 2 * L;
         const int half = height_ / 2;
         vec<T> even[R + 1] = {}, odd[R + 1] = {};
-        for (int j = 0; j <= half / 2; ++j) {
+        add_cosines_<R>(y_.cos[0], get_(in) + get_(in + L), get_(in) - get_(in + L), even);
+        for (int j = 1; j <= half / 2; ++j) {
             const T *const at = in + j * stride, *const other = in + (half - j) * stride;
             const bool middle = 2 * j == half;
-            const T twice = j ? T(2) : T(1);
-            const vec<T> a_re = twice * get_(at), a_im = twice * get_(at + L);
-            const vec<T> b_re = middle ? vec<T>{} : twice * get_(other), b_im = middle ? vec<T>{} : twice * get_(other + L);
+            const vec<T> a_re = 2 * get_(at), a_im = 2 * get_(at + L);
+            const vec<T> b_re = middle ? vec<T>{} : 2 * get_(other), b_im = middle ? vec<T>{} : 2 * get_(other + L);
             add_cosines_<R>(y_.cos[j], a_re + b_re, a_re - b_re, even);
             add_sines_<R>(y_.sin[j], a_im + b_im, a_im - b_im, odd);
         }
-        T* const to = rows + (column * K + R) * row;
+        T* const to = rows + R * row + (column ? L : 0);
         store(to, even[0], Full<T>{});
         for (int d = 1; d <= R; ++d) {
             store(to + d * row, even[d] - odd[d], Full<T>{});
@@ -268,7 +273,7 @@ class TapTransform {
         const int half = width_ / 2;
         const auto column = [&](int k) { return rows + (k * K + y) * row; };
         vec<T> even[R + 1] = {}, odd[R + 1] = {};
-        add_cosines_<R>(x_.cos[0], get_(column(0)) + get_(column(half)), get_(column(0)) - get_(column(half)), even);
+        add_cosines_<R>(x_.cos[0], get_(column(0)) + get_(column(0) + L), get_(column(0)) - get_(column(0) + L), even);
         for (int k = 1; k <= half / 2; ++k) {
             const bool middle = 2 * k == half;
             const T *const at = column(k), *const other = column(half - k);

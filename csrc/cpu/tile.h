@@ -66,14 +66,9 @@ inline void load_tile(
         for (int64_t c = 0; c < map.channels; c += L) {
             const int width = static_cast<int>(map.channels - c < L ? map.channels - c : L);
             const T* const at = from + (range.begin + p) * map.channels + c;
-            transpose_square<A>(
-                height, width,
-                [&](int i) {
-                    const T* const row = at + i * map.channels;
-                    return width == L ? load(row, Full<T>{}) : load(row, width);
-                },
-                [&](int i, vec<A> value) { store(tile + shuffle.from(c + i) * columns + p, value, Full<A>{}); }
-            );
+            transpose_rows(at, map.channels, height, width, [&](int i, vec<A> value) {
+                store(tile + shuffle.from(c + i) * columns + p, value, Full<A>{});
+            });
         }
     }
 }

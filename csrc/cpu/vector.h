@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <type_traits>
+#include <utility>
 
 #ifdef __AVX512F__
 #include <immintrin.h>
@@ -155,30 +156,37 @@ inline vec<T> relu(vec<T> x) {
 
 // ---- transposition of a square of lanes x lanes, in registers ----
 
-// Swap the off-diagonal quarters of every 2 step x 2 step square, for step = 1, 2, 4, ... (Eklundh).
-template <class T, int step = 1>
+// Of two vectors, one behind the other, the elements of these numbers.
+template <class T, int... k>
+GCSA_EXT_INLINE vec<T> shuffle(vec<T> a, vec<T> b) {
+#if __has_builtin(__builtin_shufflevector)
+    return __builtin_shufflevector(a, b, k...);
+#else  // GCC before 12
+    return __builtin_shuffle(a, b, vec<integer<T>>{k...});
+#endif
+}
+
+// Of a 2 step x 2 step square's rows, `step` apart, the first or the second one after its off-diagonal quarters were
+// swapped.
+template <class T, int step, bool second, int... k>
+GCSA_EXT_INLINE vec<T> swap_quarters(vec<T> a, vec<T> b, std::integer_sequence<int, k...>) {
+    constexpr int from_a = second ? step : 0, from_b = lanes<T> + from_a - step;
+    return shuffle<T, (k & step ? k + from_b : k + from_a)...>(a, b);
+}
+
+// Transposes every square of `count` x `count` in `count` vectors: swaps the off-diagonal quarters of every 2 step x 2 step
+// square, for step = 1, 2, 4, ... (Eklundh).
+template <class T, int count = lanes<T>, int step = 1>
 GCSA_EXT_INLINE void transpose(vec<T>* rows) {
-    constexpr int n = lanes<T>;
-    if constexpr (step < n) {
-        vec<integer<T>> upper{}, lower{};
-        for (int k = 0; k < n; ++k) {
-            upper[k] = (k & step) ? n + k - step : k;
-            lower[k] = (k & step) ? n + k : k + step;
-        }
-        for (int i = 0; i < n; ++i) {
+    if constexpr (step < count) {
+        constexpr std::make_integer_sequence<int, lanes<T>> all;
+        for (int i = 0; i < count; ++i) {
             if (i & step) continue;
             const vec<T> a = rows[i], b = rows[i + step];
-#if defined(__clang__)
-            for (int k = 0; k < n; ++k) {
-                rows[i][k] = (k & step) ? b[k - step] : a[k];
-                rows[i + step][k] = (k & step) ? b[k] : a[k + step];
-            }
-#else
-            rows[i] = __builtin_shuffle(a, b, upper);
-            rows[i + step] = __builtin_shuffle(a, b, lower);
-#endif
+            rows[i] = swap_quarters<T, step, false>(a, b, all);
+            rows[i + step] = swap_quarters<T, step, true>(a, b, all);
         }
-        transpose<T, step * 2>(rows);
+        transpose<T, count, step * 2>(rows);
     }
 }
 
@@ -198,6 +206,56 @@ GCSA_EXT_INLINE void transpose_square(int64_t rows, int64_t columns, const Row& 
     else
         for (int i = 0; i < n; ++i)
             if (i < columns) column(i, square[i]);
+}
+
+// A vector of pieces of 16 bytes, `distance` elements apart in memory.
+template <class T, int bytes, int... k>
+GCSA_EXT_INLINE auto join(
+    typename VectorOf<T, bytes / 2>::type low, typename VectorOf<T, bytes / 2>::type high, std::integer_sequence<int, k...>
+) {
+#if __has_builtin(__builtin_shufflevector)
+    return __builtin_shufflevector(low, high, k...);
+#else
+    const typename VectorOf<T, bytes / 2>::type halves[2] = {low, high};
+    return bit_cast<typename VectorOf<T, bytes>::type>(halves);
+#endif
+}
+template <class T, int bytes = GCSA_EXT_VECTOR_BYTES>
+GCSA_EXT_INLINE auto load_pieces(const T* from, int64_t distance) {
+    if constexpr (bytes == 16) {
+        typename VectorOf<T, 16>::type piece;
+        __builtin_memcpy(&piece, from, 16);
+        return piece;
+    } else {
+        const auto low = load_pieces<T, bytes / 2>(from, distance);
+        const auto high = load_pieces<T, bytes / 2>(from + bytes / 32 * distance, distance);
+        return join<T, bytes>(low, high, std::make_integer_sequence<int, bytes / static_cast<int>(sizeof(T))>{});
+    }
+}
+
+// transpose_square of rows in memory, `stride` elements apart. Of a full square the pieces that have to change places only
+// as a whole are loaded into these: half as many permutations.
+template <class T, class Column>
+GCSA_EXT_INLINE void transpose_rows(const T* from, int64_t stride, int64_t rows, int64_t columns, const Column& column) {
+    using A = accumulator<T>;
+    constexpr int n = lanes<A>;
+    if constexpr (std::is_same_v<T, A>) {
+        constexpr int piece = 16 / sizeof(T);
+        if (rows >= n && columns >= n) {
+            for (int first = 0; first < n; first += piece) {
+                vec<T> square[piece];
+                for (int i = 0; i < piece; ++i) square[i] = load_pieces(from + i * stride + first, piece * stride);
+                transpose<T, piece>(square);
+                for (int i = 0; i < piece; ++i) column(first + i, square[i]);
+            }
+            return;
+        }
+    }
+    const auto row = [&](int i) {
+        const T* const at = from + i * stride;
+        return columns >= n ? load(at, Full<T>{}) : load(at, static_cast<int>(columns));
+    };
+    transpose_square<A>(rows, columns, row, column);
 }
 
 }  // namespace gcsa_ext::cpu::GCSA_EXT_ISA
