@@ -115,6 +115,17 @@ def test_any_number_of_programs(count: int, monkeypatch: pytest.MonkeyPatch) -> 
         )
 
 
+def test_more_parts_of_a_sum_than_are_merged_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large GPUs have hundreds of programs for the positions of a few channels."""
+    monkeypatch.setattr(gates, "programs", lambda *_: 1000)
+    parts: list[int] = []
+    sum_partials = gates.sum_partials
+    monkeypatch.setattr(gates, "sum_partials", lambda p, *a: parts.append(len(p)) or sum_partials(p, *a))
+    u, z = 5.0 + 0.1 * torch.randn(1, 1, 353, 401), torch.randn(1, 1, 353, 401)
+    check(*norm(), [u, z, torch.randn(1), torch.randn(1)])
+    assert max(parts) > 128
+
+
 def test_positions_beyond_32_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     """The way of counting that maps of 2^31 positions need, on small ones; test_gpu.py has large ones."""
     monkeypatch.setattr(launch, "_LARGEST_32_BITS", 0)
