@@ -395,7 +395,10 @@ def measure(workload: Workload, ceilings: Ceilings, device: str, rounds: int, co
     for contender in workload.contenders(compilers, device):
         try:
             step = make_step(workload, contender)
-            row.errors[contender] = relative_error([t.float() for t in step()], exact)
+            error = relative_error([t.float() for t in step()], exact)
+            row.errors[contender] = error
+            if not error <= 4 * row.errors.get(EAGER, error) + 0.02:  # NaN too
+                raise ArithmeticError(f"error {error:.1e} against float64, eager's {row.errors[EAGER]:.1e}")
             calls[contender] = step
             if device == "cuda":
                 calls[f"{contender} in a graph"] = captured(step)

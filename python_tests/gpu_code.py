@@ -92,6 +92,8 @@ def usage(compiled: Any) -> dict[str, Any]:
     found = {name: int(re.findall(rf"{name}:(\d+)", printed)[0]) for name in ("REG", "STACK")}
     accesses = re.findall(r"(ld|st)\.global(?:\.v(\d))?\.b(\d+)", compiled.asm["ptx"])
     widths = {(kind, int(count or 1) * int(bits)) for kind, count, bits in accesses}
+    copied = re.findall(r"cp\.async\.c[ag]\.shared\.global[^;]*\], (0x[0-9a-f]+|\d+)", compiled.asm["ptx"])
+    widths |= {("ld", 8 * int(count, 0)) for count in copied}
     return {
         "registers": found["REG"],
         "stack": found["STACK"],
