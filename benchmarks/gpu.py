@@ -1,16 +1,18 @@
 """Test and measure gcsa_ext on a GPU: ``python benchmarks/gpu.py``, under 8 minutes on a fresh machine.
 
-It runs the tests of python_tests/test_gpu.py, measures the two ceilings, how fast memory is copied and
-matrices are multiplied, and then every operator and GCSA beside plain PyTorch (eager, eager channels_last,
+It builds the CUDA kernels into a folder of its own, if those that Python finds have none and there is nvcc;
+runs the tests of python_tests/test_gpu.py; measures the two ceilings, how fast memory is copied and matrices
+are multiplied, and then every operator and GCSA beside plain PyTorch (eager, eager channels_last,
 torch.compile), each called directly and as a replayed CUDA graph. All contenders take turns in one process.
-Then the convolution that has norm and gate behind it in one launch beside torch's and a pass of its own: the
-basis of FASTER in gcsa_ext/backends/triton/convolution.py. It writes report.json and report.md into a folder,
-with every bar met or missed, and works from the source tree, without the compiled module too.
+Then the convolution that has norm and gate behind it in one launch beside torch's and a pass of its own.
 ``--only convolution`` measures no more than that, and likewise every other word of an operation's name.
 
+It writes report.json and report.md into a folder, anew after each result, with every bar met or missed. What
+fails is left out, and the report says why.
+
 Where more than one backend has kernels for the GPU, "gcsa_ext" is the one that is chosen, and
-"gcsa_ext cuda" (or triton) another; the report compares them too, and PREFERRED_ON_GPUS in
-gcsa_ext/backends is filled from that.
+"gcsa_ext cuda" (or triton) another. The report ends with what to enter for PREFERRED_ON_GPUS in
+gcsa_ext/backends and for FASTER in gcsa_ext/backends/triton/convolution.py.
 
 ``--sanitize`` runs the operators' tests on the CUDA kernels under NVIDIA's compute-sanitizer instead, which
 finds accesses out of bounds (memcheck) and races in shared memory (racecheck).
@@ -30,6 +32,7 @@ import math
 import os
 import random
 import shutil
+import signal
 import statistics
 import subprocess
 import sys
@@ -52,6 +55,7 @@ import plain  # noqa: E402
 from cases import MAPS  # noqa: E402
 from paired import relative_error  # noqa: E402
 
+import gcsa_ext  # noqa: E402
 from gcsa_ext import GCSA, backends, functional, info, use_backend  # noqa: E402
 from gcsa_ext.backends import triton  # noqa: E402
 
@@ -96,16 +100,23 @@ class Workload:
         name = str(self.dtype).removeprefix("torch.")
         return f"{self.operation} {passes} {name} {'x'.join(map(str, self.shape))}"
 
+    @property
+    def operator(self) -> str:
+        return self.operation.split()[0].lower()
+
+    def chosen_backend(self, device: torch.device) -> str:
+        chosen = backends.select(self.operator, device, self.dtype, self.shape, warn=False)
+        return next(name for name in backends.ORDER if getattr(backends, name) is chosen)
+
     def other_backends(self, device: torch.device) -> list[str]:
         """Those that have kernels for it, but for the one that is chosen."""
-        operator = self.operation.split()[0].lower()
         names = [
             name
             for name in backends.ORDER
-            if name != "reference" and backends.unsupported(name, operator, device, self.dtype) is None
+            if name != "reference" and backends.unsupported(name, self.operator, device, self.dtype) is None
         ]
-        chosen = backends.select(operator, device, self.dtype, self.shape, warn=False)
-        return [name for name in names if getattr(backends, name) is not chosen]
+        chosen = self.chosen_backend(device)
+        return [name for name in names if name != chosen]
 
     def contenders(self, compilers: bool, device: str) -> list[str]:
         names = [EAGER, OURS, *(f"{OURS} {name}" for name in self.other_backends(torch.device(device)))]
@@ -127,11 +138,18 @@ class Row:
     left_out: dict[str, str] = field(default_factory=dict)
     bytes_per_second: float | None = None
     of_ceiling: float | None = None
+    chosen: str = ""
+    """Which backend "gcsa_ext" was."""
 
 
 def synchronize() -> None:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def told(error: Exception) -> str:
+    """In one line."""
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
 
 
 def make_step(workload: Workload, contender: str, dtype: torch.dtype | None = None) -> Step:
@@ -288,7 +306,7 @@ def norm_gate_workload(shape: tuple[int, ...], dtype: torch.dtype, backward: boo
 
 
 def frequency_mask_workload(
-    shape: tuple[int, ...], dtype: torch.dtype, in_place: bool, device: str
+    shape: tuple[int, ...], dtype: torch.dtype, in_place: bool, backward: bool, device: str
 ) -> Workload:
     """One band per sample of spectrograms (N, C, freq, time)."""
     widest = shape[2] // 4
@@ -310,8 +328,8 @@ def frequency_mask_workload(
         return function, (_randn(shape, dtype, device), start.to(device), width.to(device))
 
     share = masked if in_place else 2 - masked  # masked bins are written, others read and written
-    bytes_ = share * math.prod(shape) * dtype.itemsize
-    return Workload(name, shape, dtype, False, bytes_, None, make, layouts=False, compiled=not in_place)
+    bytes_ = (2 if backward else 1) * share * math.prod(shape) * dtype.itemsize
+    return Workload(name, shape, dtype, backward, bytes_, None, make, layouts=False, compiled=not in_place)
 
 
 def gcsa_workload(shape: tuple[int, ...], dtype: torch.dtype, training: bool, device: str) -> Workload:
@@ -335,36 +353,41 @@ def gcsa_workload(shape: tuple[int, ...], dtype: torch.dtype, training: bool, de
 
 
 def workloads(device: str) -> Iterator[Workload]:
-    """In the order of what matters most, for the time may run out."""
+    """In the order of what matters most, for the time may run out: first those that have bars."""
     tiny = device == "cpu"
     dtypes = (torch.bfloat16, torch.float32)
     sizes = [(16, 6, 5)] if tiny else MAPS
     for size in sizes:
         yield gcsa_workload((2 if tiny else 256, *size), torch.bfloat16, True, device)
+    for dtype in dtypes:
+        for backward in (False, True):
+            shape = (2, 16, 5, 6) if tiny else (256, 64, 56, 56)
+            yield channel_gate_workload(shape, dtype, backward, device)
+            yield norm_gate_workload(shape, dtype, backward, device)
+        shape = (4, 1, 12, 40) if tiny else (2048, 1, 128, 1024)
+        for in_place, backward in ((False, False), (False, True), (True, False)):
+            yield frequency_mask_workload(shape, dtype, in_place, backward, device)
     for N in (1, 8):
         for dtype in dtypes:
             for size in sizes:
                 yield gcsa_workload((N, *size), dtype, False, device)
-    for shape in [(2, 16, 5, 6)] if tiny else [(256, 64, 56, 56), (256, 128, 56, 56)]:
+    if not tiny:
         for dtype in dtypes:
             for backward in (False, True):
-                yield channel_gate_workload(shape, dtype, backward, device)
-                yield norm_gate_workload(shape, dtype, backward, device)
-    for dtype in dtypes:
-        for in_place in (False, True):
-            shape = (4, 1, 12, 40) if tiny else (2048, 1, 128, 1024)
-            yield frequency_mask_workload(shape, dtype, in_place, device)
-    if not tiny:
+                yield channel_gate_workload((256, 128, 56, 56), dtype, backward, device)
+                yield norm_gate_workload((256, 128, 56, 56), dtype, backward, device)
         for size in sizes:
             yield gcsa_workload((256, *size), torch.float32, True, device)
         for size in ((256, 14, 14), (512, 7, 7)):
             for backward in (False, True):
                 yield channel_gate_workload((256, *size), torch.bfloat16, backward, device)
+                yield norm_gate_workload((256, *size), torch.bfloat16, backward, device)
 
 
 def measure(workload: Workload, ceilings: Ceilings, device: str, rounds: int, compilers: bool) -> Row:
     """Errors against float64, then times of all contenders in turn."""
     row = Row(workload.operation, workload.shape, str(workload.dtype), workload.backward)
+    row.chosen = workload.chosen_backend(torch.device(device))
     # Trying all of cuDNN's convolutions in float64 would take longer than all that is measured.
     with torch.backends.cudnn.flags(benchmark=False):
         exact = [t.float() for t in make_step(workload, EAGER, torch.float64)()]
@@ -372,14 +395,15 @@ def measure(workload: Workload, ceilings: Ceilings, device: str, rounds: int, co
     for contender in workload.contenders(compilers, device):
         try:
             step = make_step(workload, contender)
-            row.errors[contender] = relative_error([t.float() for t in step()], exact)
+            error = relative_error([t.float() for t in step()], exact)
+            row.errors[contender] = error
+            if not error <= 4 * row.errors.get(EAGER, error) + 0.02:  # NaN too
+                raise ArithmeticError(f"error {error:.1e} against float64, eager's {row.errors[EAGER]:.1e}")
             calls[contender] = step
             if device == "cuda":
                 calls[f"{contender} in a graph"] = captured(step)
         except Exception as error:  # a contender that fails is left out, and the report says so
-            row.left_out[contender] = (
-                f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
-            )
+            row.left_out[contender] = told(error)
             synchronize()
     del exact
     row.seconds = time_in_turns(calls, rounds, 0.005)
@@ -414,10 +438,11 @@ def training_memory(workload: Workload, contender: str) -> dict[str, Any]:
 
 
 FIRST_STEP = """
-import time, torch
+import sys, time, torch
 from gcsa_ext import GCSA
-module = GCSA(64).cuda()
-x = torch.randn(8, 64, 56, 56, device="cuda", requires_grad=True)
+shape, dtype = eval(sys.argv[1]), getattr(torch, sys.argv[2])
+module = GCSA(shape[1]).to("cuda", dtype)
+x = torch.randn(shape, device="cuda", dtype=dtype, requires_grad=True)
 torch.nn.functional.conv2d(x, module.spatial_attention[0].weight, padding=3).sum().backward()
 torch.cuda.synchronize()
 start = time.perf_counter()
@@ -427,14 +452,38 @@ print(time.perf_counter() - start)
 """
 
 
-def first_call() -> float | None:
+def package_environment() -> dict[str, str]:
+    """For a process that is to find the gcsa_ext that this one has found, wherever it is started."""
+    places = [str(Path(gcsa_ext.__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")]
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    return {**environment, "PYTHONPATH": os.pathsep.join(filter(None, places))}
+
+
+def first_call(backend: str, shape: tuple[int, ...], dtype: str) -> float:
     """Seconds of the first training step of a process for which nothing is compiled yet, after torch's own
-    start; None where it fails."""
+    start."""
     with tempfile.TemporaryDirectory() as cache:
-        environment = {**os.environ, "TRITON_CACHE_DIR": cache, "PYTHONPATH": str(ROOT)}
-        command = [sys.executable, "-c", FIRST_STEP]
-        result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    return float(result.stdout) if result.returncode == 0 else None
+        result = subprocess.run(
+            [sys.executable, "-c", FIRST_STEP, repr(shape), dtype],
+            env={**package_environment(), "TRITON_CACHE_DIR": cache, "GCSA_EXT_BACKEND": backend},
+            cwd=cache,
+            capture_output=True,
+            text=True,
+            timeout=90,
+            check=False,
+        )
+    if result.returncode != 0:
+        raise RuntimeError((result.stderr.strip().splitlines() or ["no output"])[-1])
+    return float(result.stdout)
+
+
+def first_calls() -> Iterator[tuple[str, tuple[int, ...], str]]:
+    """Of Triton the kernels that take longest to compile, too."""
+    cuda = torch.device("cuda")
+    for name in ("triton", "cuda"):
+        if backends.unsupported(name, "gcsa", cuda, torch.float32) is None:
+            yield name, (8, 64, 56, 56), "float32"
+    yield "triton", (8, 512, 7, 7), "bfloat16"
 
 
 @dataclass
@@ -540,38 +589,93 @@ def bars(report: dict[str, Any]) -> list[Bar]:
         if contender == OURS and (shape, EAGER) in peaks:
             what = f"memory of a training step {'x'.join(map(str, shape))}: peak over eager's"
             found.append(Bar(what, peak / peaks[shape, EAGER], 0.5, at_most=True))
-    if report["first_call"] is not None:
-        found.append(Bar("first training step, nothing compiled: seconds", report["first_call"], 10.0, True))
+    for what, seconds in report["first_call"].items():
+        found.append(Bar(f"first training step, nothing compiled, {what}: seconds", seconds, 10.0, True))
     return found
 
 
-def run_tests(limit: float) -> dict[str, Any]:
-    """python_tests/test_gpu.py in a process of its own, on several workers where pytest-xdist is there."""
+def pytest_command(*options: str) -> list[str]:
+    """The tests on a GPU; to be run elsewhere than in the source tree, which would hide another gcsa_ext."""
+    present = importlib.util.find_spec("pytest_timeout") is not None
+    # pytest-benchmark warns beside workers; warnings are errors in this project, but not for its users.
+    plugins = ["-p", "no:cacheprovider", "-p", "no:benchmark", "-W", "default"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-c",
+        str(ROOT / "pyproject.toml"),
+        "--rootdir",
+        str(ROOT),
+    ]
+    command += [*plugins, *([] if present else ["-o", "timeout=0"]), *options]
+    return [*command, str(ROOT / "python_tests" / "test_gpu.py")]
+
+
+def run_tests(limit: float, log: Path) -> dict[str, Any]:
+    """python_tests/test_gpu.py in a process of its own, on several workers where pytest-xdist is there; what
+    it prints goes into the file `log`."""
     if importlib.util.find_spec("pytest") is None:
         return {"status": "not run: there is no pytest"}
-    workers = ["-n", "6"] if importlib.util.find_spec("xdist") is not None else []
-    present = [name for name in ("timeout",) if importlib.util.find_spec(f"pytest_{name}") is not None]
-    options = [] if present else ["-o", "timeout=0"]
-    # pytest-benchmark warns beside workers, and warnings are errors.
-    plugins = ["-p", "no:cacheprovider", "-p", "no:benchmark"]
-    command = [sys.executable, "-m", "pytest", "-q", *plugins, *workers, *options]
-    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    workers = []
+    if importlib.util.find_spec("xdist") is not None:
+        workers = ["-n", str(max(1, min(12, (os.cpu_count() or 1) - 2))), "--dist", "loadgroup"]
     start = time.perf_counter()
+    with log.open("w") as output, tempfile.TemporaryDirectory() as elsewhere:
+        process = subprocess.Popen(
+            pytest_command(*workers),
+            cwd=elsewhere,
+            env=package_environment(),
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            status = process.wait(limit)
+            told_status = "passed" if status == 0 else f"failed (exit status {status})"
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)  # its workers too, or they would disturb the measurements
+            process.wait()
+            told_status = f"stopped after {limit:.0f} s"
+    tail = log.read_text(errors="replace").strip().splitlines()[-40:]
+    return {"status": told_status, "seconds": time.perf_counter() - start, "output": tail}
+
+
+def build(folder: str, limit: float) -> str | None:
+    """Install gcsa_ext with its CUDA kernels into a folder; the reason where that fails."""
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-index", "--no-build-isolation"]
+    command += ["--no-deps", "--target", folder, "--config-settings=cmake.define.GCSA_EXT_CUDA=ON", str(ROOT)]
+    nvcc = os.pathsep.join([os.environ.get("PATH", ""), "/usr/local/cuda/bin"])
     try:
         result = subprocess.run(
-            [*command, "python_tests/test_gpu.py"],
-            cwd=ROOT,
-            env=environment,
+            command,
+            env={**os.environ, "PATH": nvcc},
             capture_output=True,
             text=True,
             timeout=limit,
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return {"status": f"stopped after {limit:.0f} s"}
-    tail = (result.stdout + result.stderr).strip().splitlines()[-30:]
-    status = "passed" if result.returncode == 0 else f"failed (exit status {result.returncode})"
-    return {"status": status, "seconds": time.perf_counter() - start, "output": tail}
+        return f"building took more than {limit:.0f} s"
+    lines = (result.stdout + result.stderr).strip().splitlines()
+    return None if result.returncode == 0 else "building failed: " + " / ".join(lines[-8:])
+
+
+def build_and_start_again(seconds: float, start: float) -> int | str:
+    """The exit status of this program with the CUDA kernels that it has built, or why there are none."""
+    with tempfile.TemporaryDirectory() as folder:
+        reason = build(folder, 0.4 * seconds)
+        if reason is not None:
+            return reason
+        left = (seconds - (time.monotonic() - start)) / 60
+        print(f"built in {time.monotonic() - start:.0f} s", flush=True)
+        command = [sys.executable, __file__, *sys.argv[1:], "--no-build", "--minutes", f"{left:.3f}"]
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([folder, os.environ.get("PYTHONPATH", "")]),
+        }
+        return subprocess.run(command, env=environment, check=False).returncode
 
 
 def sanitize() -> int:
@@ -580,14 +684,14 @@ def sanitize() -> int:
     if program is None:
         sys.exit("benchmarks/gpu.py: --sanitize needs compute-sanitizer, which comes with the CUDA toolkit")
     # Memory of its own for every tensor, or an access beyond one would end in the next.
-    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    tests = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-o", "timeout=0"]
-    tests += ["python_tests/test_gpu.py", "-k", f"cuda and ({SANITIZED})"]
+    environment = {**package_environment(), "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    tests = pytest_command("-o", "timeout=0", "-k", f"cuda and ({SANITIZED})")
     failed = 0
     for tool in ("memcheck", "racecheck"):
         print(f"compute-sanitizer --tool {tool}", flush=True)
         command = [program, "--tool", tool, "--target-processes", "all", "--error-exitcode", "77", *tests]
-        failed |= subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+        with tempfile.TemporaryDirectory() as elsewhere:
+            failed |= subprocess.run(command, cwd=elsewhere, env=environment, check=False).returncode
     return 1 if failed else 0
 
 
@@ -623,6 +727,38 @@ def by_backend(rows: Sequence[Row]) -> list[str]:
     return lines
 
 
+def preferences(rows: Sequence[Row]) -> list[str]:
+    """Lines for PREFERRED_ON_GPUS: where another backend was faster by 5 % than the first in ORDER."""
+    default, *others = (name for name in backends.ORDER if name not in ("cpu", "reference"))
+    winners: dict[tuple[str, str], dict[tuple[int, ...], str]] = {}
+    for row in sorted(rows, key=lambda row: row.backward):  # a pass that includes the other one comes last
+        graph = row.operation == "GCSA eval"
+        seconds = {name: fastest(row, f"{OURS} {name}", graph) for name in (default, *others)}
+        seconds[row.chosen] = fastest(row, OURS, graph)
+        measured = {name: found for name, found in seconds.items() if found is not None}
+        if default not in measured or len(measured) < 2:
+            continue
+        best_ = min(measured, key=measured.__getitem__)
+        winner = best_ if measured[default] > 1.05 * measured[best_] else default
+        winners.setdefault((row.operation.split()[0].lower(), row.dtype), {})[row.shape] = winner
+    lines = []
+    for (operator, dtype), by_shape in winners.items():
+        for name in others:
+            taken = [shape for shape, winner in by_shape.items() if winner == name]
+            left = [shape for shape, winner in by_shape.items() if winner != name]
+            if not taken:
+                continue
+            condition = f"dtype == {dtype}"
+            if left and max(map(math.prod, taken)) < min(map(math.prod, left)):
+                condition += f" and math.prod(shape) <= {max(map(math.prod, taken))}"
+            elif left and min(map(math.prod, taken)) > max(map(math.prod, left)):
+                condition += f" and math.prod(shape) >= {min(map(math.prod, taken))}"
+            elif left:
+                condition += f" and tuple(shape) in {{{', '.join(map(str, sorted(taken)))}}}"
+            lines.append(f'Preference("{operator}", "{name}", lambda shape, dtype: {condition}),')
+    return lines
+
+
 def markdown(report: dict[str, Any]) -> str:
     """The report for people."""
     rows: list[Row] = report["rows"]
@@ -633,6 +769,7 @@ def markdown(report: dict[str, Any]) -> str:
         f"# gcsa_ext on {report['device']}",
         "",
         *(["A dry run: tiny maps on a CPU. The times mean nothing.", ""] if report["dry_run"] else []),
+        *([f"No CUDA kernels: {report['build']}.", ""] if report["build"] else []),
         f"Tests: {report['tests']['status']}. Copy {ceilings.bandwidth / 1e9:.4g} GB/s, products {rates}.",
         "",
         "| bar | found | demanded | |",
@@ -666,6 +803,7 @@ def markdown(report: dict[str, Any]) -> str:
     left_out = [
         f"- {row.operation} {row.shape} {name}: {why}" for row in rows for name, why in row.left_out.items()
     ]
+    left_out += [f"- {what}: {why}" for what, why in report["failed"].items()]
     left_out += [f"- {what}: out of time" for what in report["out_of_time"]]
     if left_out:
         lines += ["", "Left out:", "", *left_out]
@@ -693,6 +831,10 @@ def markdown(report: dict[str, Any]) -> str:
     if faster:
         lines += ["", "Faster in one launch, for FASTER in gcsa_ext/backends/triton/convolution.py:", ""]
         lines += ["```python", *(f"{name}," for name in faster), "```"]
+    preferred = preferences(rows)
+    if preferred:
+        lines += ["", "For PREFERRED_ON_GPUS in gcsa_ext/backends/__init__.py (which then imports math):", ""]
+        lines += ["```python", *preferred, "```"]
     return "\n".join(lines) + "\n"
 
 
@@ -702,6 +844,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=7.5, help="start nothing new after this many")
     parser.add_argument("--rounds", type=int, default=7, help="of measuring each row")
     parser.add_argument("--only", default="", help="measure operations with this in their name, alone")
+    parser.add_argument("--no-build", action="store_true", help="take gcsa_ext as it is found")
     parser.add_argument("--no-tests", action="store_true")
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--sanitize", action="store_true", help="run tests under compute-sanitizer instead")
@@ -716,66 +859,105 @@ def main() -> int:
         sys.exit(
             "benchmarks/gpu.py: torch.cuda.is_available() is False; --dry-run tries the program without a GPU"
         )
+    left = 60 * arguments.minutes
+    reason = None
+    if device == "cuda" and not arguments.no_build:
+        reason = backends.unsupported("cuda", "gcsa", torch.device(device), torch.float32)
+        if reason is not None:
+            found = build_and_start_again(left, start)
+            if isinstance(found, int):
+                return found
+            reason = found
     if arguments.sanitize:
         return sanitize()
-    left = 60 * arguments.minutes
+    arguments.out.mkdir(parents=True, exist_ok=True)
     tests = {"status": "not run"}
     if not (arguments.no_tests or arguments.dry_run):
-        tests = run_tests(0.45 * left)
+        tests = run_tests(0.45 * left, arguments.out / "tests.txt")
         print(f"tests: {tests['status']}", *tests.get("output", [])[-5:], sep="\n", flush=True)
     torch.backends.cudnn.benchmark = True  # every contender's convolutions are the fastest that cuDNN has
-    ceilings = Ceilings.measure(device)
     report: dict[str, Any] = {
         "device": torch.cuda.get_device_name() if device == "cuda" else "a CPU",
         "dry_run": arguments.dry_run,
         "info": info(),
+        "build": reason,
         "tests": tests,
-        "ceilings": ceilings,
+        "ceilings": Ceilings.measure(device),
         "rows": [],
         "memory": [],
         "convolutions": [],
-        "first_call": None,
+        "first_call": {},
+        "failed": {},
         "out_of_time": [],
     }
-    everything = not arguments.only
-    if device == "cuda" and everything:
-        report["first_call"] = first_call()
-        for size in MAPS:
-            workload = gcsa_workload((64, *size), torch.bfloat16, True, device)
-            report["memory"] += [training_memory(workload, name) for name in (EAGER, OURS)]
-    for workload in [w for w in workloads(device) if arguments.only in str(w)]:
-        elapsed = time.monotonic() - start
-        if elapsed > left:
-            report["out_of_time"].append(str(workload))
-            continue
-        compilers = device == "cuda" and not arguments.no_compile and elapsed < 0.85 * left
-        row = measure(workload, ceilings, device, arguments.rounds, compilers)
-        report["rows"].append(row)
-        shown = {name: f"{seconds * 1e3:.4g}" for name, seconds in row.seconds.items()}
-        print(f"{workload}: {shown} {row.left_out or ''}", flush=True)
+
+    def attempt(what: str, section: Callable[[], None], until: float = left) -> None:
+        """Run one part and write the report; what fails, or comes too late, does not stop the others."""
+        if time.monotonic() - start > until:
+            report["out_of_time"].append(what)
+            return
+        try:
+            section()
+        except Exception as error:
+            report["failed"][what] = told(error)
+            print(f"{what}: {told(error)}", flush=True)
+        write(report, arguments.out)
         gc.collect()
         if device == "cuda":
             torch.cuda.empty_cache()
-    runs = device == "cuda" or triton.INTERPRETED
-    for case in convolution_shapes(device) if runs and arguments.only in "convolution" else ():
-        if time.monotonic() - start > left:
-            report["out_of_time"].append(f"convolution {case}")
-            continue
+
+    def measure_row(workload: Workload) -> None:
+        in_time = time.monotonic() - start < 0.85 * left
+        compilers = device == "cuda" and not arguments.no_compile and in_time
+        row = measure(workload, report["ceilings"], device, arguments.rounds, compilers)
+        report["rows"].append(row)
+        shown = {name: f"{seconds * 1e3:.4g}" for name, seconds in row.seconds.items()}
+        print(f"{workload}: {shown} {row.left_out or ''}", flush=True)
+
+    def measure_memory(size: tuple[int, int, int], contender: str) -> None:
+        workload = gcsa_workload((64, *size), torch.bfloat16, True, device)
+        report["memory"].append(training_memory(workload, contender))
+
+    def measure_first_call(what: str, *case: Any) -> None:
+        report["first_call"][what] = first_call(*case)
+
+    def measure_convolution(*case: Any) -> None:
         report["convolutions"].append(compare_convolutions(*case, device, arguments.rounds))
         print(report["convolutions"][-1], flush=True)
-    arguments.out.mkdir(parents=True, exist_ok=True)
+
+    everything = not arguments.only
+    if device == "cuda" and everything:
+        for size in MAPS:
+            for contender in (EAGER, OURS):
+                attempt(f"memory {size} {contender}", partial(measure_memory, size, contender))
+        for name, shape, dtype in first_calls():
+            what = f"{name} {dtype} {'x'.join(map(str, shape))}"
+            attempt(f"first call {what}", partial(measure_first_call, what, name, shape, dtype))
+    runs = device == "cuda" or triton.INTERPRETED
+    for workload in [w for w in workloads(device) if arguments.only in str(w)]:
+        # Some time is kept for the convolutions, each of which takes little.
+        until = left if arguments.only else 0.93 * left
+        attempt(str(workload), partial(measure_row, workload), until)
+    for case in convolution_shapes(device) if runs and arguments.only in "convolution" else ():
+        attempt(f"convolution {case}", partial(measure_convolution, *case))
+    print(write(report, arguments.out))
+    return 0 if tests["status"] in ("passed", "not run") and not report["failed"] else 1
+
+
+def write(report: dict[str, Any], folder: Path) -> str:
+    """report.md, which is returned, and report.json."""
     text = markdown(report)
-    (arguments.out / "report.md").write_text(text)
     plain_data = {
         **report,
-        "ceilings": asdict(ceilings),
+        "ceilings": asdict(report["ceilings"]),
         "rows": [asdict(row) for row in report["rows"]],
         "convolutions": [asdict(found) for found in report["convolutions"]],
         "bars": [{**asdict(bar), "met": bar.met} for bar in bars(report)],
     }
-    (arguments.out / "report.json").write_text(json.dumps(plain_data, indent=1) + "\n")
-    print(text)
-    return 0 if tests["status"] in ("passed", "not run") else 1
+    for name, content in (("report.md", text), ("report.json", json.dumps(plain_data, indent=1) + "\n")):
+        (folder / name).with_suffix(".new").write_text(content)
+        (folder / name).with_suffix(".new").replace(folder / name)
+    return text
 
 
 if __name__ == "__main__":

@@ -3,6 +3,10 @@
 Run as a program, without TRITON_INTERPRET: prints one JSON object per kernel, with its registers per thread,
 bytes of local memory per thread ("stack": spilled registers), and the widths in bits of its accesses
 to global memory.
+
+With ``--first-call 8x64x56x56 float32``: compiles what a first training step and a first evaluation of GCSA
+launch, all configurations that are tried, and prints the seconds that this takes. Kernels on disk are taken
+from there: set TRITON_CACHE_DIR to an empty folder.
 """
 
 from __future__ import annotations
@@ -10,7 +14,10 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import sys
+import sysconfig
 import tempfile
+import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,8 +25,12 @@ from typing import Any
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
+from triton.backends.nvidia import driver as nvidia
 from triton.compiler import ASTSource
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
 
+from gcsa_ext.backends import triton as backend
 from gcsa_ext.backends.triton import convolution, gates, mask
 from gcsa_ext.backends.triton.kernels import batch_norm, channel_gate, frequency_mask, tile
 from gcsa_ext.backends.triton.kernels import convolution as convolution_kernels
@@ -81,6 +92,8 @@ def usage(compiled: Any) -> dict[str, Any]:
     found = {name: int(re.findall(rf"{name}:(\d+)", printed)[0]) for name in ("REG", "STACK")}
     accesses = re.findall(r"(ld|st)\.global(?:\.v(\d))?\.b(\d+)", compiled.asm["ptx"])
     widths = {(kind, int(count or 1) * int(bits)) for kind, count, bits in accesses}
+    copied = re.findall(r"cp\.async\.c[ag]\.shared\.global[^;]*\], (0x[0-9a-f]+|\d+)", compiled.asm["ptx"])
+    widths |= {("ld", 8 * int(count, 0)) for count in copied}
     return {
         "registers": found["REG"],
         "stack": found["STACK"],
@@ -126,16 +139,16 @@ def norm_kernels(
     yield "forward, added", compile_kernel(batch_norm.norm_forward, ELEMENTS[dtype], {**added, **usual})
     backward = {**constants, "GRAD_LAST": out_last}
     for what, without, blocks in (
-        ("sums", ("sums", "grad_u", "grad_z"), usual),
-        ("gradients", ("partial",), usual),
-        ("gradients, large", ("partial",), large),
+        ("sums", ("sums", "grad_u", "grad_z"), {**usual, "AHEAD": 3}),
+        ("gradients", ("partial",), {**usual, "AHEAD": 1}),
+        ("gradients, large", ("partial",), {**large, "AHEAD": 1}),
     ):
         kernel = batch_norm.norm_backward
         yield f"backward, {what}", compile_kernel(kernel, ELEMENTS[dtype], {**backward, **blocks}, without)
     if u_layout == out_layout:
         yield (
             "statistics",
-            compile_kernel(batch_norm.batch_statistics, ELEMENTS[dtype], {**constants, **usual}),
+            compile_kernel(batch_norm.batch_statistics, ELEMENTS[dtype], {**constants, **usual, "AHEAD": 4}),
         )
 
 
@@ -177,7 +190,7 @@ def unusual_calls() -> Iterator[tuple[str, Any]]:
                 ("grad_x",),
             ),
             (channel_gate.channel_gate_backward_weights, {**gate, "GRAD_LAST": True}, ()),
-            (batch_norm.batch_statistics, norm, ("partial",), ("offset",)),
+            (batch_norm.batch_statistics, {**norm, "AHEAD": 4}, ("partial",), ("offset",)),
             (
                 batch_norm.norm_forward,
                 {**norm, "Z_LAST": False, "OUT_LAST": True, "ADD": False},
@@ -186,7 +199,7 @@ def unusual_calls() -> Iterator[tuple[str, Any]]:
             ),
             (
                 batch_norm.norm_backward,
-                {**norm, "GRAD_LAST": True},
+                {**norm, "GRAD_LAST": True, "AHEAD": 3},
                 ("z", "grad_z", "sums"),
                 ("weight", "bias", "partial", "sums", "grad_u"),
             ),
@@ -203,7 +216,7 @@ def unusual_calls() -> Iterator[tuple[str, Any]]:
             f"convolution, {name}",
             compile_kernel(convolution_kernels.convolution_norm, "fp32", last, missing),
         )
-    pieces = {"size2": 1, "size3": 0, "size4": 0, "BLOCK_ROWS": 32, "BLOCK": 64}
+    pieces = {"size2": 1, "size3": 0, "size4": 0, "BLOCK_ROWS": 128, "BLOCK": 16}
     missing = ("total", "out2", "out3", "out4")
     yield "sum_partials, few pieces", compile_kernel(tile.sum_partials, "fp32", pieces, missing)
 
@@ -213,7 +226,7 @@ def every_kernel() -> Iterator[tuple[str, Any]]:
     constants: dict[str, Any]
     yield from unusual_calls()
     # Of the stages that may be chosen, those where registers are scarcest.
-    other_stages = {(torch.bfloat16, 128): (3, 2, 4), (torch.bfloat16, 512): (3, 2)}
+    other_stages = {(torch.bfloat16, 128): (3, 2), (torch.bfloat16, 512): (3, 2)}
     for dtype, element in ELEMENTS.items():
         for channels in (64, 128, 256, 512):
             for number in other_stages.get((dtype, channels), (3,)):
@@ -241,21 +254,105 @@ def every_kernel() -> Iterator[tuple[str, Any]]:
     constants = {"UNIT": 16, "WIDE": False, "LAST": True, "OUT_LAST": False, "BLOCK_P": 16, "BLOCK_O": 64}
     kernel = convolution_kernels.finish_convolution_norm
     yield "convolution, finish", compile_kernel(kernel, "bf16", constants)
-    constants = {"BLOCK_C": 16, "BLOCK_PARTS": 256}
+    constants = {"BLOCK_C": 16, "BLOCK_PARTS": 128}
     yield "merge_statistics", compile_kernel(batch_norm.merge_statistics, "fp32", constants)
-    constants = {"BLOCK_ROWS": 32, "BLOCK": 64}
+    constants = {"BLOCK_ROWS": 128, "BLOCK": 16}
     yield "sum_partials", compile_kernel(tile.sum_partials, "fp32", constants)
     for bits in (16, 32, 64):
-        for in_place in (False, True):
-            for blocks in mask.mask_blocks(1024):
-                constants = {"SHARED": False, "IN_PLACE": in_place, **blocks}
-                compiled = compile_kernel(frequency_mask.frequency_mask, f"i{bits}", constants)
-                yield (
-                    f"mask, i{bits}, {blocks['BLOCK_ROWS']} rows{', in place' if in_place else ''}",
-                    compiled,
-                )
+        usual, large = mask.mask_blocks(1024)
+        for name, kernel, blocks in (
+            ("copy", frequency_mask.frequency_mask, usual),
+            ("copy, large", frequency_mask.frequency_mask, large),
+            ("in place", frequency_mask.frequency_mask_in_place, usual),
+        ):
+            compiled = compile_kernel(kernel, f"i{bits}", {"SHARED": False, **blocks})
+            yield f"mask, {name}, i{bits}", compiled
+
+
+class Hopper:
+    """What Triton asks of a driver before it compiles."""
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return 0
+
+
+def compile_launcher(compiled: Any, known: set[str]) -> None:
+    """Of the C that Triton writes for each signature of a kernel, what is not `known`."""
+    arguments = compiled.src.fn.arg_names
+    constants = {
+        (arguments.index(name),) if isinstance(name, str) else name: value
+        for name, value in compiled.src.constants.items()
+    }
+    code = nvidia.make_launcher(constants, dict(compiled.src.signature), None)
+    if code in known:
+        return
+    known.add(code)
+    with tempfile.TemporaryDirectory() as folder:
+        source = Path(folder) / "launcher.c"
+        source.write_text(code)
+        includes = [f"-I{path}" for path in (*nvidia.include_dirs, sysconfig.get_paths()["include"])]
+        options = ["-O3", "-shared", "-fPIC", "-Wno-psabi", *includes]
+        subprocess.run(["gcc", source, *options, "-o", source.with_suffix(".so")], check=True)
+
+
+def first_call(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Print what each kernel takes to compile; see above. Tensors have no memory, and nothing is launched."""
+    found: list[tuple[str, dict[str, int], float, float]] = []
+    kernels: dict[int, Any] = {}
+    launchers: set[str] = set()
+    tried: set[Any] = set()
+    run = JITFunction.run
+
+    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
+        start = time.perf_counter()
+        compiled = run(self, *args, grid=grid, warmup=True, **options)
+        middle = time.perf_counter()
+        if id(compiled) not in kernels:
+            kernels[id(compiled)] = compiled
+            compile_launcher(compiled, launchers)
+            blocks = {k: v for k, v in options.items() if k.startswith(("BLOCK", "num_"))}
+            found.append((self.__name__, blocks, middle - start, time.perf_counter() - middle))
+
+    def launch_all(shape_class: Any, configurations: Any, launch: Any, x: torch.Tensor) -> None:
+        for configuration in configurations if shape_class not in tried else configurations[:1]:
+            launch(configuration)
+        tried.add(shape_class)
+
+    driver.set_active(Hopper())
+    JITFunction.run = compile_only
+    gates.launch_fastest = launch_all
+    gates.programs = lambda _, per_multiprocessor: 132 * per_multiprocessor
+    C, h = shape[1], shape[1] // 4
+    with torch.device("meta"):
+        x = torch.empty(shape, dtype=dtype)
+        gate = [torch.empty(sizes, dtype=dtype) for sizes in ((h, C), (h,), (C, h), (C,))]
+        convolutions = [torch.empty(sizes, dtype=dtype) for sizes in ((h, C, 7, 7), (h,), (C, h, 7, 7), (C,))]
+        vectors = [torch.empty(channels) for channels in (h, h, C, C)]
+        settings = (1e-5, 1e-5), 4, True
+        out, u1, u2, *used = backend.gcsa(x, gate, convolutions, vectors, 4 * [None], *settings, True)
+        needed = (True, True), *settings, 13 * [True]
+        backend.gcsa_backward(out, x, gate, convolutions, vectors, used, (u1, u2), *needed)
+        training = len(found)
+        backend.gcsa(x, gate, convolutions, vectors, vectors, *settings, False)
+    for name, blocks, kernel, launcher in found:
+        print(f"{kernel:.2f} s, its launcher {launcher:.2f} s: {name} {blocks}")
+    seconds = [sum(map(sum, (row[2:] for row in rows))) for rows in (found[:training], found[training:])]
+    print(
+        f"{len(found)} kernels, {len(launchers)} launchers; training {seconds[0]:.2f} s, then evaluation",
+        end=" ",
+    )
+    print(f"{seconds[1]:.2f} s")
 
 
 if __name__ == "__main__":
+    if sys.argv[1:2] == ["--first-call"]:
+        first_call(tuple(map(int, sys.argv[2].split("x"))), getattr(torch, sys.argv[3]))
+        sys.exit()
     for name, compiled in every_kernel():
         print(json.dumps({"kernel": name, **usage(compiled)}), flush=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import sys
 import time
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -406,7 +408,7 @@ def test_the_gpu_report_reads_well() -> None:
     row = gpu.Row(
         "GCSA train", (8, 4, 5, 6), "torch.bfloat16", True, seconds, {"eager": 2e-3, "gcsa_ext": 1e-3}
     )
-    row.left_out["eager channels_last"] = "RuntimeError: no"
+    row.left_out["eager channels_last"], row.chosen = "RuntimeError: no", "triton"
     row.seconds["gcsa_ext cuda"], row.errors["gcsa_ext cuda"] = 5e-3, 1e-3
     row.bytes_per_second, row.of_ceiling = 2e12, 0.5
     shape_class = triton_convolution.ShapeClass(torch.bfloat16, 7, 16, 64, 32)
@@ -423,7 +425,9 @@ def test_the_gpu_report_reads_well() -> None:
                 {"shape": (8, 4, 5, 6), "contender": "gcsa_ext", "input": 10, "kept": 15, "peak": 52},
             ],
             "convolutions": [gpu.Convolution(repr(shape_class), (1, 16, 5, 6), times, 1e-3)],
-            "first_call": 12.5,
+            "first_call": {"triton float32 8x64x56x56": 12.5},
+            "build": "building failed: no compiler",
+            "failed": {"memory (64, 56, 56) eager": "OutOfMemoryError: too much"},
             "out_of_time": ["channel_gate forward float32 1x2x3x4"],
         }
     )
@@ -439,7 +443,10 @@ def test_the_gpu_report_reads_well() -> None:
         in text
     )
     assert "peak over eager's | 0.52 | at most 0.5 | FAIL |" in text
-    assert "| first training step, nothing compiled: seconds | 12.5 | at most 10 | FAIL |" in text
+    first = "first training step, nothing compiled, triton float32 8x64x56x56: seconds"
+    assert f"| {first} | 12.5 | at most 10 | FAIL |" in text
+    assert "No CUDA kernels: building failed: no compiler." in text
+    assert "- memory (64, 56, 56) eager: OutOfMemoryError: too much" in text
     assert "share of the copy bandwidth" not in text  # of a small map, of which caches hold all
     assert f"```python\n{shape_class!r},\n```" in text
 
@@ -464,7 +471,7 @@ def test_every_bar_of_a_gpu_is_judged() -> None:
     rows.append(row("GCSA train", large, seconds, 0.0))
     rows.append(row("GCSA eval", (1, 64, 56, 56), {f"eager{graph}": 3e-5, f"gcsa_ext{graph}": 1e-5}, 0.0))
     rows[2].bytes_per_second = rows[3].bytes_per_second = None
-    report = {"rows": rows, "ceilings": gpu.Ceilings(4e12, {}), "memory": [], "first_call": None}
+    report = {"rows": rows, "ceilings": gpu.Ceilings(4e12, {}), "memory": [], "first_call": {}}
     found = [(round(bar.found, 3), bar.bar, bar.met) for bar in gpu.bars(report)]
     assert found == [
         (0.825, 0.8, True),
@@ -472,6 +479,59 @@ def test_every_bar_of_a_gpu_is_judged() -> None:
         (2.0, 1.5, True),
         (1.1, 1.15, False),
         (3.0, 2.0, True),
+    ]
+
+
+def test_what_fails_on_a_gpu_leaves_the_rest_of_the_report(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("an illegal memory access\nand what follows")
+
+    measure, written = gpu.measure, []
+    monkeypatch.setattr(
+        gpu, "measure", lambda workload, *a: fail() if workload.backward else measure(workload, *a)
+    )
+    write = gpu.write
+    monkeypatch.setattr(gpu, "write", lambda *a: written.append(write(*a)) or written[-1])
+    argv = ["gpu.py", "--dry-run", "--rounds", "1", "--only", "norm_gate", "--out", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", argv)
+    assert gpu.main() == 1
+    found = json.loads((tmp_path / "report.json").read_text())
+    assert [row["backward"] for row in found["rows"]] == [False, False]
+    assert set(found["failed"].values()) == {"RuntimeError: an illegal memory access"}
+    assert len(written) == 5  # after each of four rows, and at the end
+
+
+def test_preferences_between_backends_are_ready_to_paste() -> None:
+    def row(operation: str, dtype: str, N: int, triton: float, cuda: float) -> gpu.Row:
+        seconds = {"gcsa_ext": triton, "gcsa_ext cuda": cuda, "gcsa_ext cuda channels_last": 2 * cuda}
+        if operation == "GCSA eval":
+            seconds = {f"{name} in a graph": time for name, time in seconds.items()}
+        return gpu.Row(operation, (N, 4, 5, 6), dtype, "train" in operation, seconds, chosen="triton")
+
+    rows = [
+        *(row("norm_gate", "torch.float32", N, 2.0, 1.0) for N in (1, 2)),
+        *(row("norm_gate train", "torch.float32", N, 2.0, 1.0) for N in (1, 2)),
+        *(row("GCSA eval", "torch.bfloat16", N, N, 4.0) for N in (1, 8)),
+        *(row("GCSA eval", "torch.float32", N, 5.0, N) for N in (1, 8)),
+        *(row("frequency_mask", "torch.float32", N, 1.0, 0.97) for N in (1, 8)),
+        row("channel_gate", "torch.bfloat16", 1, 2.0, 1.0),
+        row("channel_gate train", "torch.bfloat16", 1, 1.0, 2.0),  # forward and backward count, not forward
+        *(row("channel_gate", "torch.float32", N, 2.0, 3.0 if N == 2 else 1.0) for N in (1, 2, 3)),
+    ]
+    lines = gpu.preferences(rows)
+    chosen = []
+    for line in lines:
+        preference = eval(line, {"Preference": gpu.backends.Preference, "torch": torch, "math": math})[0]
+        for dtype in (torch.float32, torch.bfloat16):
+            taken = [N for N in (1, 2, 3, 8) if preference.takes((N, 4, 5, 6), dtype)]
+            chosen += [(preference.operator, preference.backend, dtype, taken)] if taken else []
+    assert chosen == [
+        ("norm_gate", "cuda", torch.float32, [1, 2, 3, 8]),
+        ("gcsa", "cuda", torch.bfloat16, [8]),
+        ("gcsa", "cuda", torch.float32, [1]),
+        ("channel_gate", "cuda", torch.float32, [1, 3]),
     ]
 
 
@@ -504,7 +564,7 @@ def test_the_gpu_report_measures_every_backend(emulated_cuda: ModuleType) -> Non
 def test_sanitizing_needs_the_toolkit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(gpu.shutil, "which", lambda _: None)
-    monkeypatch.setattr("sys.argv", ["gpu.py", "--sanitize"])
+    monkeypatch.setattr("sys.argv", ["gpu.py", "--sanitize", "--no-build"])
     with pytest.raises(SystemExit, match="--sanitize needs compute-sanitizer"):
         gpu.main()
     commands: list[list[str]] = []
@@ -515,6 +575,47 @@ def test_sanitizing_needs_the_toolkit(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [command[:3] for command in commands] == [
         ["/bin/compute-sanitizer", "--tool", tool] for tool in ("memcheck", "racecheck")
     ]
+
+
+def test_missing_cuda_kernels_are_built_and_the_program_starts_again(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(gpu.backends, "unsupported", lambda name, *_: f"{name} was not built")
+    monkeypatch.setattr("sys.argv", ["gpu.py", "--minutes", "5"])
+    calls: list[tuple[list[str], dict[str, str]]] = []
+
+    def run(command: list[str], env: dict[str, str], **_: object) -> SimpleNamespace:
+        calls.append((command, env))
+        return SimpleNamespace(returncode=0 if "pip" in command else 3, stdout="", stderr="")
+
+    monkeypatch.setattr(gpu.subprocess, "run", run)
+    assert gpu.main() == 3
+    (pip, _), (again, environment) = calls
+    folder = pip[pip.index("--target") + 1]
+    assert environment["PYTHONPATH"].split(":")[0] == folder
+    assert again[1:5] == [gpu.__file__, "--minutes", "5", "--no-build"]
+    assert again[5] == "--minutes" and 4.9 < float(again[6]) <= 5.0  # the last one counts
+    failed = SimpleNamespace(returncode=1, stdout="", stderr="many lines\nno compiler\n")
+    monkeypatch.setattr(gpu.subprocess, "run", lambda *_, **__: failed)
+    assert gpu.build_and_start_again(60.0, 0.0) == "building failed: many lines / no compiler"
+
+
+def test_the_tests_on_a_gpu_run_beside_the_source_tree(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """In another folder, with the gcsa_ext of this process, and with a limit on the time of all processes."""
+    monkeypatch.setattr(
+        gpu, "pytest_command", lambda *_: [sys.executable, "-c", "import gcsa_ext; print(gcsa_ext.__file__)"]
+    )
+    found = gpu.run_tests(60.0, tmp_path / "log")
+    assert found["status"] == "passed" and found["output"] == [gpu.gcsa_ext.__file__]
+    sleeping = "import subprocess, sys; print('begun', flush=True); subprocess.run(['sleep', '100'])"
+    monkeypatch.setattr(gpu, "pytest_command", lambda *_: [sys.executable, "-c", sleeping])
+    start = time.perf_counter()
+    found = gpu.run_tests(1.0, tmp_path / "log")
+    assert found["status"] == "stopped after 1 s" and time.perf_counter() - start < 20
+    assert found["output"] in ([], ["begun"])
 
 
 def test_the_gpu_report_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:

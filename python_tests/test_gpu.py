@@ -6,6 +6,7 @@ The tests that are imported run with every new tensor on the GPU; they are descr
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -91,6 +92,8 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     name: str = request.param
     if name == "cpu":
         pytest.skip("the cpu backend is tested where the test is written")
+    if name == "cuda" and request.function.__module__ == "test_triton_convolution":
+        pytest.skip("the kernels of this test are Triton's")
     reason = backends.unsupported(name, "gcsa", torch.device(DEVICE), torch.float32)
     if reason is not None:
         pytest.skip(reason)
@@ -142,8 +145,12 @@ def test_every_table_of_block_sizes(hidden: int) -> None:
             check(*gate(4), channel_gate_arguments(torch.randn(3, channels, 17, 19, dtype=dtype), hidden))
 
 
-def test_every_configuration_is_tried_and_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_configuration_is_tried_and_gives_the_same_bits(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What is chosen is a matter of time alone, and of no time when a graph is captured."""
+    if backend != "triton":
+        pytest.skip("configurations are Triton's")
     tuning = backends.triton.tuning
     monkeypatch.setattr(tuning, "enabled", True)
     monkeypatch.setattr(tuning, "_chosen", {})
@@ -236,6 +243,41 @@ def test_cuda_graphs(training: bool, dtype: torch.dtype) -> None:
         torch.testing.assert_close(results, step(), rtol=1e-2, atol=1e-3)
 
 
+def test_tuning_leaves_a_capture_in_another_thread_alone(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first call of a shape loads kernels and waits for them, here while a graph is captured."""
+    if backend != "triton":
+        pytest.skip("only Triton's kernels are tuned")
+    tuning = backends.triton.tuning
+    monkeypatch.setattr(tuning, "enabled", True)
+    monkeypatch.setattr(tuning, "_chosen", {})
+    u, z, vector = torch.randn(2, 24, 9, 11), torch.randn(2, 24, 9, 11), torch.rand(24) + 0.5
+    expected = reference.norm_gate(u, z, None, None, vector, vector, 1e-5)
+    last = (t.contiguous(memory_format=torch.channels_last) for t in (u, z))
+    functional.norm_gate(*last, None, None, vector, vector)  # so that torch's own kernels are loaded
+    tuning._chosen.clear()
+    torch.cuda.synchronize()
+    found: list[Tensor] = []
+
+    def call() -> None:
+        with torch.cuda.stream(torch.cuda.Stream()):
+            found.append(torch.ops.gcsa_ext.norm_gate(u, z, None, None, vector, vector, 1e-5)[0])
+
+    graph, x = torch.cuda.CUDAGraph(), torch.ones(5)
+    with torch.cuda.graph(graph):
+        y = x * 2
+        thread = threading.Thread(target=call)
+        thread.start()
+        thread.join()
+        y += 1
+    graph.replay()
+    torch.cuda.synchronize()
+    assert len(tuning._chosen) == 1
+    torch.testing.assert_close(found, [expected])
+    assert torch.equal(y, torch.full_like(y, 3.0))
+
+
 def test_cuda_graph_of_a_mask() -> None:
     spectrogram, start, width = torch.randn(8, 80, 401), torch.randint(60, (8, 2)), torch.randint(20, (8, 2))
     graph, (result,) = captured(lambda: [functional.frequency_mask(spectrogram, start, width, 1.0)])
@@ -291,6 +333,7 @@ def plain_memory() -> Iterator[None]:
     torch.cuda.empty_cache()
 
 
+@pytest.mark.xdist_group("memory")  # one at a time, where several processes share the GPU
 @pytest.mark.usefixtures("plain_memory")
 @pytest.mark.parametrize("shape", [(11, 64, 1800, 1720), (1, 1, 46400, 46400)], ids=str)
 def test_maps_of_more_than_2_to_the_31_elements(shape: tuple[int, ...]) -> None:
@@ -315,6 +358,7 @@ def test_maps_of_more_than_2_to_the_31_elements(shape: tuple[int, ...]) -> None:
     torch.testing.assert_close(batch_var, torch.ones_like(batch_var), rtol=0.01, atol=0.0)
 
 
+@pytest.mark.xdist_group("memory")
 @pytest.mark.usefixtures("plain_memory")
 def test_a_mask_of_more_than_2_to_the_31_elements() -> None:
     x = large((300, 3, 80, 29900), 4)

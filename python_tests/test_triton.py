@@ -5,6 +5,7 @@ All other tests of operators run on them too, by the fixture `backend`. Without 
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Iterator
@@ -63,7 +64,7 @@ def test_many_channels_take_other_kernels(shape: tuple[int, ...], layout: str) -
 
 @pytest.mark.parametrize(
     ("groups", "channels", "hidden"),
-    [(2, 6, 3), (4, 96, 5), (32, 96, 5), (2, 160, 70), (16, 160, 70), (64, 192, 150)],
+    [(2, 6, 3), (4, 96, 5), (32, 96, 5), (2, 160, 70), (16, 160, 70), (64, 128, 150)],
 )
 def test_groups_of_channels_that_are_contiguous(groups: int, channels: int, hidden: int) -> None:
     """Tiles in the order of x, of all channels or some; in the last case they are too few for the groups."""
@@ -113,6 +114,26 @@ def test_any_number_of_programs(count: int, monkeypatch: pytest.MonkeyPatch) -> 
         check(
             *norm(*statistics(6, torch.float32)), norm_gate_arguments(layout, (3, 6, 11, 31), torch.float32)
         )
+
+
+def test_more_parts_of_a_sum_than_are_merged_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Large GPUs have hundreds of programs for the positions of a few channels."""
+    monkeypatch.setattr(gates, "programs", lambda *_: 1000)
+    parts: list[int] = []
+    sum_partials = gates.sum_partials
+    monkeypatch.setattr(gates, "sum_partials", lambda p, *a: parts.append(len(p)) or sum_partials(p, *a))
+    u, z = 5.0 + 0.1 * torch.randn(1, 1, 353, 401), torch.randn(1, 1, 353, 401)
+    check(*norm(), [u, z, torch.randn(1), torch.randn(1)])
+    assert max(parts) > 128
+
+
+@pytest.mark.parametrize("channels", [1, 5, 64, 262_140, 262_141, 3_000_000])
+def test_a_grid_holds_any_number_of_channels(channels: int) -> None:
+    """CUDA allows 65535 programs along a grid's second axis."""
+    for layouts in itertools.product((torch.contiguous_format, torch.channels_last), repeat=2):
+        for blocks in gates.elementwise_blocks(channels, *layouts):
+            assert -(-channels // blocks["BLOCK_C"]) <= 65535
+            assert blocks["BLOCK_C"] * blocks["BLOCK_P"] in (1024, 2048)
 
 
 def test_positions_beyond_32_bits(monkeypatch: pytest.MonkeyPatch) -> None:

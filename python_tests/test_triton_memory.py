@@ -16,7 +16,7 @@ import gcsa_ext
 from gcsa_ext import GCSA, backends
 from gcsa_ext.layout import memory_format
 
-gates = pytest.importorskip("gcsa_ext.backends.triton.gates", reason="torch has no Triton")
+interpreter = pytest.importorskip("triton.runtime.interpreter", reason="torch has no Triton")
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.skipif(torch.cuda.is_available(), reason="benchmarks/gpu.py measures it on a GPU"),
@@ -44,8 +44,8 @@ def training_step(module: nn.Module, x: Tensor) -> None:
 
 
 def allocate_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """oneDNN's convolutions copy maps into other layouts, which cuDNN's don't; and the interpreter holds the
-    arguments of kernels in cycles, until they are collected."""
+    """oneDNN's convolutions copy maps into other layouts, which cuDNN's don't; and the interpreter, which
+    holds the arguments of kernels in cycles, need not run: what kernels compute does not matter here."""
 
     def convolve(x: Tensor, weight: Tensor, padding: int) -> Tensor:
         return x.new_empty((len(x), len(weight), *x.shape[2:])).contiguous(memory_format=memory_format(x))
@@ -58,19 +58,9 @@ def allocate_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
             None,
         )
 
-    def collecting(kernel: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*args: Any, **options: Any) -> Any:
-            result = kernel(*args, **options)
-            del args, options
-            gc.collect()
-            return result
-
-        return call
-
     monkeypatch.setattr(backends.gpu.F, "conv2d", convolve)
     monkeypatch.setattr(torch.ops.aten, "convolution_backward", differentiate)
-    for name in ("norm_forward", "norm_backward", "channel_gate", "channel_gate_backward"):
-        monkeypatch.setattr(gates, name, collecting(getattr(gates, name)))
+    monkeypatch.setattr(interpreter.InterpretedFunction, "run", lambda *_, **__: None)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=str)

@@ -140,6 +140,27 @@ def test_nothing_is_measured_while_a_graph_is_captured(start: Start) -> None:
     assert run(device, "kernel", 64) == [2]
 
 
+def test_captures_of_other_threads_are_not_disturbed(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that is measured is measured in the relaxed mode of capturing (2), and the mode is given back."""
+    device, modes = start({3: 1.0, 2: 0.5, 4: 0.7}), [0]
+
+    class Driver:
+        def cuThreadExchangeStreamCaptureMode(self, mode: Any) -> int:  # noqa: N802
+            previous, modes[0] = modes[0], mode._obj.value
+            mode._obj.value = previous
+            return 0
+
+    monkeypatch.setattr(tuning, "_driver", Driver)
+    launch, during = device.launch, []
+    monkeypatch.setattr(device, "launch", lambda *a: during.append(modes[0]) or launch(*a))
+    run(device, "kernel", 64)
+    assert set(during[:-1]) == {2} and during[-1] == modes[0] == 0
+    device.milliseconds = {}
+    with pytest.raises(tuning.OutOfResources):
+        run(device, "kernel", 128)
+    assert modes == [0]
+
+
 def test_nothing_is_measured_on_a_cpu(start: Start) -> None:
     assert run(start({3: 1.0, 2: 0.5, 4: 0.7}), "kernel", 64, x=torch.ones(1)) == [3]
 

@@ -131,6 +131,17 @@ def _contiguous(vector: Tensor | None) -> Tensor | None:
     return None if vector is None else vector.contiguous()
 
 
+def _float32_copies(vectors: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """Contiguous copies, None where a vector is missing; in one launch where all are float32 already."""
+    found = [None if v is None else v.to(torch.float32).contiguous() for v in vectors]
+    same = [i for i, v in enumerate(vectors) if v is not None and v is found[i]]
+    if same:
+        copies = torch._foreach_mul([cast("Tensor", found[i]) for i in same], 1.0)
+        for i, copy in zip(same, copies, strict=True):
+            found[i] = copy
+    return found
+
+
 def conv2d_same_backward(
     grad_out: Tensor, x: Tensor, weight: Tensor, need_x: bool, need_weight: bool
 ) -> tuple[Tensor | None, Tensor | None]:
@@ -266,7 +277,9 @@ class Operators:
             return torch.empty_like(z, memory_format=layout), used[0], used[1]
         with torch.cuda.device_of(u):
             u, z = u.contiguous(memory_format=layout), z.contiguous(memory_format=layout)
-            used_mean, used_var = self._used_statistics(u, mean, var, None, layout)
+            used_mean, used_var = _float32_copies((mean, var))
+            if used_mean is None or used_var is None:
+                used_mean, used_var = self._gates.batch_statistics(u, None, layout)
             norm = Norm(_contiguous(weight), _contiguous(bias), used_mean, used_var, None, eps)
             return self._gates.norm_forward(u, z, norm, layout, layout), used_mean, used_var
 
@@ -321,19 +334,21 @@ class Operators:
         layout, padding = convolution_layout(x), convolutions[0].shape[-1] // 2
         used: list[Tensor] = []
         with torch.cuda.device_of(x), torch._C._ExcludeDispatchKeyGuard(_AUTOCAST):
+            given = _float32_copies(statistics)
             x = x.contiguous(memory_format=memory_format(x))
             gate = [w.contiguous() for w in gate]
             z = self._gate(x, gate, groups, sigmoid, layout)
             u, saved = z, []
             for i, (weight, offset) in enumerate((convolutions[:2], convolutions[2:])):
                 offset = _contiguous(offset)
-                given, gated = (statistics[2 * i], statistics[2 * i + 1]), z if i else None
-                out_layout = memory_format(x) if i else layout
-                fused = None if save or given[0] is None else self._fused(u, weight)
+                mean, var = given[2 * i : 2 * i + 2]
+                gated, out_layout = z if i else None, memory_format(x) if i else layout
+                fused = None if save or mean is None else self._fused(u, weight)
                 if fused is None:
                     u = F.conv2d(u, weight.to(x.dtype, memory_format=layout), padding=padding)
                     u = u.contiguous(memory_format=layout)
-                mean, var = self._used_statistics(u, *given, offset, layout)
+                if mean is None or var is None:
+                    mean, var = self._gates.batch_statistics(u, offset, layout)
                 used += mean, var
                 saved.append(_to_saved(u, layout) if save else x.new_empty(0))
                 scale, shift = (_contiguous(v) for v in norms[2 * i : 2 * i + 2])
@@ -433,19 +448,6 @@ class Operators:
     def _fused(self, x: Tensor, weight: Tensor) -> Convolution | None:
         takes = self._convolution is not None and self._convolution.unsupported(x, weight) is None
         return self._convolution if takes else None
-
-    def _used_statistics(
-        self,
-        u: Tensor,
-        mean: Tensor | None,
-        var: Tensor | None,
-        offset: Tensor | None,
-        layout: torch.memory_format,
-    ) -> tuple[Tensor, Tensor]:
-        """Copies of the given statistics, or those of u + offset; float32."""
-        if mean is None or var is None:
-            return self._gates.batch_statistics(u, offset, layout)
-        return mean.to(torch.float32, copy=True).contiguous(), var.to(torch.float32, copy=True).contiguous()
 
     def _gate(
         self, x: Tensor, gate: Sequence[Tensor], groups: int, sigmoid: bool, layout: torch.memory_format

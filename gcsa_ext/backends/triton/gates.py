@@ -160,8 +160,8 @@ def channel_gate(
 
     shape_class = ("channel_gate", *sizes.shape_class, h, groups, layout, out_layout, precision(x))
     blocks = forward_blocks(sizes.channels, h, x.dtype)
-    # Other numbers would take more registers than there are.
-    stages = (3, 2, 4) if fits else (3, 2) if x.dtype.itemsize == 2 else (3,)
+    # float32 with other numbers would take more registers than there are.
+    stages = (3, 2) if fits or x.dtype.itemsize == 2 else (3,)
     launch_fastest(shape_class, with_stages(blocks, *stages), launch, x)
     return out
 
@@ -195,7 +195,7 @@ def channel_gate_backward(
     blocks = backward_blocks(C, h, x.dtype)
     constants["GROUPS"] = _contiguous_groups(groups, x, layout, blocks)
     if fits_one_block(C, h, x.dtype):
-        count = min(programs(x, 2), triton.cdiv(sizes.positions, blocks["BLOCK_P"]))
+        count = min(programs(x, 12 // blocks["num_warps"]), triton.cdiv(sizes.positions, blocks["BLOCK_P"]))
         if need_weights:
             partial = x.new_empty((count, sum(lengths)), dtype=torch.float32)
 
@@ -214,7 +214,7 @@ def channel_gate_backward(
             grad_layout,
             precision(x),
         )
-        launch_fastest((*shape_class, *wanted), with_stages(blocks, 3, 2, 4), launch, x)
+        launch_fastest((*shape_class, *wanted), with_stages(blocks, 3, 2), launch, x)
     else:
         hidden, g1 = (x.new_empty((h, sizes.positions)) if need_weights else None for _ in range(2))
         along_p, along_c = triton.cdiv(sizes.positions, blocks["BLOCK_P"]), triton.cdiv(C, blocks["BLOCK_C"])
@@ -253,10 +253,13 @@ def channel_gate_backward(
 
 
 def norm_blocks(channels: int, *layouts: torch.memory_format, values: int = 1024) -> Configuration:
-    """Blocks of so many values, long in the direction that is contiguous: in both, where layouts differ."""
+    """Blocks of so many values, long in the direction that is contiguous: in both, where layouts differ.
+
+    With very many channels blocks hold more of them, since a grid has at most 65535 programs along these.
+    """
     most = 64 if all(map(is_last, layouts)) else 32 if any(map(is_last, layouts)) else 4
-    block = min(power_of_two(channels), most)
-    return {"BLOCK_C": block, "BLOCK_P": values // block, "num_warps": 4}
+    block = min(power_of_two(channels), max(most, power_of_two(triton.cdiv(channels, 65535))))
+    return {"BLOCK_C": block, "BLOCK_P": max(1, values // block), "num_warps": 4}
 
 
 def elementwise_blocks(channels: int, *layouts: torch.memory_format) -> list[Configuration]:
@@ -266,7 +269,7 @@ def elementwise_blocks(channels: int, *layouts: torch.memory_format) -> list[Con
 
 def _splits(x: Tensor, along_p: int, along_c: int) -> int:
     """How many programs share the positions of a block of channels."""
-    return min(along_p, -(-programs(x, 4) // along_c), 256)
+    return min(along_p, -(-programs(x, 4) // along_c))
 
 
 def batch_statistics(u: Tensor, offset: Tensor | None, layout: torch.memory_format) -> tuple[Tensor, Tensor]:
@@ -279,12 +282,21 @@ def batch_statistics(u: Tensor, offset: Tensor | None, layout: torch.memory_form
     mean, var = (u.new_empty(sizes.channels, dtype=torch.float32) for _ in range(2))
     partial = u.new_empty((3, parts, sizes.channels), dtype=torch.float32) if parts > 1 else None
     batch_norm.batch_statistics[(parts, along_c)](
-        u, offset, mean, var, partial, *sizes.arguments, **sizes.constants, LAST=is_last(layout), **blocks
+        u,
+        offset,
+        mean,
+        var,
+        partial,
+        *sizes.arguments,
+        **sizes.constants,
+        LAST=is_last(layout),
+        AHEAD=4,
+        **blocks,
     )
     if partial is not None:
         block = 16
         batch_norm.merge_statistics[(triton.cdiv(sizes.channels, block),)](
-            partial, offset, mean, var, sizes.channels, parts, BLOCK_C=block, BLOCK_PARTS=power_of_two(parts)
+            partial, offset, mean, var, sizes.channels, parts, BLOCK_C=block, BLOCK_PARTS=128
         )
     return mean, var
 
@@ -365,6 +377,7 @@ def norm_backward(
             **sizes.constants,
             GRAD_LAST=is_last(grad_layout),
             LAST=is_last(layout),
+            AHEAD=1 if wanted[-1] is None else 3,
             **blocks,
         )
 

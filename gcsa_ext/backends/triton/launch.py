@@ -93,7 +93,7 @@ def sum_partials(
     rows, width = partial.shape
     pieces = [*outputs, *(4 - len(outputs)) * (None,)]
     lengths = [*sizes, *(4 - len(sizes)) * (0,)]
-    block = 64
+    block = 16
     tile.sum_partials[(triton.cdiv(width, block),)](
-        partial, total, *pieces, *lengths, rows, BLOCK_ROWS=32, BLOCK=block, num_warps=4
+        partial, total, *pieces, *lengths, rows, BLOCK_ROWS=128, BLOCK=block, num_warps=4
     )

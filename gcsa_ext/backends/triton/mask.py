@@ -28,55 +28,47 @@ def mask_blocks(time: int) -> list[Configuration]:
     return [{"BLOCK_ROWS": values // along_t, "BLOCK_T": along_t, "num_warps": 4} for values in (2048, 4096)]
 
 
-def _mask(spectrogram: Tensor, start: Tensor, width: Tensor, value: float, out: Tensor) -> None:
-    if out.numel() == 0:
-        return
-    freq, time = spectrogram.shape[-2:]
-    rows, bands = spectrogram.numel() // time, start.shape[-1]
-    shared = start.numel() == bands
+def _bands(spectrogram: Tensor, start: Tensor, width: Tensor) -> tuple[Tensor, Tensor, bool]:
+    """start and width as kernels take them, and whether all samples share them."""
+    shared = start.numel() == start.shape[-1]
     if not shared:
-        start, width = (t.expand(*spectrogram.shape[:-2], bands) for t in (start, width))
-    integers = _INTEGERS[spectrogram.element_size()]
-    start, width = start.contiguous(), width.contiguous()
-    bits = _bits(value, math.copysign(1.0, value), spectrogram.dtype)
-
-    def launch(blocks: Configuration) -> None:
-        grid = (triton.cdiv(rows, blocks["BLOCK_ROWS"]), triton.cdiv(time, blocks["BLOCK_T"]))
-        kernels.frequency_mask[grid](
-            spectrogram.view(integers),
-            start,
-            width,
-            out.view(integers),
-            rows,
-            freq,
-            time,
-            bands,
-            bits,
-            SHARED=shared,
-            IN_PLACE=out is spectrogram,
-            **blocks,
-        )
-
-    shape_class = (
-        "frequency_mask",
-        power_of_two(rows),
-        power_of_two(time),
-        bands,
-        shared,
-        out is spectrogram,
-    )
-    with torch.cuda.device_of(spectrogram):
-        launch_fastest(shape_class, mask_blocks(time), launch, spectrogram)
+        start, width = (t.expand(*spectrogram.shape[:-2], t.shape[-1]) for t in (start, width))
+    return start.contiguous(), width.contiguous(), shared
 
 
 def frequency_mask(spectrogram: Tensor, start: Tensor, width: Tensor, value: float) -> Tensor:
     """See reference.frequency_mask; contiguous."""
     spectrogram = spectrogram.contiguous()
     out = torch.empty_like(spectrogram)
-    _mask(spectrogram, start, width, value, out)
+    if out.numel() == 0:
+        return out
+    freq, time = spectrogram.shape[-2:]
+    rows, bands = spectrogram.numel() // time, start.shape[-1]
+    start, width, shared = _bands(spectrogram, start, width)
+    integers = _INTEGERS[spectrogram.element_size()]
+    maps = spectrogram.view(integers), start, width, out.view(integers)
+    bits = _bits(value, math.copysign(1.0, value), spectrogram.dtype)
+
+    def launch(blocks: Configuration) -> None:
+        grid = (triton.cdiv(rows, blocks["BLOCK_ROWS"]) * triton.cdiv(time, blocks["BLOCK_T"]),)
+        kernels.frequency_mask[grid](*maps, rows, freq, time, bands, bits, SHARED=shared, **blocks)
+
+    shape_class = ("frequency_mask", power_of_two(rows), power_of_two(time), bands, shared)
+    with torch.cuda.device_of(spectrogram):
+        launch_fastest(shape_class, mask_blocks(time), launch, spectrogram)
     return out
 
 
 def frequency_mask_(spectrogram: Tensor, start: Tensor, width: Tensor, value: float) -> None:
     """Mask a contiguous spectrogram in place."""
-    _mask(spectrogram, start, width, value, spectrogram)
+    bands = start.shape[-1]
+    if spectrogram.numel() == 0 or bands == 0:
+        return
+    freq, time = spectrogram.shape[-2:]
+    start, width, shared = _bands(spectrogram, start, width)
+    maps = spectrogram.view(_INTEGERS[spectrogram.element_size()]), start, width
+    bits = _bits(value, math.copysign(1.0, value), spectrogram.dtype)
+    blocks = mask_blocks(time)[0]
+    grid = (spectrogram.numel() // (freq * time) * bands * triton.cdiv(time, blocks["BLOCK_T"]),)
+    with torch.cuda.device_of(spectrogram):
+        kernels.frequency_mask_in_place[grid](*maps, freq, time, bands, bits, SHARED=shared, **blocks)

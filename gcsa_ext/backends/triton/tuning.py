@@ -7,8 +7,10 @@ more takes another process milliseconds: choices are kept in memory alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
-from functools import partial
+import contextlib
+import ctypes
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -34,8 +36,9 @@ def launch_fastest(
 ) -> None:
     """Call `launch` with the fastest of the configurations on the device of x.
 
-    The first call of a shape class times all of them, but while a CUDA graph is captured, where nothing may
-    wait, and in the interpreter: there the first one is taken.
+    The first call of a shape class times all of them, but while its stream is captured into a CUDA graph,
+    where nothing may wait, and in the interpreter: there the first one is taken. A capture in another thread
+    is not disturbed.
 
     Args:
         shape_class: what decides which is fastest, the kernel's name included.
@@ -45,10 +48,39 @@ def launch_fastest(
     configuration = _chosen.get(key)
     if configuration is None:
         if enabled and x.is_cuda and not torch.cuda.is_current_stream_capturing():
-            configuration = _chosen[key] = _fastest(configurations, launch)
+            with _beside_captures():
+                configuration = _chosen[key] = _fastest(configurations, launch)
         else:
             configuration = next(iter(configurations))
     launch(configuration)
+
+
+@cache
+def _driver() -> ctypes.CDLL | None:
+    """CUDA's, or None where it cannot be loaded, as with AMD's GPUs."""
+    try:
+        return ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return None
+
+
+@contextlib.contextmanager
+def _beside_captures() -> Iterator[None]:
+    """Let this thread load modules and wait for events while another one captures a CUDA graph.
+
+    In CUDA's default mode of capturing, which is also torch.cuda.graph's, such calls of any thread would fail
+    and spoil the capture, unless that thread has said that it knows what it does.
+    """
+    driver = _driver()
+    if driver is None:
+        yield
+        return
+    mode = ctypes.c_int(2)  # CU_STREAM_CAPTURE_MODE_RELAXED
+    driver.cuThreadExchangeStreamCaptureMode(ctypes.byref(mode))  # mode is now the previous one
+    try:
+        yield
+    finally:
+        driver.cuThreadExchangeStreamCaptureMode(ctypes.byref(mode))
 
 
 def _fastest(

@@ -45,7 +45,8 @@ def _merge(mean, square, count, AXIS: tl.constexpr):
 @triton.jit(do_not_specialize=["position_units", "P_UNITS"])
 def batch_statistics(
     u, offset, mean, var, partial, position_units, C, P_UNITS,
-    UNIT: tl.constexpr, WIDE: tl.constexpr, LAST: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+    UNIT: tl.constexpr, WIDE: tl.constexpr, LAST: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """Mean and sum of squared deviations of every channel in one pass over u.
 
@@ -55,7 +56,7 @@ def batch_statistics(
     Program (i, j) takes every num_programs(0)-th block of positions of BLOCK_C channels. With one program
     along i, and partial None, it writes mean (offset added) and the biased var: (C,) float32. Else each
     writes its part of partial: (3, programs, C) float32, the means, the squares and the counts, for
-    `merge_statistics`.
+    `merge_statistics`. AHEAD blocks, less one, are on their way while one is computed.
     """
     P = count_positions(P_UNITS, UNIT, WIDE)
     positions = count_positions(position_units, UNIT, WIDE)
@@ -68,7 +69,7 @@ def batch_statistics(
     square = tl.zeros((BLOCK_C, BLOCK_P), tl.float32)
     count = tl.zeros((BLOCK_P,), tl.float32)
     steps = 0.0
-    for block in range(split, tl.cdiv(positions, BLOCK_P), splits):
+    for block in tl.range(split, tl.cdiv(positions, BLOCK_P), splits, num_stages=AHEAD):
         position, is_position = block_of_positions(block, positions, BLOCK_P, WIDE)
         tile = load_tile(u, channel, is_channel, position, is_position, C, P, LAST).to(tl.float32)
         tile -= origin[:, None]
@@ -91,18 +92,27 @@ def batch_statistics(
         tl.store(partial + 2 * splits.to(tl.int64) * C + at, total, mask=is_channel)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["parts"])
 def merge_statistics(partial, offset, mean, var, C, parts, BLOCK_C: tl.constexpr, BLOCK_PARTS: tl.constexpr):
     """The second stage of `batch_statistics`: partial (3, parts, C) to mean (offset added) and var: (C,)."""
     channel = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
     is_channel = channel < C
-    part = tl.arange(0, BLOCK_PARTS)
-    inside = (part < parts)[:, None] & is_channel[None, :]
-    at = part[:, None] * C + channel[None, :]
-    means = tl.load(partial + at, mask=inside, other=0.0)
-    squares = tl.load(partial + parts * C + at, mask=inside, other=0.0)
-    counts = tl.load(partial + 2 * parts * C + at, mask=inside, other=0.0)
-    merged, square, total = _merge(means, squares, counts, 0)
+    merged = tl.zeros((BLOCK_C,), tl.float32)
+    square = tl.zeros((BLOCK_C,), tl.float32)
+    total = tl.zeros((BLOCK_C,), tl.float32)
+    for start in range(0, parts, BLOCK_PARTS):
+        part = start + tl.arange(0, BLOCK_PARTS)
+        inside = (part < parts)[:, None] & is_channel[None, :]
+        at = part[:, None] * C + channel[None, :]
+        means = tl.load(partial + at, mask=inside, other=0.0)
+        squares = tl.load(partial + parts * C + at, mask=inside, other=0.0)
+        counts = tl.load(partial + 2 * parts * C + at, mask=inside, other=0.0)
+        block_mean, block_square, block_total = _merge(means, squares, counts, 0)
+        distance = tl.where(total > 0.0, block_mean - merged, 0.0)
+        share = block_total / (total + block_total)
+        square += block_square + distance * distance * total * share
+        merged = tl.where(total > 0.0, merged + distance * share, block_mean)
+        total += block_total
     merged += load_vector(offset, channel, is_channel, 0.0)
     tl.store(mean + channel, merged, mask=is_channel)
     tl.store(var + channel, square / total, mask=is_channel)
@@ -158,7 +168,8 @@ def norm_forward(
 def norm_backward(
     grad, u, z, weight, bias, mean, var, offset, sums, grad_u, grad_z, partial, eps,
     position_units, C, P_UNITS, UNIT: tl.constexpr, WIDE: tl.constexpr,
-    GRAD_LAST: tl.constexpr, LAST: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+    GRAD_LAST: tl.constexpr, LAST: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """One pass over grad, u and z, which writes gradients, sums for them, or both. ::
 
@@ -169,7 +180,7 @@ def norm_backward(
     grad: in GRAD_LAST's layout; u, z, grad_u, grad_z: in LAST's; what is not wanted is None. sums: (2 * C,)
     float32, grad_weight and then grad_bias; None means that mean and var are constants, and the last two
     terms fall away. Program (i, j) takes every num_programs(0)-th block of positions of BLOCK_C channels and
-    writes its sums into row i of partial: (programs, 2 * C) float32.
+    writes its sums into row i of partial: (programs, 2 * C) float32. AHEAD: as in `batch_statistics`.
     """
     P = count_positions(P_UNITS, UNIT, WIDE)
     positions = count_positions(position_units, UNIT, WIDE)
@@ -182,7 +193,9 @@ def norm_backward(
         mean_gv = (tl.load(sums + C + channel, mask=is_channel, other=0.0) / values)[:, None]
     sum_gvx = tl.zeros((BLOCK_C, BLOCK_P), tl.float32)
     sum_gv = tl.zeros((BLOCK_C, BLOCK_P), tl.float32)
-    for block in range(tl.program_id(0), tl.cdiv(positions, BLOCK_P), tl.num_programs(0)):
+    for block in tl.range(
+        tl.program_id(0), tl.cdiv(positions, BLOCK_P), tl.num_programs(0), num_stages=AHEAD
+    ):
         position, is_position = block_of_positions(block, positions, BLOCK_P, WIDE)
         g = load_tile(grad, channel, is_channel, position, is_position, C, P, GRAD_LAST).to(tl.float32)
         tile = load_tile(u, channel, is_channel, position, is_position, C, P, LAST).to(tl.float32)
