@@ -12,16 +12,9 @@
 
 #include "map.h"
 #include "plan.h"
+#include "vector.h"
 
 namespace gcsa_ext::cuda {
-
-enum class VectorElement : int { float32 = 0, bfloat16 = 1, float16 = 2, float64 = 3 };
-
-// Of any floating type: weights come as the user keeps them.
-struct Vector {
-    void* data;  // (C), or null
-    VectorElement element;
-};
 
 // How the values of a map are shared out. An access has `width` values: of one channel at as many positions (contiguous), or
 // of as many channels at one position (channels_last). Blocks along x have other channels, blocks along y take turns with
@@ -78,15 +71,6 @@ struct NormBackward {
     float* partial;     // (parts, 2, C): of each block grad_weight and grad_bias, or null: not wanted
 };
 
-// Rows of partial sums into their sum, always in the same order, so that two runs give the same bits.
-struct NormSums {
-    int64_t parts, channels;
-    const float* partial;  // (parts, 2, C)
-    float* sums;           // (2, C)
-    Vector grad_weight;    // (C), or null
-    Vector grad_bias;      // (C), or null
-};
-
 // With how many blocks along y sums are made: rows of `partial`. It depends on the shape alone. `mixed`: grad or out is
 // contiguous while u is channels_last.
 int64_t norm_parts(const Map& map, bool last, bool mixed);
@@ -102,6 +86,5 @@ Plan plan_norm_backward(const NormBackward& call, Share& share);
 void norm_statistics(const NormStatistics& call, Stream stream);
 void norm_forward(const NormForward& call, Stream stream);
 void norm_backward(const NormBackward& call, Stream stream);
-void norm_sums(const NormSums& call, Stream stream);
 
 }  // namespace gcsa_ext::cuda

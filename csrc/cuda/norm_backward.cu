@@ -2,7 +2,7 @@
 //
 // With batch statistics the gradient of u needs sums over all positions, hence two passes: the first fills `partial`, the
 // second has `sums`. Otherwise one pass does all. The sums of a block's threads are made by shuffles and in shared memory,
-// those of blocks by norm_sums, each in an order that never changes.
+// those of blocks by sum_rows, each in an order that never changes.
 #include "norm_device.h"
 
 namespace gcsa_ext::cuda {
@@ -189,31 +189,6 @@ void run(const NormBackward& call, const Share& share, const Plan& plan, Stream 
     run<T, width, false>(call, share, plan, stream);
 }
 
-constexpr int sum_columns = 32, sum_rows = 8;
-
-// Block i sums columns 32 i to 32 i + 31: every eighth row first, then these eight sums.
-__global__ void __launch_bounds__(sum_columns* sum_rows) sum_partial(const NormSums call) {
-    auto* const sums = reinterpret_cast<float*>(shared_memory());
-    const int column = int(threadIdx.x) % sum_columns, row = int(threadIdx.x) / sum_columns;
-    const int64_t width = 2 * call.channels, at = int64_t(blockIdx.x) * sum_columns + column;
-    float sum = 0.0f;
-    if (at < width) {
-#pragma unroll 4
-        for (int64_t part = row; part < call.parts; part += sum_rows) sum += call.partial[part * width + at];
-    }
-    sums[threadIdx.x] = sum;
-    __syncthreads();
-    if (row == 0 && at < width) {
-        for (int i = 1; i < sum_rows; ++i) sum += sums[i * sum_columns + column];
-        call.sums[at] = sum;
-        if (at < call.channels) {
-            store(call.grad_weight, at, sum);
-        } else {
-            store(call.grad_bias, at - call.channels, sum);
-        }
-    }
-}
-
 }  // namespace
 
 void norm_backward(const NormBackward& call, Stream stream) {
@@ -227,18 +202,6 @@ void norm_backward(const NormBackward& call, Stream stream) {
             run<T, 1>(call, share, plan, stream);
         }
     });
-}
-
-void norm_sums(const NormSums& call, Stream stream) {
-    const Plan plan{
-        "norm_sums",
-        ceil_div(2 * call.channels, sum_columns),
-        1,
-        1,
-        sum_columns * sum_rows,
-        sum_columns * sum_rows * int64_t(sizeof(float))
-    };
-    launch(sum_partial, plan, stream, call);
 }
 
 }  // namespace gcsa_ext::cuda

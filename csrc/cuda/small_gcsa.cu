@@ -19,8 +19,8 @@
 // shared memory at 128 bytes per clock: 11 us; gathering the weights' operands, as much again; gate 4 us, partial sums 2 x 3
 // us, four barriers 6 us. That makes about 40 us. Plain PyTorch launches 15 kernels.
 #include "channel_gate_device.h"
-#include "norm_device.h"
 #include "small_gcsa.h"
+#include "vector_device.h"
 
 namespace gcsa_ext::cuda {
 
