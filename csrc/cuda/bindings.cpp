@@ -61,6 +61,7 @@ void bind_frequency_mask(pybind11::module_& module) {
 pybind11::dict to_dict(const Plan& plan, const Share& share) {
     auto result = to_dict(plan);
     result["width"] = share.width;
+    result["ragged"] = share.ragged;
     result["channel_lanes"] = share.channel_lanes;
     return result;
 }

@@ -24,8 +24,14 @@ struct ForwardOrder {
 template <class Math, int units>
 using ForwardSizes = PieceSizes<units, 64, Math::pad>;
 
+// Two blocks to a multiprocessor leave 128 registers to a thread; products on ordinary units take more.
+template <class Math>
+constexpr int blocks_at_least = std::is_same_v<Math, Fma> ? 1 : 2;
+
 template <class Math, int units>
-__global__ void __launch_bounds__(32 * largest_gate_warps, 1) channel_gate_forward(const GateLaunch launch) {
+__global__ void __launch_bounds__(32 * largest_gate_warps, blocks_at_least<Math>) channel_gate_forward(
+    const GateLaunch launch
+) {
     using T = typename Math::Element;
     using Sizes = ForwardSizes<Math, units>;
     const ChannelGate& call = launch.call;
@@ -119,8 +125,8 @@ struct Choice {
 };
 
 // Of a thread, at most, as compiled for sm_80, sm_90 and sm_100 by CUDA 13.0.
-template <class Math, int units>
-constexpr int64_t forward_registers = std::is_same_v<Math, Fma> ? 255 : 128;
+template <class Math>
+constexpr int64_t forward_registers = std::is_same_v<Math, Fma> ? 168 : 128;
 
 // The next tile is copied while one is worked on, by as many warps as possible, with the weights in shared memory; where
 // they are not, a block has as many positions as possible, since every tile takes all weights through the L2 cache.
@@ -140,7 +146,7 @@ bool choose(const ChannelGate& call, const GateWay& way, const Device& device, C
     const int64_t hidden = way.warps * step * (all_units + Math::pad);
     const int64_t elements = way.tile_buffers * int64_t(launch.tile_elements) + hidden + pieces;
     const int64_t bytes = elements * element_size(call.map.element) + (all_units + channels) * 4;
-    if (!fits(bytes, forward_registers<Math, units>, way, device)) return false;
+    if (!fits(bytes, forward_registers<Math>, way, device)) return false;
     const int64_t tiles = ceil_div(call.map.batch * call.map.positions, launch.held);
     choice.plan = {"channel_gate", std::min(tiles, way.blocks * device.multiprocessors), 1, 1, way.warps * 32, bytes};
     return true;

@@ -286,8 +286,8 @@ constexpr GateWay fused_ways[] = {
     {true, 1, 4, 4}, {true, 1, 4, 3}, {true, 1, 4, 2}, {true, 1, 8, 2}, {true, 1, 8, 1}, {true, 1, 4, 1},
 };
 constexpr GateWay other_ways[] = {
-    {true, 1, 4, 3},  {true, 1, 4, 2}, {false, 1, 8, 2}, {true, 1, 8, 1},  {false, 1, 8, 1},
-    {false, 1, 4, 2}, {true, 1, 4, 1}, {false, 1, 4, 1}, {false, 1, 2, 1}, {false, 1, 1, 1},
+    {true, 1, 4, 3},  {true, 1, 4, 2}, {false, 1, 4, 3}, {false, 1, 4, 2}, {true, 1, 8, 1},
+    {false, 1, 8, 1}, {true, 1, 4, 1}, {false, 1, 4, 1}, {false, 1, 2, 1}, {false, 1, 1, 1},
 };
 
 struct Choice {
@@ -298,8 +298,8 @@ struct Choice {
 };
 
 // Of a thread, at most, as compiled for sm_80, sm_90 and sm_100 by CUDA 13.0.
-template <class Math, bool fused>
-constexpr int64_t backward_registers = std::is_same_v<Math, Fma> ? 255 : 168;
+template <class Math>
+constexpr int64_t backward_registers = std::is_same_v<Math, Fma> ? 208 : 168;
 
 // Fills the plan of the first kernel; false where a way does not fit.
 template <class Math, int units, bool fused>
@@ -320,7 +320,7 @@ bool fill_main(const ChannelGateBackward& call, const GateWay& way, const Device
     const int64_t kept = size * ((fused ? 2 : 1) * (all_units + Math::pad) + (fused ? channels + Math::pad : 0));
     const int64_t pieces = (way.resident ? 2 * blocks * unit_blocks : 2) * Sizes::elements;
     const int64_t bytes = (maps + kept + pieces) * element_size(map.element) + (all_units + 2 * channels) * 4;
-    if (!fits(bytes, backward_registers<Math, fused>, way, device)) return false;
+    if (!fits(bytes, backward_registers<Math>, way, device)) return false;
 
     launch.call = call;
     launch.grad_stride = grad.stride;

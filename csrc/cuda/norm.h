@@ -19,15 +19,20 @@ namespace gcsa_ext::cuda {
 // How the values of a map are shared out. An access has `width` values: of one channel at as many positions (contiguous), or
 // of as many channels at one position (channels_last). Blocks along x have other channels, blocks along y take turns with
 // the accesses of the same ones; a block's threads are `channel_lanes` accesses wide and as many rows high as threads there
-// are.
+// are. Where a contiguous map's rows of positions do not begin on multiples of 16 bytes (`ragged`), their first and last
+// accesses also have values of other rows, which are left alone.
 struct Share {
     int width;
+    bool ragged;
     int channel_lanes;        // 1 if contiguous
     int64_t accesses;         // that the rows of all blocks with the same channels share
     int64_t per_plane;        // accesses of one channel of one image (contiguous)
     int64_t stride;           // from one access of a thread to its next
     int64_t stride_in_plane;  // what of it is left when whole planes are taken out (contiguous)
-    int64_t stride_elements;  // the same in memory
+    int64_t stride_elements;  // the same in memory; contiguous: of whole planes
+    // Of a tile that is transposed, where one map is contiguous and another is not.
+    int tile_positions;
+    bool whole_images;
 };
 
 struct NormStatistics {
@@ -74,10 +79,6 @@ struct NormBackward {
 // With how many blocks along y sums are made: rows of `partial`. It depends on the shape alone. `mixed`: grad or out is
 // contiguous while u is channels_last.
 int64_t norm_parts(const Map& map, bool last, bool mixed);
-
-// How many values an access has: 16 bytes of them, where the shape and all these addresses, which may be null, allow it; or
-// one.
-int norm_width(const Map& map, bool last, std::initializer_list<const void*> addresses);
 
 Plan plan_norm_statistics(const NormStatistics& call, Share& share);
 Plan plan_norm_forward(const NormForward& call, Share& share);
