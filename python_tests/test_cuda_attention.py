@@ -15,7 +15,8 @@ import torch
 from accuracy import assert_as_accurate
 from layouts import LAYOUTS
 from pairs import pair
-from test_cuda import BFLOAT16, FLOAT16, FLOAT32, H200, any_order, check_plan, forced, product  # noqa: F401
+from test_cuda import any_order, forced  # noqa: F401
+from test_cuda_plans import BFLOAT16, H200, KB
 from torch import Tensor
 
 import gcsa_ext
@@ -32,7 +33,6 @@ pytestmark = [
 ]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CONTIGUOUS, CHANNELS_LAST = torch.contiguous_format, torch.channels_last
-KB = 1024
 
 
 @pytest.fixture
@@ -107,10 +107,13 @@ def check_gate(
 @pytest.mark.parametrize("layouts", list(itertools.product((CONTIGUOUS, CHANNELS_LAST), repeat=2)), ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_both_layouts_on_either_side(dtype: torch.dtype, layouts: Sequence[torch.memory_format]) -> None:
-    """Aligned maps, accesses of 8 bytes, of one element, and one image's positions in two tiles."""
+    """Aligned maps, accesses of 8 bytes, of one element, of whole images, and one image's positions in two
+    tiles; sums over positions within a kernel, and by a kernel of their own."""
     check_gate((2, 16, 8, 8), 4, 4, dtype, layouts)
     check_gate((1, 20, 14, 14), 5, 2, dtype, layouts)
     check_gate((3, 15, 7, 7), 3, 5, dtype, layouts, sigmoid=False)
+    check_gate((5, 24, 7, 7), 6, 4, dtype, layouts)
+    check_gate((3, 72, 5, 5), 36, 3, dtype, layouts)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -163,62 +166,6 @@ def test_weights_of_another_dtype() -> None:
         assert a.dtype == torch.float32 and torch.equal(a.bfloat16(), b)
 
 
-GATES = [
-    *itertools.product(((1, 1, 1), (256, 64, 3136), (256, 128, 784), (3, 17, 60), (2**31, 1, 1)), (1, 16)),
-    *itertools.product(((256, 256, 196), (8, 512, 49), (1, 300, 46400**2), (70000, 24, 1024)), (32, 64)),
-]
-
-
-@pytest.mark.parametrize(("sizes", "hidden"), GATES, ids=str)
-@pytest.mark.parametrize("element", [FLOAT32, BFLOAT16, FLOAT16])
-@pytest.mark.parametrize("shared", [99, 163, 227])
-def test_launches_of_the_gate(
-    shared: int, element: int, sizes: tuple[int, int, int], hidden: int, emulated_cuda: ModuleType
-) -> None:
-    N, C, P = sizes
-    limit = shared * KB
-    if not channel_gate_module._fits(C, hidden, {v: k for k, v in launch.ELEMENTS.items()}[element], limit):
-        assert element == FLOAT32 and C >= 300 and shared < 227  # torch computes it
-        return
-    for last, other_last, tf32 in itertools.product((False, True), (False, True), (False, True)):
-        call = ((0, 0, 132, limit), element, sizes, (hidden, 1, True, tf32), last, other_last)
-        plan = emulated_cuda.plan_channel_gate(*call)
-        check_plan(plan, limit)
-        # A warp has 16 positions; a loop over tiles makes every grid enough, one block each is too many.
-        tiles = -(-N * P // (plan["threads"] // 2))
-        assert min(tiles, 132) <= plan["grid"][0] <= tiles and product(plan["grid"]) <= 4 * 132
-        for weights in (True, False):
-            kernels = emulated_cuda.plan_channel_gate_backward(*call, weights)
-            rows, units = emulated_cuda.channel_gate_backward_workspace(*call, weights)
-            for plan in kernels:
-                check_plan(plan, limit)
-            names = [plan["kernel"].removeprefix("channel_gate_") for plan in kernels]
-            if not weights:
-                assert names == ["backward"] and units == 0
-            elif units:
-                assert names == ["backward", "sums", "add"] and units >= hidden
-                assert kernels[1]["grid"][:2] == (rows, -(-C // 64)) and rows <= -(-N * P // 64)
-            else:
-                assert names == ["backward", "add"] and kernels[0]["grid"][0] == rows
-                assert hidden <= (16 if element == FLOAT32 else 32)
-
-
-def test_the_shapes_of_the_bars_keep_their_weights_in_shared_memory(emulated_cuda: ModuleType) -> None:
-    """With 227 KB: x is read once while weights stay, and one pass makes all gradients of few units."""
-    for sizes, hidden, blocks in (
-        ((256, 64, 3136), 16, 4),
-        ((256, 128, 784), 32, 3),
-        ((256, 256, 196), 64, 1),
-    ):
-        call = (H200, BFLOAT16, sizes, (hidden, 4, True, False), False, True)
-        plan = emulated_cuda.plan_channel_gate(*call)
-        resident = 2 * sizes[1] * hidden * 2
-        assert plan["shared_bytes"] > resident + 2 * sizes[1] * 64 * 2  # two tiles of 64 positions
-        assert plan["grid"][0] >= blocks * 132
-        kernels = emulated_cuda.plan_channel_gate_backward(*call, True)
-        assert len(kernels) == (2 if hidden <= 32 else 3)
-
-
 def test_too_many_channels_are_left_to_torch(emulated_cuda: ModuleType) -> None:
     assert gates.takes_channel_gate(1024, 128, torch.bfloat16)
     assert not gates.takes_channel_gate(8192, 16, torch.bfloat16)
@@ -229,26 +176,6 @@ def test_too_many_channels_are_left_to_torch(emulated_cuda: ModuleType) -> None:
     out = gcsa_ext.functional.channel_gate(x, w1, b1, w2, b2, 4)
     torch.testing.assert_close(out, reference.channel_gate(x, w1, b1, w2, b2, 4))
     torch.autograd.grad(out.sum(), x)
-
-
-@pytest.mark.parametrize(
-    ("gate", "sizes", "found"),
-    [
-        ((257, 1, True, False), (1, 8, 4), "no more hidden units than largest_gate_hidden"),
-        ((0, 1, True, False), (1, 8, 4), "no more hidden units than largest_gate_hidden"),
-        ((2, 3, True, False), (1, 8, 4), "groups that divide the channels"),
-        ((2, 1, True, False), (0, 8, 4), "a batch, channels and positions of at least 1"),
-    ],
-)
-def test_nonsense_raises(
-    gate: tuple[Any, ...], sizes: tuple[int, ...], found: str, emulated_cuda: ModuleType
-) -> None:
-    with pytest.raises(ValueError, match=found):
-        emulated_cuda.plan_channel_gate(H200, BFLOAT16, sizes, gate, False, False)
-    with pytest.raises(ValueError, match="no null address"):
-        emulated_cuda.channel_gate(
-            H200, BFLOAT16, (1, 8, 4), (2, 1, True, False), False, False, 0, (16, 16, 16, 16), 16
-        )
 
 
 # ---- The whole attention at once
@@ -382,42 +309,6 @@ def test_what_the_one_launch_does_not_take() -> None:
     assert not takes(x.float(), 128, 7, 4, statistics, False)  # so many products in float32 take long
     assert not takes(torch.empty(8, 64, 56, 56, dtype=torch.bfloat16), 16, 7, 4, statistics, False)
     assert not takes(torch.empty(1, 2, 1, 20000, dtype=torch.bfloat16), 1, 11, 1, statistics, False)
-
-
-SMALL = [
-    (8, 512, 7, 7, 128, 7),
-    (1, 256, 14, 14, 64, 7),
-    (1, 1, 1, 1, 1, 3),
-    (3, 100, 9, 5, 25, 11),
-    (2, 64, 28, 28, 16, 7),
-]
-
-
-@pytest.mark.parametrize("sizes", SMALL, ids=str)
-@pytest.mark.parametrize("element", [FLOAT32, BFLOAT16, FLOAT16])
-@pytest.mark.parametrize(
-    ("multiprocessors", "shared"), [(108, 163), (84, 99), (132, 227), (148, 227), (1, 227)]
-)
-def test_launches_of_small_maps(
-    multiprocessors: int, shared: int, element: int, sizes: tuple[int, ...], emulated_cuda: ModuleType
-) -> None:
-    N, C, H, W, hidden, kernel_size = sizes
-    limits = (0, 0, multiprocessors, shared * KB)
-    call = (limits, element, (N, C, H, W), (hidden, 1, kernel_size, True), (False, False), False)
-    try:
-        z, between, partial, plan = emulated_cuda.plan_small_gcsa(*call)
-    except ValueError as error:
-        assert "do not fit in the shared memory of a block" in str(error)
-        assert shared == 99 and (element == FLOAT32 or kernel_size > 7)
-        return
-    check_plan(plan, shared * KB)
-    assert plan["cooperative"] and product(plan["grid"]) <= multiprocessors  # all live at the same time
-    along_c, along_h = -(-C // 16), -(-hidden // 16)
-    assert (z, between) == (along_c * 16 * N * H * W, along_h * 16 * N * H * W)
-    splits = partial / (16 * N * H * W)
-    assert splits >= max(along_c, along_h) and splits <= max(multiprocessors, along_c, along_h)
-    if multiprocessors == 132 and sizes in SMALL[:2]:
-        assert plan["grid"][0] >= 120  # nearly all multiprocessors have a part
 
 
 def test_the_order_of_threads_and_blocks_changes_nothing(any_order: ModuleType) -> None:  # noqa: F811

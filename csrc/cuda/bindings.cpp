@@ -62,6 +62,7 @@ pybind11::dict to_dict(const Plan& plan, const Share& share) {
     auto result = to_dict(plan);
     result["width"] = share.width;
     result["ragged"] = share.ragged;
+    result["whole_images"] = share.whole_images;
     result["channel_lanes"] = share.channel_lanes;
     return result;
 }

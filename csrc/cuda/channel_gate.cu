@@ -131,7 +131,7 @@ constexpr int64_t forward_registers = std::is_same_v<Math, Fma> ? 168 : 128;
 // The next tile is copied while one is worked on, by as many warps as possible, with the weights in shared memory; where
 // they are not, a block has as many positions as possible, since every tile takes all weights through the L2 cache.
 constexpr GateWay ways[] = {
-    {true, 2, 4, 4},  {true, 2, 4, 3},  {true, 2, 4, 2},  {true, 2, 8, 1},  {true, 2, 4, 1},  {false, 1, 8, 2},
+    {true, 2, 4, 4},  {true, 2, 4, 3},  {true, 2, 4, 2},  {true, 2, 8, 1},  {false, 1, 8, 2}, {true, 2, 4, 1},
     {false, 1, 8, 1}, {false, 1, 4, 2}, {false, 1, 4, 1}, {false, 1, 2, 1}, {false, 1, 1, 1},
 };
 
@@ -169,9 +169,11 @@ void with_choice(const ChannelGate& call, const Device& device, const Function& 
 
 }  // namespace
 
-Plan plan_channel_gate(const ChannelGate& call, const Device& device) {
-    Plan plan{};
-    with_choice(call, device, [&](const Choice& choice, auto) { plan = choice.plan; });
+ChannelGatePlan plan_channel_gate(const ChannelGate& call, const Device& device) {
+    ChannelGatePlan plan{};
+    with_choice(call, device, [&](const Choice& choice, auto) {
+        plan = {choice.plan, choice.launch.x_access, choice.launch.out_access};
+    });
     return plan;
 }
 

@@ -30,8 +30,13 @@ struct ChannelGate {
     void* out;       // (N, C, P)
 };
 
+struct ChannelGatePlan {
+    Plan kernel;
+    int x_bytes, out_bytes;  // of an access to these maps
+};
+
 // Throws std::invalid_argument where a block's shared memory does not hold all channels of 16 positions.
-Plan plan_channel_gate(const ChannelGate& call, const Device& device);
+ChannelGatePlan plan_channel_gate(const ChannelGate& call, const Device& device);
 void channel_gate(const ChannelGate& call, const Device& device, Stream stream);
 
 // The workspace and grad_x are of the map's element type. What a plan does not ask for may be null.
@@ -50,10 +55,11 @@ struct ChannelGateBackward {
 
 struct ChannelGateBackwardPlan {
     Plan main;
-    Plan sums;      // no threads: `main` also sums
-    Plan add;       // no threads: no gradients of weights are wanted
-    int64_t rows;   // of partial
-    int64_t units;  // of hidden_out and g1_out; 0 where these and g2_out are not needed
+    Plan sums;                              // no threads: `main` also sums
+    Plan add;                               // no threads: no gradients of weights are wanted
+    int64_t rows;                           // of partial
+    int64_t units;                          // of hidden_out and g1_out; 0 where these and g2_out are not needed
+    int x_bytes, grad_bytes, grad_x_bytes;  // of an access to these maps
 };
 
 // The second kernel of the backward pass: hidden_out, g1_out, g2_out and x into rows of `partial`, one

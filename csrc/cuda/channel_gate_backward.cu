@@ -326,13 +326,16 @@ bool fill_main(const ChannelGateBackward& call, const GateWay& way, const Device
     launch.grad_stride = grad.stride;
     launch.grad_image = grad.image;
     launch.grad_elements = grad.elements;
-    launch.grad_access = map_access(call.grad, map, call.grad_last);
+    launch.grad_access = grad_images ? 16 : map_access(call.grad, map, call.grad_last);
     launch.g2_access = map_access(nullptr, map, true);
     launch.part = fused && call.weights ? positions_of_part(map, call.gate.hidden, launch.gate.held) : launch.gate.held;
     const int64_t parts = ceil_div(map.batch * map.positions, launch.part);
     const int64_t grid = std::min(parts, way.blocks * device.multiprocessors);
     choice.plan.main = {"channel_gate_backward", grid, 1, 1, way.warps * 32, bytes};
     choice.plan.rows = fused && call.weights ? parts : 0;
+    choice.plan.x_bytes = launch.gate.x_access;
+    choice.plan.grad_bytes = launch.grad_access;
+    choice.plan.grad_x_bytes = launch.gate.out_access;
     return true;
 }
 

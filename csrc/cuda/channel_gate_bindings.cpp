@@ -55,9 +55,12 @@ void bind_channel_gate(pybind11::module_& module) {
         "plan_channel_gate",
         [](const Target& target, int element, const Sizes& sizes, const Gate& gate, bool x_last, bool out_last) {
             const Weights some{16, 16, 16, 16};
-            return to_dict(
-                plan_channel_gate(channel_gate_call(element, sizes, gate, x_last, out_last, 16, some, 16), device(target))
-            );
+            const auto plan =
+                plan_channel_gate(channel_gate_call(element, sizes, gate, x_last, out_last, 16, some, 16), device(target));
+            auto result = to_dict(plan.kernel);
+            result["x_bytes"] = plan.x_bytes;
+            result["out_bytes"] = plan.out_bytes;
+            return result;
         }
     );
     // The rows of partial sums, and the columns of two workspaces of hidden units, 0 where these are not needed.
@@ -78,6 +81,9 @@ void bind_channel_gate(pybind11::module_& module) {
             for (const auto& kernel : {plan.main, plan.sums, plan.add}) {
                 if (kernel.threads) kernels.append(to_dict(kernel));
             }
+            kernels[0]["x_bytes"] = plan.x_bytes;
+            kernels[0]["grad_bytes"] = plan.grad_bytes;
+            kernels[0]["grad_x_bytes"] = plan.grad_x_bytes;
             return kernels;
         }
     );

@@ -22,7 +22,7 @@ struct GateLaunch {
     int tile_buffers;
     bool resident;  // all weights stay in shared memory
     int tile_stride, tile_image, tile_elements;
-    int x_access, out_access;
+    int x_access, out_access;  // bytes
     bool out_images;
     bool w1_aligned, w2_aligned;
     double images_per_position;
@@ -214,8 +214,8 @@ inline GateLaunch gate_launch(
     launch.tile_stride = tile.stride;
     launch.tile_image = tile.image;
     launch.tile_elements = tile.elements;
-    launch.x_access = map_access(call.x, map, call.x_last);
-    launch.out_access = map_access(out, map, out_last);
+    launch.x_access = x_images ? 16 : map_access(call.x, map, call.x_last);
+    launch.out_access = launch.out_images ? 16 : map_access(out, map, out_last);
     launch.w1_aligned = row_access(call.w1, map.channels, map.element) == 16;
     launch.w2_aligned = row_access(call.w2, call.hidden, map.element) == 16;
     launch.images_per_position = 1.0 / double(map.positions);
