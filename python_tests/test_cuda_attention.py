@@ -136,6 +136,28 @@ def test_any_shared_memory(shared: int, dtype: torch.dtype, monkeypatch: pytest.
                 check_gate((1, channels, 9, 15), hidden, 4, dtype, (CONTIGUOUS, CHANNELS_LAST))
 
 
+@pytest.mark.parametrize("shape", [(2, 16, 8, 8), (3, 24, 7, 7)], ids=str)
+@pytest.mark.parametrize("layout", [CONTIGUOUS, CHANNELS_LAST], ids=str)
+def test_maps_and_weights_that_are_not_aligned(shape: tuple[int, ...], layout: torch.memory_format) -> None:
+    """Views that begin anywhere are contiguous too: the same bits, value by value."""
+
+    def moved(t: Tensor) -> Tensor:
+        storage = torch.empty(t.numel() + 1, dtype=t.dtype)
+        return storage[1:].as_strided(t.shape, t.stride(), 1).copy_(t)
+
+    x, grad = (torch.randn(shape).bfloat16().contiguous(memory_format=layout) for _ in range(2))
+    weights = gate_weights(shape[1], 6, torch.bfloat16)
+    views, moved_weights = [moved(t) for t in (x, grad)], [moved(w) for w in weights]
+    assert all(t.data_ptr() % 16 for t in (*views, *moved_weights))
+    found = gates.channel_gate(views[0], moved_weights, 4, True, layout, layout)
+    assert torch.equal(found, gates.channel_gate(x, weights, 4, True, layout, layout))
+    grad_x, _ = gates.channel_gate_backward(
+        views[1], views[0], moved_weights, 4, True, layout, layout, True, True
+    )
+    expected, _ = gates.channel_gate_backward(grad, x, weights, 4, True, layout, layout, True, True)
+    assert grad_x is not None and expected is not None and torch.equal(grad_x, expected)
+
+
 def test_tf32_where_torch_multiplies_so(tf32: None) -> None:
     x, weights = torch.randn(2, 24, 6, 6), gate_weights(24, 20, torch.float32)
     found = gates.channel_gate(x, weights, 4, True, CONTIGUOUS, CONTIGUOUS)

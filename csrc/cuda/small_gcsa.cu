@@ -66,7 +66,7 @@ __device__ void gate_phase(const Launch& launch, unsigned char* memory) {
     };
     T* const z = static_cast<T*>(launch.call.z);
     const int warp = int(threadIdx.x) / 32;
-    TilePlace place{0, step, 0, gate.x_last, launch.images_per_position, 0, channels};
+    TilePlace place{0, step, 0, gate.x_last, 0, launch.images_per_position, 0, channels, step};
 
     for (int first = int(blockIdx.x) * step; first < launch.positions; first += int(gridDim.x) * step) {
         const int left_over = launch.positions - first;
@@ -262,7 +262,7 @@ __device__ void normalise_phase(const Launch& launch, float* coefficients, int n
     float* const slope = coefficients;
     float* const intercept = coefficients + launch.coefficients;
     load_coefficients(call.convolutions[number], channels, blocks * block, slope, intercept);
-    const TilePlace place{0, step, 0, false, launch.images_per_position, 0, channels};
+    const TilePlace place{0, step, 0, false, 0, launch.images_per_position, 0, channels, step};
 
     const int work = positions * blocks * (block / count);
     for (int i = int(blockIdx.x) * threads + int(threadIdx.x); i < work; i += int(gridDim.x) * threads) {
