@@ -36,7 +36,7 @@ __device__ void add_to(Pack<T, width>& a, const Pack<T, width>& b) {
 template <class T, int width, bool last, bool ragged, bool add>
 __global__ void __launch_bounds__(norm_threads, 2) forward(const Parameters p) {
     // Fewer where a third map or the normalisations of many channels take registers.
-    constexpr int at_a_time = add || (last && width > 1) ? norm_accesses_at_a_time / 2 : norm_accesses_at_a_time;
+    constexpr int at_a_time = add ? 2 : last && width > 1 ? 3 : norm_accesses_at_a_time;
     const auto& call = p.call;
     const auto& map = call.map;
     const auto *const u = static_cast<const T*>(call.u), *const z = static_cast<const T*>(call.z);

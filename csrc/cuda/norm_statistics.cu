@@ -59,7 +59,7 @@ __device__ float origin_of(const NormStatistics& call, int64_t channel) {
 }
 
 template <class T, int width, bool last, bool ragged>
-__global__ void __launch_bounds__(norm_threads) statistics(const Parameters p) {
+__global__ void __launch_bounds__(norm_threads, 2) statistics(const Parameters p) {
     constexpr int channels = last ? width : 1;
     const auto& map = p.call.map;
     const auto* const u = static_cast<const T*>(p.call.u);
