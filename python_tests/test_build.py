@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import re
 import shutil
@@ -129,6 +130,28 @@ def test_statistics_check_their_arguments() -> None:
             _C.update_running_statistics(*good[:i], wrong, *good[i + 1 :])
     with pytest.raises(ValueError, match=r"gcsa_ext\._C: expected "):
         _C.empty(2, 32, [4, 4], [1])
+
+
+def test_a_missing_nvcc_is_an_error_where_it_is_asked_for(tmp_path: Path) -> None:
+    """One that says what to install; otherwise there are just no CUDA kernels."""
+    cmake = shutil.which("cmake", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    pybind11 = pytest.importorskip("pybind11")
+    if cmake is None or shutil.which("make") is None:
+        pytest.skip("no CMake and make here")
+    command = [cmake, "-G", "Unix Makefiles", "-S", str(Path(__file__).parents[1])]
+    command += [f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DPython_EXECUTABLE={sys.executable}"]
+    environment = {**os.environ, "CUDACXX": str(tmp_path / "nvcc")}
+    for wanted in ("ON", "AUTO", "OFF"):
+        folder = tmp_path / wanted
+        call = [*command, "-B", str(folder), f"-DGCSA_EXT_CUDA={wanted}"]
+        done = subprocess.run(call, capture_output=True, text=True, env=environment)
+        if wanted == "ON":
+            error = " ".join(done.stderr.split())
+            assert done.returncode and "GCSA_EXT_CUDA=ON, but nvcc was not found" in error
+            assert "Install the CUDA toolkit, version 11.8 or newer" in error
+        else:
+            assert done.returncode == 0, done.stderr
+            assert "CUDA kernels: none" in done.stdout
 
 
 TENSOR = torch.ones(4096)

@@ -15,7 +15,8 @@ import torch
 from accuracy import assert_as_accurate
 from layouts import LAYOUTS
 from pairs import pair
-from test_cuda import BFLOAT16, FLOAT16, FLOAT32, H200, any_order, check_plan, forced, product  # noqa: F401
+from test_cuda import any_order, forced  # noqa: F401
+from test_cuda_plans import BFLOAT16, H200, KB
 from torch import Tensor
 
 import gcsa_ext
@@ -32,7 +33,6 @@ pytestmark = [
 ]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CONTIGUOUS, CHANNELS_LAST = torch.contiguous_format, torch.channels_last
-KB = 1024
 
 
 @pytest.fixture
@@ -107,19 +107,19 @@ def check_gate(
 @pytest.mark.parametrize("layouts", list(itertools.product((CONTIGUOUS, CHANNELS_LAST), repeat=2)), ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_both_layouts_on_either_side(dtype: torch.dtype, layouts: Sequence[torch.memory_format]) -> None:
-    """Aligned maps, accesses of 8 bytes, of one element, and one image's positions in two tiles."""
+    """Aligned maps, accesses of 8 bytes, of one element, of whole images, and one image's positions in two
+    tiles; sums over positions within a kernel, and by a kernel of their own."""
     check_gate((2, 16, 8, 8), 4, 4, dtype, layouts)
     check_gate((1, 20, 14, 14), 5, 2, dtype, layouts)
     check_gate((3, 15, 7, 7), 3, 5, dtype, layouts, sigmoid=False)
+    check_gate((5, 24, 7, 7), 6, 4, dtype, layouts)
+    check_gate((3, 72, 5, 5), 36, 3, dtype, layouts)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("hidden", [1, 16, 17, 32, 33, 64, 65, 128])
+@pytest.mark.parametrize("hidden", [1, 16, 17, 32, 33, 64, 65, 128, 200, 256])
 def test_any_number_of_hidden_units(hidden: int, dtype: torch.dtype) -> None:
     """On either side of where kernels change."""
-    if hidden > launch.kernels().largest_gate_hidden(launch.ELEMENTS[dtype]):
-        assert dtype == torch.float32 and not gates.takes_channel_gate(8, hidden, dtype)
-        return
     check_gate((1, 72, 5, 7), hidden, 3, dtype, (CHANNELS_LAST, CONTIGUOUS))
     check_gate((1, 130, 3, 11), hidden, 2, dtype, (CONTIGUOUS, CHANNELS_LAST))
 
@@ -134,6 +134,28 @@ def test_any_shared_memory(shared: int, dtype: torch.dtype, monkeypatch: pytest.
         for channels, hidden in ((64, 16), (100, 64), (256, 64 if dtype == torch.float32 else 100)):
             if shared > 64 or channels < 256:
                 check_gate((1, channels, 9, 15), hidden, 4, dtype, (CONTIGUOUS, CHANNELS_LAST))
+
+
+@pytest.mark.parametrize("shape", [(2, 16, 8, 8), (3, 24, 7, 7)], ids=str)
+@pytest.mark.parametrize("layout", [CONTIGUOUS, CHANNELS_LAST], ids=str)
+def test_maps_and_weights_that_are_not_aligned(shape: tuple[int, ...], layout: torch.memory_format) -> None:
+    """Views that begin anywhere are contiguous too: the same bits, value by value."""
+
+    def moved(t: Tensor) -> Tensor:
+        storage = torch.empty(t.numel() + 1, dtype=t.dtype)
+        return storage[1:].as_strided(t.shape, t.stride(), 1).copy_(t)
+
+    x, grad = (torch.randn(shape).bfloat16().contiguous(memory_format=layout) for _ in range(2))
+    weights = gate_weights(shape[1], 6, torch.bfloat16)
+    views, moved_weights = [moved(t) for t in (x, grad)], [moved(w) for w in weights]
+    assert all(t.data_ptr() % 16 for t in (*views, *moved_weights))
+    found = gates.channel_gate(views[0], moved_weights, 4, True, layout, layout)
+    assert torch.equal(found, gates.channel_gate(x, weights, 4, True, layout, layout))
+    grad_x, _ = gates.channel_gate_backward(
+        views[1], views[0], moved_weights, 4, True, layout, layout, True, True
+    )
+    expected, _ = gates.channel_gate_backward(grad, x, weights, 4, True, layout, layout, True, True)
+    assert grad_x is not None and expected is not None and torch.equal(grad_x, expected)
 
 
 def test_tf32_where_torch_multiplies_so(tf32: None) -> None:
@@ -166,62 +188,6 @@ def test_weights_of_another_dtype() -> None:
         assert a.dtype == torch.float32 and torch.equal(a.bfloat16(), b)
 
 
-GATES = [
-    *itertools.product(((1, 1, 1), (256, 64, 3136), (256, 128, 784), (3, 17, 60), (2**31, 1, 1)), (1, 16)),
-    *itertools.product(((256, 256, 196), (8, 512, 49), (1, 300, 46400**2), (70000, 24, 1024)), (32, 64)),
-]
-
-
-@pytest.mark.parametrize(("sizes", "hidden"), GATES, ids=str)
-@pytest.mark.parametrize("element", [FLOAT32, BFLOAT16, FLOAT16])
-@pytest.mark.parametrize("shared", [99, 163, 227])
-def test_launches_of_the_gate(
-    shared: int, element: int, sizes: tuple[int, int, int], hidden: int, emulated_cuda: ModuleType
-) -> None:
-    N, C, P = sizes
-    limit = shared * KB
-    if not channel_gate_module._fits(C, hidden, {v: k for k, v in launch.ELEMENTS.items()}[element], limit):
-        assert element == FLOAT32 and C >= 300 and shared < 227  # torch computes it
-        return
-    for last, other_last, tf32 in itertools.product((False, True), (False, True), (False, True)):
-        call = ((0, 0, 132, limit), element, sizes, (hidden, 1, True, tf32), last, other_last)
-        plan = emulated_cuda.plan_channel_gate(*call)
-        check_plan(plan, limit)
-        # A warp has 16 positions; a loop over tiles makes every grid enough, one block each is too many.
-        tiles = -(-N * P // (plan["threads"] // 2))
-        assert min(tiles, 132) <= plan["grid"][0] <= tiles and product(plan["grid"]) <= 4 * 132
-        for weights in (True, False):
-            kernels = emulated_cuda.plan_channel_gate_backward(*call, weights)
-            rows, units = emulated_cuda.channel_gate_backward_workspace(*call, weights)
-            for plan in kernels:
-                check_plan(plan, limit)
-            names = [plan["kernel"].removeprefix("channel_gate_") for plan in kernels]
-            if not weights:
-                assert names == ["backward"] and units == 0
-            elif units:
-                assert names == ["backward", "sums", "add"] and units >= hidden
-                assert kernels[1]["grid"][:2] == (rows, -(-C // 64)) and rows <= -(-N * P // 64)
-            else:
-                assert names == ["backward", "add"] and kernels[0]["grid"][0] == rows
-                assert hidden <= (16 if element == FLOAT32 else 32)
-
-
-def test_the_shapes_of_the_bars_keep_their_weights_in_shared_memory(emulated_cuda: ModuleType) -> None:
-    """With 227 KB: x is read once while weights stay, and one pass makes all gradients of few units."""
-    for sizes, hidden, blocks in (
-        ((256, 64, 3136), 16, 4),
-        ((256, 128, 784), 32, 3),
-        ((256, 256, 196), 64, 1),
-    ):
-        call = (H200, BFLOAT16, sizes, (hidden, 4, True, False), False, True)
-        plan = emulated_cuda.plan_channel_gate(*call)
-        resident = 2 * sizes[1] * hidden * 2
-        assert plan["shared_bytes"] > resident + 2 * sizes[1] * 64 * 2  # two tiles of 64 positions
-        assert plan["grid"][0] >= blocks * 132
-        kernels = emulated_cuda.plan_channel_gate_backward(*call, True)
-        assert len(kernels) == (2 if hidden <= 32 else 3)
-
-
 def test_too_many_channels_are_left_to_torch(emulated_cuda: ModuleType) -> None:
     assert gates.takes_channel_gate(1024, 128, torch.bfloat16)
     assert not gates.takes_channel_gate(8192, 16, torch.bfloat16)
@@ -232,26 +198,6 @@ def test_too_many_channels_are_left_to_torch(emulated_cuda: ModuleType) -> None:
     out = gcsa_ext.functional.channel_gate(x, w1, b1, w2, b2, 4)
     torch.testing.assert_close(out, reference.channel_gate(x, w1, b1, w2, b2, 4))
     torch.autograd.grad(out.sum(), x)
-
-
-@pytest.mark.parametrize(
-    ("gate", "sizes", "found"),
-    [
-        ((129, 1, True, False), (1, 8, 4), "no more hidden units than largest_gate_hidden"),
-        ((0, 1, True, False), (1, 8, 4), "no more hidden units than largest_gate_hidden"),
-        ((2, 3, True, False), (1, 8, 4), "groups that divide the channels"),
-        ((2, 1, True, False), (0, 8, 4), "a batch, channels and positions of at least 1"),
-    ],
-)
-def test_nonsense_raises(
-    gate: tuple[Any, ...], sizes: tuple[int, ...], found: str, emulated_cuda: ModuleType
-) -> None:
-    with pytest.raises(ValueError, match=found):
-        emulated_cuda.plan_channel_gate(H200, BFLOAT16, sizes, gate, False, False)
-    with pytest.raises(ValueError, match="no null address"):
-        emulated_cuda.channel_gate(
-            H200, BFLOAT16, (1, 8, 4), (2, 1, True, False), False, False, 0, (16, 16, 16, 16), 16
-        )
 
 
 # ---- The whole attention at once
@@ -385,42 +331,6 @@ def test_what_the_one_launch_does_not_take() -> None:
     assert not takes(x.float(), 128, 7, 4, statistics, False)  # so many products in float32 take long
     assert not takes(torch.empty(8, 64, 56, 56, dtype=torch.bfloat16), 16, 7, 4, statistics, False)
     assert not takes(torch.empty(1, 2, 1, 20000, dtype=torch.bfloat16), 1, 11, 1, statistics, False)
-
-
-SMALL = [
-    (8, 512, 7, 7, 128, 7),
-    (1, 256, 14, 14, 64, 7),
-    (1, 1, 1, 1, 1, 3),
-    (3, 100, 9, 5, 25, 11),
-    (2, 64, 28, 28, 16, 7),
-]
-
-
-@pytest.mark.parametrize("sizes", SMALL, ids=str)
-@pytest.mark.parametrize("element", [FLOAT32, BFLOAT16, FLOAT16])
-@pytest.mark.parametrize(
-    ("multiprocessors", "shared"), [(108, 163), (84, 99), (132, 227), (148, 227), (1, 227)]
-)
-def test_launches_of_small_maps(
-    multiprocessors: int, shared: int, element: int, sizes: tuple[int, ...], emulated_cuda: ModuleType
-) -> None:
-    N, C, H, W, hidden, kernel_size = sizes
-    limits = (0, 0, multiprocessors, shared * KB)
-    call = (limits, element, (N, C, H, W), (hidden, 1, kernel_size, True), (False, False), False)
-    try:
-        z, between, partial, plan = emulated_cuda.plan_small_gcsa(*call)
-    except ValueError as error:
-        assert "do not fit in the shared memory of a block" in str(error)
-        assert shared == 99 and (element == FLOAT32 or kernel_size > 7)
-        return
-    check_plan(plan, shared * KB)
-    assert plan["cooperative"] and product(plan["grid"]) <= multiprocessors  # all live at the same time
-    along_c, along_h = -(-C // 16), -(-hidden // 16)
-    assert (z, between) == (along_c * 16 * N * H * W, along_h * 16 * N * H * W)
-    splits = partial / (16 * N * H * W)
-    assert splits >= max(along_c, along_h) and splits <= max(multiprocessors, along_c, along_h)
-    if multiprocessors == 132 and sizes in SMALL[:2]:
-        assert plan["grid"][0] >= 120  # nearly all multiprocessors have a part
 
 
 def test_the_order_of_threads_and_blocks_changes_nothing(any_order: ModuleType) -> None:  # noqa: F811

@@ -6,6 +6,7 @@
 #include "driver.h"
 #include "frequency_mask.h"
 #include "norm.h"
+#include "sum_rows.h"
 
 namespace gcsa_ext::cuda {
 
@@ -60,6 +61,8 @@ void bind_frequency_mask(pybind11::module_& module) {
 pybind11::dict to_dict(const Plan& plan, const Share& share) {
     auto result = to_dict(plan);
     result["width"] = share.width;
+    result["ragged"] = share.ragged;
+    result["whole_images"] = share.whole_images;
     result["channel_lanes"] = share.channel_lanes;
     return result;
 }
@@ -204,10 +207,14 @@ void bind_norm(pybind11::module_& module) {
                         const VectorArgument& grad_weight, const VectorArgument& grad_bias) {
             require(parts >= 1 && channels >= 1, "parts and channels of at least 1");
             require_addresses(partial, sums);
-            const NormSums call{
-                parts, channels, pointer<float>(partial), pointer<float>(sums), vector(grad_weight), vector(grad_bias)
-            };
-            with_sizes(std::to_string(channels) + " channels", [&] { norm_sums(call, stream(target)); });
+            SumRows call{};
+            call.rows = parts;
+            call.width = 2 * channels;
+            call.partial = pointer<float>(partial);
+            call.sums = pointer<float>(sums);
+            call.pieces[0] = {channels, vector(grad_weight)};
+            call.pieces[1] = {2 * channels, vector(grad_bias)};
+            with_sizes(std::to_string(channels) + " channels", [&] { sum_rows(call, stream(target)); });
         }
     );
 }

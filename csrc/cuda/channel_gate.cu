@@ -2,9 +2,9 @@
 //
 //   hidden = relu(w1 x + b1),   a = sigmoid(w2 hidden + b2),   out[j * G + i] = (x * a)[i * (C / G) + j]
 //
-// A block goes through tiles of positions; a warp has 16 of them, the rows of its products, and all channels. The hidden
-// units stay in registers, where they are the left operand of the second product. x is read once, into shared memory, where
-// the product x * a takes its place, and out is written once, from there. While a tile is worked on, the next one is copied.
+// A block goes through tiles of positions; a warp has 16 of them, the rows of its products, and all channels. x is read
+// once, into shared memory, where the product x * a takes its place, and out is written once, from there; the hidden units
+// of a warp's positions lie beside. While a tile is worked on, the next one is copied.
 //
 // The weights stay in shared memory, if there is room, or go through two buffers for every tile; then their way through the
 // L2 cache bounds the time, not x and out.
@@ -24,44 +24,51 @@ struct ForwardOrder {
 template <class Math, int units>
 using ForwardSizes = PieceSizes<units, 64, Math::pad>;
 
+// Two blocks to a multiprocessor leave 128 registers to a thread; products on ordinary units take more.
+template <class Math>
+constexpr int blocks_at_least = std::is_same_v<Math, Fma> ? 1 : 2;
+
 template <class Math, int units>
-__global__ void __launch_bounds__(32 * largest_gate_warps, 1) channel_gate_forward(const GateLaunch launch) {
+__global__ void __launch_bounds__(32 * largest_gate_warps, blocks_at_least<Math>) channel_gate_forward(
+    const GateLaunch launch
+) {
     using T = typename Math::Element;
     using Sizes = ForwardSizes<Math, units>;
     const ChannelGate& call = launch.call;
     const int channels = int(call.map.channels), hidden = int(call.hidden);
+    const int hidden_stride = launch.padded_units + Math::pad;
     T* const tiles = reinterpret_cast<T*>(shared_memory());
+    T* const hidden_tile = tiles + launch.tile_buffers * launch.tile_elements;
     Pieces<Math, Sizes, ForwardOrder> pieces{
         {static_cast<const T*>(call.w1), hidden, channels, launch.w1_aligned},
         {static_cast<const T*>(call.w2), channels, hidden, launch.w2_aligned},
-        tiles + launch.tile_buffers * launch.tile_elements,
+        hidden_tile + launch.warps * step * hidden_stride,
         launch.padded_channels / Sizes::channels,
+        launch.padded_units / Sizes::units,
         launch.resident
     };
     float* const bias1 = reinterpret_cast<float*>(pieces.shared + pieces.shared_elements());
-    float* const bias2 = bias1 + units;
+    float* const bias2 = bias1 + launch.padded_units;
 
-    const int size = launch.warps * step;
-    const int64_t count = (call.map.batch * call.map.positions + size - 1) / size;
-    TilePlace place{
-        int64_t(blockIdx.x) * size, size, launch.tile_stride, call.x_last, launch.images_per_position, 0, channels
-    };
-    const int64_t between = int64_t(gridDim.x) * size, end = count * size;
+    const int64_t end = call.map.batch * call.map.positions;
+    const int64_t first = int64_t(blockIdx.x) * launch.held, between = int64_t(gridDim.x) * launch.held;
+    TilePlace place = tile_place(launch, first);
     const auto* const x = static_cast<const T*>(call.x);
     const bool ahead = launch.tile_buffers == 2;
 
     pieces.begin();
-    load_vector<T>(bias1, call.b1, hidden, units);
+    load_vector<T>(bias1, call.b1, hidden, launch.padded_units);
     load_vector<T>(bias2, call.b2, channels, launch.padded_channels);
     for (int b = 0; b < launch.tile_buffers; ++b) {
         clear_channels_behind(tiles + b * launch.tile_elements, place, launch.padded_channels);
     }
 
     const int row = int(threadIdx.x) / 32 * step;  // the warp's first position in the tile
-    const int64_t first = int64_t(blockIdx.x) * size;
+    T* const hidden_rows = hidden_tile + row * hidden_stride;
     for (int64_t turn = ahead ? -1 : 0; first + turn * between < end; ++turn) {
         TilePlace next = place;
         next.first = first + (ahead ? turn + 1 : turn) * between;
+        next.count = at_most(end - next.first, launch.held);
         wait_for_copies<0>();
         __syncthreads();  // what the next tile is copied to has been stored
         if (next.first < end) {
@@ -74,72 +81,41 @@ __global__ void __launch_bounds__(32 * largest_gate_warps, 1) channel_gate_forwa
         }
         if (turn < 0) continue;
         place.first = first + turn * between;
+        place.count = at_most(end - place.first, launch.held);
         T* const tile = tiles + (ahead && turn % 2 ? launch.tile_elements : 0);
         const bool another = place.first + between < end;
 
         int turn_of_pieces = 0;
-        typename Math::Kept kept[units / step];
-#pragma unroll
-        for (int block = 0; block < Sizes::unit_blocks; ++block) {
-            Result sums[Sizes::units / step];
-#pragma unroll
-            for (auto& sum : sums) clear(sum);
-            for (int channel = 0; channel < launch.padded_channels; channel += Sizes::channels) {
-                const T* const w1 = pieces.take(turn_of_pieces++, another);
-#pragma unroll Math::unrolled
-                for (int k = 0; k < Sizes::channels; k += step) {
-                    const auto left = call.x_last
-                                          ? Math::left(tile + row * place.stride + channel + k, place.stride)
-                                          : Math::left_transposed(tile + (channel + k) * place.stride + row, place.stride);
-#pragma unroll
-                    for (int n = 0; n < Sizes::units; n += step) {
-                        Math::multiply_add(sums[n / step], left, Math::right(w1 + n * Sizes::stride1 + k, Sizes::stride1));
-                    }
-                }
-            }
-#pragma unroll
-            for (int n = 0; n < Sizes::units; n += step) {
-                for_own_elements([&](int index, int, int column) {
-                    float& value = sums[n / step].at[index];
-                    const int unit = block * Sizes::units + n + column;
-                    // 0 times an infinite x would make a NaN of units that do not exist.
-                    value = unit < hidden ? relu_of(value + bias1[unit]) : 0.0f;
-                });
-                kept[(block * Sizes::units + n) / step] = Math::keep(sums[n / step]);
-            }
-        }
+        compute_hidden(hidden_rows, hidden_stride, tile, place, row, pieces, turn_of_pieces, another, bias1, hidden);
 
+        const int own = row + lane_number() / 4, at[2] = {place.at(own), place.at(own + 8)};
         for (int channel = 0; channel < launch.padded_channels; channel += Sizes::channels) {
             Result sums[Sizes::channels / step];
 #pragma unroll
             for (auto& sum : sums) clear(sum);
-#pragma unroll
-            for (int block = 0; block < Sizes::unit_blocks; ++block) {
+            for (int unit = 0; unit < launch.padded_units; unit += Sizes::units) {
                 const T* const w2 = pieces.take(turn_of_pieces++, another);
-#pragma unroll
-                for (int k = 0; k < Sizes::units; k += step) {
-                    const auto left = Math::left(kept[(block * Sizes::units + k) / step]);
-#pragma unroll
-                    for (int n = 0; n < Sizes::channels; n += step) {
-                        Math::multiply_add(sums[n / step], left, Math::right(w2 + n * Sizes::stride2 + k, Sizes::stride2));
-                    }
-                }
+                const auto left = [&](int k) { return Math::left(hidden_rows + unit + k, hidden_stride); };
+                accumulate<Math, Sizes::units, false>(sums, left, w2, Sizes::stride2);
             }
 #pragma unroll
             for (int n = 0; n < Sizes::channels; n += step) {
                 for_own_elements([&](int index, int m, int column) {
-                    const int c = channel + n + column, p = row + m;
+                    const int c = channel + n + column;
                     // The padding behind the last channel must stay 0: hidden units may be infinite, and 0 times that is
                     // NaN.
-                    if (c >= call.map.channels) return;
+                    if (c >= channels || row + m >= place.count) return;
                     const float v = sums[n / step].at[index] + bias2[c];
-                    T& value = tile[place.last ? p * place.stride + c : c * place.stride + p];
+                    T& value = tile[at[index / 2 % 2] + c * place.between_channels()];
                     value = from_float<T>(to_float(value) * (call.sigmoid ? sigmoid(v) : v));
                 });
             }
         }
         __syncthreads();
-        store_shuffled(static_cast<T*>(call.out), tile, call.map, place, int(call.groups), call.out_last, launch.out_access);
+        store_shuffled(
+            static_cast<T*>(call.out), tile, call.map, place, int(call.groups), call.out_last, launch.out_images,
+            launch.out_access
+        );
     }
 }
 
@@ -148,38 +124,32 @@ struct Choice {
     Plan plan;
 };
 
+// Of a thread, at most, as compiled for sm_80, sm_90 and sm_100 by CUDA 13.0.
+template <class Math>
+constexpr int64_t forward_registers = std::is_same_v<Math, Fma> ? 168 : 128;
+
 // The next tile is copied while one is worked on, by as many warps as possible, with the weights in shared memory; where
-// they are not, two blocks share a multiprocessor, so that one works while the other waits.
+// they are not, a block has as many positions as possible, since every tile takes all weights through the L2 cache.
 constexpr GateWay ways[] = {
-    {true, 2, 4, 4},  {true, 2, 4, 3},  {true, 2, 4, 2},  {true, 2, 8, 1},  {true, 2, 4, 1},  {false, 1, 8, 2},
-    {false, 1, 4, 2}, {false, 1, 8, 1}, {false, 1, 4, 1}, {false, 1, 2, 1}, {false, 1, 1, 1},
+    {true, 2, 4, 4},  {true, 2, 4, 3},  {true, 2, 4, 2},  {true, 2, 8, 1},  {false, 1, 8, 2}, {true, 2, 4, 1},
+    {false, 1, 8, 1}, {false, 1, 4, 2}, {false, 1, 4, 1}, {false, 1, 2, 1}, {false, 1, 1, 1},
 };
 
-// Of a thread, at most, as compiled for sm_80, sm_90 and sm_100 by CUDA 13.0.
 template <class Math, int units>
-constexpr int64_t forward_registers = std::is_same_v<Math, Fma> ? 255
-                                      : units <= 32             ? 128
-                                      : units <= 64             ? 168
-                                                                : 180;
-
-template <class Math, int units>
-Choice choose(const ChannelGate& call, const Device& device) {
+bool choose(const ChannelGate& call, const GateWay& way, const Device& device, Choice& choice) {
     using Sizes = ForwardSizes<Math, units>;
     const int64_t blocks = ceil_div(call.map.channels, Sizes::channels), channels = blocks * Sizes::channels;
-    for (const auto& way : ways) {
-        auto launch = gate_launch(call, way, channels);
-        const int64_t positions = way.warps * step, stride = (call.x_last ? channels : positions) + Math::pad;
-        const int64_t tile = stride * (call.x_last ? positions : channels);
-        const int64_t pieces = way.resident ? 2 * blocks * Sizes::unit_blocks : 2;
-        const int64_t elements = way.tile_buffers * tile + pieces * Sizes::elements;
-        const int64_t bytes = elements * element_size(call.map.element) + (units + channels) * 4;
-        if (!fits(bytes, forward_registers<Math, units>, way, device)) continue;
-        launch.tile_stride = int(stride);
-        launch.tile_elements = int(tile);
-        const int64_t tiles = ceil_div(call.map.batch * call.map.positions, positions);
-        return {launch, {"channel_gate", std::min(tiles, way.blocks * device.multiprocessors), 1, 1, way.warps * 32, bytes}};
-    }
-    refuse_channels(call, device);
+    const int64_t unit_blocks = ceil_div(call.hidden, units), all_units = unit_blocks * units;
+    auto& launch = choice.launch;
+    launch = gate_launch(call, way, call.out, call.out_last, false, channels, all_units, Math::pad);
+    const int64_t pieces = (way.resident ? 2 * blocks * unit_blocks : 2) * Sizes::elements;
+    const int64_t hidden = way.warps * step * (all_units + Math::pad);
+    const int64_t elements = way.tile_buffers * int64_t(launch.tile_elements) + hidden + pieces;
+    const int64_t bytes = elements * element_size(call.map.element) + (all_units + channels) * 4;
+    if (!fits(bytes, forward_registers<Math>, way, device)) return false;
+    const int64_t tiles = ceil_div(call.map.batch * call.map.positions, launch.held);
+    choice.plan = {"channel_gate", std::min(tiles, way.blocks * device.multiprocessors), 1, 1, way.warps * 32, bytes};
+    return true;
 }
 
 // Calls function(choice, kernel).
@@ -187,18 +157,23 @@ template <class Function>
 void with_choice(const ChannelGate& call, const Device& device, const Function& function) {
     with_units(call.map.element, call.tf32, [&](auto math) {
         using Math = decltype(math);
-        with_padded_units<Math, 16>(call.hidden, [&](auto constant) {
-            constexpr int units = decltype(constant)::value;
-            function(choose<Math, units>(call, device), channel_gate_forward<Math, units>);
-        });
+        const bool few = call.hidden <= largest_hidden_of_few_units;
+        for (const auto& way : ways) {
+            Choice choice{};
+            if (!(few ? choose<Math, few_units> : choose<Math, many_units>)(call, way, device, choice)) continue;
+            return function(choice, few ? channel_gate_forward<Math, few_units> : channel_gate_forward<Math, many_units>);
+        }
+        refuse_channels(call, device);
     });
 }
 
 }  // namespace
 
-Plan plan_channel_gate(const ChannelGate& call, const Device& device) {
-    Plan plan{};
-    with_choice(call, device, [&](const Choice& choice, auto) { plan = choice.plan; });
+ChannelGatePlan plan_channel_gate(const ChannelGate& call, const Device& device) {
+    ChannelGatePlan plan{};
+    with_choice(call, device, [&](const Choice& choice, auto) {
+        plan = {choice.plan, choice.launch.x_access, choice.launch.out_access};
+    });
     return plan;
 }
 

@@ -5,18 +5,18 @@
 #include <cstdint>
 
 #include "map.h"
-#include "norm.h"
 #include "plan.h"
+#include "vector.h"
 
 namespace gcsa_ext::cuda {
 
-// How many hidden units a warp can hold in registers.
-constexpr int64_t largest_gate_hidden(Element element) { return element == Element::float32 ? 64 : 128; }
+// How many hidden units the kernels take. Beyond, products are nearly all of the time.
+constexpr int64_t largest_gate_hidden = 256;
 
 // All tensors of the map's element type; weights contiguous.
 struct ChannelGate {
     Map map;
-    int64_t hidden;  // h, at most largest_gate_hidden(element)
+    int64_t hidden;  // h, at most largest_gate_hidden
     int64_t groups;  // divides C
     bool sigmoid;    // false: the gate without its sigmoid
     bool tf32;       // multiply float32 on tensor cores
@@ -30,8 +30,13 @@ struct ChannelGate {
     void* out;       // (N, C, P)
 };
 
+struct ChannelGatePlan {
+    Plan kernel;
+    int x_bytes, out_bytes;  // of an access to these maps
+};
+
 // Throws std::invalid_argument where a block's shared memory does not hold all channels of 16 positions.
-Plan plan_channel_gate(const ChannelGate& call, const Device& device);
+ChannelGatePlan plan_channel_gate(const ChannelGate& call, const Device& device);
 void channel_gate(const ChannelGate& call, const Device& device, Stream stream);
 
 // The workspace and grad_x are of the map's element type. What a plan does not ask for may be null.
@@ -50,11 +55,22 @@ struct ChannelGateBackward {
 
 struct ChannelGateBackwardPlan {
     Plan main;
-    Plan sums;      // no threads: `main` also sums
-    Plan add;       // no threads: no gradients of weights are wanted
-    int64_t rows;   // of partial
-    int64_t units;  // of hidden_out and g1_out; 0 where these and g2_out are not needed
+    Plan sums;                              // no threads: `main` also sums
+    Plan add;                               // no threads: no gradients of weights are wanted
+    int64_t rows;                           // of partial
+    int64_t units;                          // of hidden_out and g1_out; 0 where these and g2_out are not needed
+    int x_bytes, grad_bytes, grad_x_bytes;  // of an access to these maps
 };
+
+// The second kernel of the backward pass: hidden_out, g1_out, g2_out and x into rows of `partial`, one
+// for each block along x.
+struct ChannelGateSums {
+    ChannelGateBackward call;
+    int64_t units;  // of hidden_out and g1_out, a multiple of 64
+};
+
+Plan plan_channel_gate_sums(const ChannelGateSums& call, const Device& device);
+void channel_gate_sums(const ChannelGateSums& call, const Device& device, Stream stream);
 
 // Throws like plan_channel_gate.
 ChannelGateBackwardPlan plan_channel_gate_backward(const ChannelGateBackward& call, const Device& device);

@@ -20,7 +20,7 @@ ChannelGate channel_gate_call(
     const auto [hidden, groups, sigmoid, tf32] = gate;
     const auto [w1, b1, w2, b2] = weights;
     const auto sized = map(element, batch, channels, positions);
-    require(hidden >= 1 && hidden <= largest_gate_hidden(sized.element), "no more hidden units than largest_gate_hidden");
+    require(hidden >= 1 && hidden <= largest_gate_hidden, "no more hidden units than largest_gate_hidden");
     require(groups >= 1 && channels % groups == 0, "groups that divide the channels");
     require_addresses(x, w1, b1, w2, b2);
     return {sized,      hidden,      groups,      sigmoid,     tf32,        x_last,      out_last,
@@ -42,7 +42,7 @@ ChannelGateBackward backward_sizes(
 }  // namespace
 
 void bind_channel_gate(pybind11::module_& module) {
-    module.def("largest_gate_hidden", [](int element) { return largest_gate_hidden(map(element, 1, 1, 1).element); });
+    module.attr("largest_gate_hidden") = largest_gate_hidden;
     module.def(
         "channel_gate", [](const Target& target, int element, const Sizes& sizes, const Gate& gate, bool x_last,
                            bool out_last, Address x, const Weights& weights, Address out) {
@@ -55,9 +55,12 @@ void bind_channel_gate(pybind11::module_& module) {
         "plan_channel_gate",
         [](const Target& target, int element, const Sizes& sizes, const Gate& gate, bool x_last, bool out_last) {
             const Weights some{16, 16, 16, 16};
-            return to_dict(
-                plan_channel_gate(channel_gate_call(element, sizes, gate, x_last, out_last, 16, some, 16), device(target))
-            );
+            const auto plan =
+                plan_channel_gate(channel_gate_call(element, sizes, gate, x_last, out_last, 16, some, 16), device(target));
+            auto result = to_dict(plan.kernel);
+            result["x_bytes"] = plan.x_bytes;
+            result["out_bytes"] = plan.out_bytes;
+            return result;
         }
     );
     // The rows of partial sums, and the columns of two workspaces of hidden units, 0 where these are not needed.
@@ -78,6 +81,9 @@ void bind_channel_gate(pybind11::module_& module) {
             for (const auto& kernel : {plan.main, plan.sums, plan.add}) {
                 if (kernel.threads) kernels.append(to_dict(kernel));
             }
+            kernels[0]["x_bytes"] = plan.x_bytes;
+            kernels[0]["grad_bytes"] = plan.grad_bytes;
+            kernels[0]["grad_x_bytes"] = plan.grad_x_bytes;
             return kernels;
         }
     );

@@ -16,24 +16,27 @@ constexpr int largest_gate_warps = 8;
 // A call with what its plan decided; sizes in elements.
 struct GateLaunch {
     ChannelGate call;
-    int padded_channels;  // a multiple of the channels in a piece of the weights
-    int warps;            // of a block, each with 16 positions
+    int padded_channels, padded_units;  // multiples of those in a piece of the weights
+    int warps;                          // of a block, each with 16 positions
+    int held;                           // of these the positions that a tile has: all, or those of whole images
     int tile_buffers;
     bool resident;  // all weights stay in shared memory
-    int tile_stride, tile_elements;
-    int x_access, out_access;
+    int tile_stride, tile_image, tile_elements;
+    int x_access, out_access;  // bytes
+    bool out_images;
     bool w1_aligned, w2_aligned;
     double images_per_position;
 };
 
-// The two matrices are cut into pieces of `channels` channels times up to 64 units; the rows of w1's are units, those of
-// w2's channels.
+// The two matrices are cut into pieces of `channels` channels times `units` units; the rows of w1's are units, those of w2's
+// channels. Few units make small pieces, so that little is computed for units that do not exist.
 template <int units_, int channels_, int pad>
 struct PieceSizes {
-    static constexpr int channels = channels_, units = units_ < 64 ? units_ : 64, unit_blocks = units_ / units;
+    static constexpr int channels = channels_, units = units_;
     static constexpr int stride1 = channels + pad, stride2 = units + pad;
     static constexpr int elements = units * stride1 > channels* stride2 ? units * stride1 : channels * stride2;
 };
+constexpr int few_units = 16, many_units = 64, largest_hidden_of_few_units = 32;
 
 // The pieces come in the order that Order tells: those of w1 are numbered along channels first, then those of w2 along
 // units. Either all of them are in shared memory, or they come through two buffers, again for every tile.
@@ -43,20 +46,19 @@ struct Pieces {
 
     Matrix<T> w1, w2;
     T* shared;
-    int channel_blocks;
+    int channel_blocks, unit_blocks;
     bool resident;
     int taken = 0;  // not resident: how many pieces the block has gone through
 
-    __device__ int count() const { return 2 * channel_blocks * Sizes::unit_blocks; }
+    __device__ int count() const { return 2 * channel_blocks * unit_blocks; }
     __device__ int shared_elements() const { return (resident ? count() : 2) * Sizes::elements; }
 
     __device__ void load(int number, T* to) const {
-        const int half = channel_blocks * Sizes::unit_blocks;
+        const int half = channel_blocks * unit_blocks;
         const bool first = number < half;
         if (!first) number -= half;
-        const int unit_block = first ? number / channel_blocks : number % Sizes::unit_blocks;
-        const int unit = unit_block * Sizes::units;
-        const int channel = (first ? number % channel_blocks : number / Sizes::unit_blocks) * Sizes::channels;
+        const int unit = (first ? number / channel_blocks : number % unit_blocks) * Sizes::units;
+        const int channel = (first ? number % channel_blocks : number / unit_blocks) * Sizes::channels;
         // Field by field: a choice between the two would be one of addresses in memory.
         const Matrix<T> matrix{
             first ? w1.data : w2.data, first ? w1.rows : w2.rows, first ? w1.columns : w2.columns,
@@ -69,7 +71,7 @@ struct Pieces {
     }
 
     __device__ void begin() {
-        const int first = resident ? 0 : Order::piece(0, channel_blocks, Sizes::unit_blocks);
+        const int first = resident ? 0 : Order::piece(0, channel_blocks, unit_blocks);
 #pragma unroll 1
         for (int i = 0; i < (resident ? count() : 1); ++i) load(first + i, shared + i * Sizes::elements);
         commit_copies();
@@ -77,15 +79,13 @@ struct Pieces {
 
     // The next piece: of turn 0, 1, ... for each tile, for all threads. What was taken before may no longer be used.
     __device__ const T* take(int turn, bool another_tile) {
-        if (resident) return shared + Order::piece(turn, channel_blocks, Sizes::unit_blocks) * Sizes::elements;
+        if (resident) return shared + Order::piece(turn, channel_blocks, unit_blocks) * Sizes::elements;
         const T* const found = shared + taken++ % 2 * Sizes::elements;
         wait_for_copies<0>();
         __syncthreads();
-        const bool last = turn + 1 == Order::turns(channel_blocks, Sizes::unit_blocks);
+        const bool last = turn + 1 == Order::turns(channel_blocks, unit_blocks);
         if (!last || another_tile) {
-            load(
-                Order::piece(last ? 0 : turn + 1, channel_blocks, Sizes::unit_blocks), shared + taken % 2 * Sizes::elements
-            );
+            load(Order::piece(last ? 0 : turn + 1, channel_blocks, unit_blocks), shared + taken % 2 * Sizes::elements);
         }
         commit_copies();
         return found;
@@ -95,29 +95,41 @@ struct Pieces {
 // relu that keeps NaN.
 __device__ inline float relu_of(float x) { return x < 0.0f ? 0.0f : x; }
 
+// Hidden units of a warp's 16 positions, as rows of shared memory: relu(w1 x + b1), and 0 for units that do not exist, of
+// which an infinite x would make NaN, and at positions from `count` on.
+template <class Math, class Sizes, class Order>
+__device__ inline void compute_hidden(
+    typename Math::Element* hidden_rows, int stride, const typename Math::Element* x_tile, const TilePlace& place, int row,
+    Pieces<Math, Sizes, Order>& pieces, int& turn, bool another_tile, const float* bias, int hidden
+) {
+    for (int block = 0; block < pieces.unit_blocks; ++block) {
+        Result sums[Sizes::units / step];
+#pragma unroll
+        for (auto& sum : sums) clear(sum);
+        for (int i = 0; i < pieces.channel_blocks; ++i) {
+            const auto* const w1 = pieces.take(turn++, another_tile);
+            const auto left = [&](int k) { return left_of_tile<Math>(x_tile, place, row, i * Sizes::channels + k); };
+            accumulate<Math, Sizes::channels, false>(sums, left, w1, Sizes::stride1);
+        }
+#pragma unroll
+        for (int n = 0; n < Sizes::units / step; ++n) {
+            const int first = block * Sizes::units + n * step;
+            for_own_elements([&](int index, int m, int column) {
+                float& value = sums[n].at[index];
+                value = row + m < place.count && first + column < hidden ? relu_of(value + bias[first + column]) : 0.0f;
+            });
+            store_result(hidden_rows + first, stride, sums[n]);
+        }
+    }
+    __syncwarp();
+}
+
 // float32 values of a vector, and 0 behind its end.
 template <class T>
 __device__ inline void load_vector(float* to, const void* from, int size, int padded) {
     for (int i = int(threadIdx.x); i < padded; i += int(blockDim.x)) {
         to[i] = i < size ? to_float(static_cast<const T*>(from)[i]) : 0.0f;
     }
-}
-
-// Calls function(units) with a constant number of hidden units that there is a kernel for, from `least` on; fewer are padded
-// with zeros. float32 has fewer kernels: it is not memory that bounds their time.
-template <class Math, int least, class Function>
-void with_padded_units(int64_t hidden, const Function& function) {
-    constexpr bool narrow = sizeof(typename Math::Element) == 2;
-    if constexpr (least <= 16) {
-        if (hidden <= 16) return function(std::integral_constant<int, 16>());
-    }
-    if constexpr (least <= 32 && narrow) {
-        if (hidden <= 32) return function(std::integral_constant<int, 32>());
-    }
-    if constexpr (narrow) {
-        if (hidden > 64) return function(std::integral_constant<int, 128>());
-    }
-    function(std::integral_constant<int, 64>());
 }
 
 inline int alignment(const void* address) {
@@ -131,6 +143,33 @@ inline int row_access(const void* address, int64_t row, Element element) {
 }
 inline int map_access(const void* address, const Map& map, bool last) {
     return row_access(address, last ? map.channels : map.positions, map.element);
+}
+
+// Whether a map is accessed in whole images, 16 bytes at a time, since its rows do not begin on multiples of 16 bytes.
+inline bool in_images(const void* address, const Map& map, bool last) {
+    return !last && map_access(address, map, last) < 16 &&
+           row_access(address, map.channels * map.positions, map.element) == 16;
+}
+
+// How many positions a tile has whose block has room for `size`, if maps come in whole images; 0 where these leave too much
+// room: then their rows are accessed in fewer bytes.
+inline int64_t positions_of_images(const Map& map, int64_t size) {
+    const int64_t held = size / map.positions * map.positions;
+    return 4 * held >= 3 * size ? held : 0;
+}
+
+// Where a map's tiles lie in shared memory; in elements.
+struct TileSizes {
+    int stride, image, elements;
+};
+
+inline TileSizes tile_sizes(const Map& map, bool last, bool images, int64_t size, int64_t held, int64_t channels, int pad) {
+    if (images) {
+        const int64_t image = channels * map.positions;
+        return {int(map.positions), int(image), int(held / map.positions * image)};
+    }
+    const int64_t stride = (last ? channels : size) + pad;
+    return {int(stride), 0, int(stride * (last ? size : channels))};
 }
 
 // One way to run a kernel: weights stay in shared memory or not, and with so many blocks to a multiprocessor.
@@ -154,19 +193,50 @@ inline bool fits(int64_t bytes, int64_t registers, const GateWay& way, const Dev
     );
 }
 
-inline GateLaunch gate_launch(const ChannelGate& call, const GateWay& way, int64_t padded_channels) {
+// All but the tiles. `out` is grad_x in the backward pass, where `other` is grad.
+inline GateLaunch gate_launch(
+    const ChannelGate& call, const GateWay& way, const void* out, bool out_last, bool other_in_images,
+    int64_t padded_channels, int64_t padded_units, int pad
+) {
+    const Map& map = call.map;
+    const int64_t size = way.warps * step, of_images = positions_of_images(map, size);
+    const bool x_images = of_images && in_images(call.x, map, call.x_last);
     GateLaunch launch{};
     launch.call = call;
     launch.padded_channels = int(padded_channels);
+    launch.padded_units = int(padded_units);
     launch.warps = way.warps;
+    launch.out_images = of_images && in_images(out, map, out_last);
+    launch.held = int(x_images || launch.out_images || (of_images && other_in_images) ? of_images : size);
     launch.tile_buffers = way.tile_buffers;
     launch.resident = way.resident;
-    launch.x_access = map_access(call.x, call.map, call.x_last);
-    launch.out_access = map_access(call.out, call.map, call.out_last);
-    launch.w1_aligned = row_access(call.w1, call.map.channels, call.map.element) == 16;
-    launch.w2_aligned = row_access(call.w2, call.hidden, call.map.element) == 16;
-    launch.images_per_position = 1.0 / double(call.map.positions);
+    const auto tile = tile_sizes(map, call.x_last, x_images, size, launch.held, padded_channels, pad);
+    launch.tile_stride = tile.stride;
+    launch.tile_image = tile.image;
+    launch.tile_elements = tile.elements;
+    launch.x_access = x_images ? 16 : map_access(call.x, map, call.x_last);
+    launch.out_access = launch.out_images ? 16 : map_access(out, map, out_last);
+    launch.w1_aligned = row_access(call.w1, map.channels, map.element) == 16;
+    launch.w2_aligned = row_access(call.w2, call.hidden, map.element) == 16;
+    launch.images_per_position = 1.0 / double(map.positions);
     return launch;
 }
+
+// The tile that begins at a position, without `count`.
+__device__ inline TilePlace tile_place(const GateLaunch& launch, int64_t first) {
+    return {
+        first,
+        launch.warps * step,
+        launch.tile_stride,
+        launch.call.x_last,
+        launch.tile_image,
+        launch.images_per_position,
+        0,
+        int(launch.call.map.channels),
+        0
+    };
+}
+
+__device__ inline int at_most(int64_t n, int most) { return n < most ? int(n) : most; }
 
 }  // namespace gcsa_ext::cuda

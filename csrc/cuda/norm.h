@@ -12,29 +12,27 @@
 
 #include "map.h"
 #include "plan.h"
+#include "vector.h"
 
 namespace gcsa_ext::cuda {
-
-enum class VectorElement : int { float32 = 0, bfloat16 = 1, float16 = 2, float64 = 3 };
-
-// Of any floating type: weights come as the user keeps them.
-struct Vector {
-    void* data;  // (C), or null
-    VectorElement element;
-};
 
 // How the values of a map are shared out. An access has `width` values: of one channel at as many positions (contiguous), or
 // of as many channels at one position (channels_last). Blocks along x have other channels, blocks along y take turns with
 // the accesses of the same ones; a block's threads are `channel_lanes` accesses wide and as many rows high as threads there
-// are.
+// are. Where a contiguous map's rows of positions do not begin on multiples of 16 bytes (`ragged`), their first and last
+// accesses also have values of other rows, which are left alone.
 struct Share {
     int width;
+    bool ragged;
     int channel_lanes;        // 1 if contiguous
     int64_t accesses;         // that the rows of all blocks with the same channels share
     int64_t per_plane;        // accesses of one channel of one image (contiguous)
     int64_t stride;           // from one access of a thread to its next
     int64_t stride_in_plane;  // what of it is left when whole planes are taken out (contiguous)
-    int64_t stride_elements;  // the same in memory
+    int64_t stride_elements;  // the same in memory; contiguous: of whole planes
+    // Of a tile that is transposed, where one map is contiguous and another is not.
+    int tile_positions;
+    bool whole_images;
 };
 
 struct NormStatistics {
@@ -78,22 +76,9 @@ struct NormBackward {
     float* partial;     // (parts, 2, C): of each block grad_weight and grad_bias, or null: not wanted
 };
 
-// Rows of partial sums into their sum, always in the same order, so that two runs give the same bits.
-struct NormSums {
-    int64_t parts, channels;
-    const float* partial;  // (parts, 2, C)
-    float* sums;           // (2, C)
-    Vector grad_weight;    // (C), or null
-    Vector grad_bias;      // (C), or null
-};
-
 // With how many blocks along y sums are made: rows of `partial`. It depends on the shape alone. `mixed`: grad or out is
 // contiguous while u is channels_last.
 int64_t norm_parts(const Map& map, bool last, bool mixed);
-
-// How many values an access has: 16 bytes of them, where the shape and all these addresses, which may be null, allow it; or
-// one.
-int norm_width(const Map& map, bool last, std::initializer_list<const void*> addresses);
 
 Plan plan_norm_statistics(const NormStatistics& call, Share& share);
 Plan plan_norm_forward(const NormForward& call, Share& share);
@@ -102,6 +87,5 @@ Plan plan_norm_backward(const NormBackward& call, Share& share);
 void norm_statistics(const NormStatistics& call, Stream stream);
 void norm_forward(const NormForward& call, Stream stream);
 void norm_backward(const NormBackward& call, Stream stream);
-void norm_sums(const NormSums& call, Stream stream);
 
 }  // namespace gcsa_ext::cuda

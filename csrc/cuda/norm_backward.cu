@@ -2,7 +2,7 @@
 //
 // With batch statistics the gradient of u needs sums over all positions, hence two passes: the first fills `partial`, the
 // second has `sums`. Otherwise one pass does all. The sums of a block's threads are made by shuffles and in shared memory,
-// those of blocks by norm_sums, each in an order that never changes.
+// those of blocks by sum_rows, each in an order that never changes.
 #include "norm_device.h"
 
 namespace gcsa_ext::cuda {
@@ -23,7 +23,7 @@ struct Sums {
 
 // What one thread knows of its channels, and adds up. `second`: the sums over the batch are known and no longer made, which
 // needs other registers.
-template <class T, int width, int channels, bool second>
+template <class T, int width, int channels, bool ragged, bool second>
 struct Backward {
     const NormBackward& call;
     Normalisation<channels> norm;
@@ -41,7 +41,7 @@ struct Backward {
         }
     }
 
-    __device__ void operator()(Pack<T, width>& g, Pack<T, width>& u, Pack<T, width>& z, int64_t offset) {
+    __device__ void operator()(Pack<T, width>& g, Pack<T, width>& u, Pack<T, width>& z, const Access& access) {
         const bool gated = call.forward.z != nullptr;
 #pragma unroll
         for (int e = 0; e < width; ++e) {
@@ -58,14 +58,14 @@ struct Backward {
             }
             if constexpr (second) {
                 gv = gv - mean_gv[i] - xhat * mean_gvx[i];
-            } else {
+            } else if (!ragged || (e >= access.begin && e < access.end)) {
                 sums.gvx[i] += gv * xhat;
                 sums.gv[i] += gv;
             }
             u.at[e] = from_float<T>(gv * norm.rstd[i] * norm.scale[i]);
         }
-        if (call.grad_z) store_pack(static_cast<T*>(call.grad_z) + offset, z);
-        if (call.grad_u) store_pack(static_cast<T*>(call.grad_u) + offset, u);
+        if (call.grad_z) store_values<width, ragged>(static_cast<T*>(call.grad_z), access, z);
+        if (call.grad_u) store_values<width, ragged>(static_cast<T*>(call.grad_u), access, u);
     }
 };
 
@@ -101,31 +101,32 @@ __device__ void store_sums(const Sums<channels>& sums, const NormBackward& call,
     }
 }
 
-template <class T, int width, bool last, bool second>
+template <class T, int width, bool last, bool ragged, bool second>
 __global__ void __launch_bounds__(norm_threads, 2) backward(const Parameters p) {
     constexpr int channels = last ? width : 1;
     const auto& forward = p.call.forward;
+    const auto& map = forward.map;
     const auto *const u = static_cast<const T*>(forward.u), *const z = static_cast<const T*>(forward.z);
     const auto* const grad = static_cast<const T*>(p.call.grad);
     const int64_t channel = first_channel<width, last>(p.share);
-    Backward<T, width, channels, second> compute(p.call, channel);
-    Walk<width, last> walk(p.share, forward.map, channel);
+    Backward<T, width, channels, ragged, second> compute(p.call, channel);
+    Walk<width, last, ragged> walk(p.share, map, channel);
     while (walk.inside()) {
         Pack<T, width> gs[at_a_time], us[at_a_time], zs[at_a_time];
-        int64_t offsets[at_a_time];
+        Access accesses[at_a_time];
 #pragma unroll
         for (int i = 0; i < at_a_time; ++i) {
-            offsets[i] = walk.inside() ? walk.offset : -1;
-            if (walk.inside()) {
-                gs[i] = load_pack<T, width>(grad + walk.offset);
-                us[i] = load_pack<T, width>(u + walk.offset);
-                if (z) zs[i] = load_pack<T, width>(z + walk.offset);
+            accesses[i] = walk.access(map);
+            if (accesses[i].end > accesses[i].begin) {
+                gs[i] = load_values<width, ragged>(grad, map, accesses[i]);
+                us[i] = load_values<width, ragged>(u, map, accesses[i]);
+                if (z) zs[i] = load_values<width, ragged>(z, map, accesses[i]);
             }
-            walk.step(p.share, forward.map);
+            walk.step(p.share, map);
         }
 #pragma unroll
         for (int i = 0; i < at_a_time; ++i) {
-            if (offsets[i] >= 0) compute(gs[i], us[i], zs[i], offsets[i]);
+            if (accesses[i].end > accesses[i].begin) compute(gs[i], us[i], zs[i], accesses[i]);
         }
     }
     if (!second && p.call.partial) store_sums(compute.sums, p.call, p.share, channel);
@@ -140,77 +141,55 @@ __global__ void __launch_bounds__(norm_threads, 2) backward_from_contiguous(cons
     const auto& map = forward.map;
     const auto *const u = static_cast<const T*>(forward.u), *const z = static_cast<const T*>(forward.z);
     auto* const grad = static_cast<T*>(const_cast<void*>(p.call.grad));
-    auto* const tile = reinterpret_cast<T*>(shared_memory());
+    auto* const shared = reinterpret_cast<T*>(shared_memory());
     const int64_t positions = map.batch * map.positions, block_channel = int64_t(blockIdx.x) * lanes * width;
     const int64_t channel = first_channel<width, true>(p.share);
-    Backward<T, width, width, second> compute(p.call, channel);
+    Backward<T, width, width, false, second> compute(p.call, channel);
     const int row = int(threadIdx.x) / lanes, tile_channel = int(threadIdx.x) % lanes * width;
-    for (int64_t first = int64_t(blockIdx.y) * mixed_tile_positions; first < positions;
-         first += int64_t(gridDim.y) * mixed_tile_positions) {
-        copy_tile<T, false>(tile, grad, map, block_channel, first, lanes * width);
+    const MixedTile tile(p.share, map, lanes * width);
+    for (int64_t first = int64_t(blockIdx.y) * tile.positions; first < positions;
+         first += int64_t(gridDim.y) * tile.positions) {
+        const int found = positions - first < tile.positions ? int(positions - first) : tile.positions;
+        copy_tile<T, false>(tile, shared, grad, map, block_channel, first);
         Pack<T, width> us[per_thread], zs[per_thread];
 #pragma unroll
         for (int i = 0; i < per_thread; ++i) {
             const int64_t position = first + row + i * rows;
-            if (channel >= map.channels || position >= positions) continue;
+            if (channel >= map.channels || row + i * rows >= found) continue;
             us[i] = load_pack<T, width>(u + position * map.channels + channel);
             if (z) zs[i] = load_pack<T, width>(z + position * map.channels + channel);
         }
+        wait_for_copies<0>();
         __syncthreads();
 #pragma unroll
         for (int i = 0; i < per_thread; ++i) {
             const int64_t position = first + row + i * rows;
-            if (channel >= map.channels || position >= positions) continue;
+            if (channel >= map.channels || row + i * rows >= found) continue;
             Pack<T, width> g;
-            for (int e = 0; e < width; ++e) g.at[e] = tile[tile_index(tile_channel + e, row + i * rows)];
-            compute(g, us[i], zs[i], position * map.channels + channel);
+            for (int e = 0; e < width; ++e) g.at[e] = shared[tile.index(tile_channel + e, row + i * rows)];
+            compute(g, us[i], zs[i], {position * map.channels + channel, 0, width});
         }
         __syncthreads();
     }
     if (!second && p.call.partial) store_sums(compute.sums, p.call, p.share, channel);
 }
 
-template <class T, int width, bool second>
+template <class T, bool second>
 void run(const NormBackward& call, const Share& share, const Plan& plan, Stream stream) {
+    constexpr int wide = elements_per_access<T>;
     const Parameters parameters{call, share};
     const bool last = call.forward.last;
     if (last == call.forward.out_last) {
-        launch(last ? backward<T, width, true, second> : backward<T, width, false, second>, plan, stream, parameters);
+        const auto contiguous =
+            share.ragged ? backward<T, wide, false, true, second> : backward<T, wide, false, false, second>;
+        const auto of_last = share.width > 1 ? backward<T, wide, true, false, second> : backward<T, 1, true, false, second>;
+        launch(last ? of_last : contiguous, plan, stream, parameters);
     } else if constexpr (sizeof(T) == 2) {
-        launch(backward_from_contiguous<T, width, second>, plan, stream, parameters);
+        const auto kernel =
+            share.width > 1 ? backward_from_contiguous<T, wide, second> : backward_from_contiguous<T, 1, second>;
+        launch(kernel, plan, stream, parameters);
     } else {
         throw std::invalid_argument("gcsa_ext: norm_backward has maps of two layouts for 16-bit elements only");
-    }
-}
-
-template <class T, int width>
-void run(const NormBackward& call, const Share& share, const Plan& plan, Stream stream) {
-    if (call.sums) return run<T, width, true>(call, share, plan, stream);
-    run<T, width, false>(call, share, plan, stream);
-}
-
-constexpr int sum_columns = 32, sum_rows = 8;
-
-// Block i sums columns 32 i to 32 i + 31: every eighth row first, then these eight sums.
-__global__ void __launch_bounds__(sum_columns* sum_rows) sum_partial(const NormSums call) {
-    auto* const sums = reinterpret_cast<float*>(shared_memory());
-    const int column = int(threadIdx.x) % sum_columns, row = int(threadIdx.x) / sum_columns;
-    const int64_t width = 2 * call.channels, at = int64_t(blockIdx.x) * sum_columns + column;
-    float sum = 0.0f;
-    if (at < width) {
-#pragma unroll 4
-        for (int64_t part = row; part < call.parts; part += sum_rows) sum += call.partial[part * width + at];
-    }
-    sums[threadIdx.x] = sum;
-    __syncthreads();
-    if (row == 0 && at < width) {
-        for (int i = 1; i < sum_rows; ++i) sum += sums[i * sum_columns + column];
-        call.sums[at] = sum;
-        if (at < call.channels) {
-            store(call.grad_weight, at, sum);
-        } else {
-            store(call.grad_bias, at - call.channels, sum);
-        }
     }
 }
 
@@ -221,24 +200,9 @@ void norm_backward(const NormBackward& call, Stream stream) {
     const auto plan = plan_norm_backward(call, share);
     with_element(call.forward.map.element, [&](auto element) {
         using T = decltype(element);
-        if (share.width > 1) {
-            run<T, elements_per_access<T>>(call, share, plan, stream);
-        } else {
-            run<T, 1>(call, share, plan, stream);
-        }
+        if (call.sums) return run<T, true>(call, share, plan, stream);
+        run<T, false>(call, share, plan, stream);
     });
-}
-
-void norm_sums(const NormSums& call, Stream stream) {
-    const Plan plan{
-        "norm_sums",
-        ceil_div(2 * call.channels, sum_columns),
-        1,
-        1,
-        sum_columns * sum_rows,
-        sum_columns * sum_rows * int64_t(sizeof(float))
-    };
-    launch(sum_partial, plan, stream, call);
 }
 
 }  // namespace gcsa_ext::cuda

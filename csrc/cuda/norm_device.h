@@ -1,31 +1,14 @@
 // What the kernels of batch normalisation share.
 #pragma once
 
+#include <type_traits>
+
 #include "element.h"
 #include "norm.h"
 #include "norm_share.h"
+#include "vector_device.h"
 
 namespace gcsa_ext::cuda {
-
-__device__ inline float load(const Vector& vector, int64_t i, float otherwise) {
-    if (!vector.data) return otherwise;
-    switch (vector.element) {
-        case VectorElement::float32: return static_cast<const float*>(vector.data)[i];
-        case VectorElement::bfloat16: return to_float(static_cast<const bfloat16*>(vector.data)[i]);
-        case VectorElement::float16: return to_float(static_cast<const float16*>(vector.data)[i]);
-        default: return float(static_cast<const double*>(vector.data)[i]);
-    }
-}
-
-__device__ inline void store(const Vector& vector, int64_t i, float value) {
-    if (!vector.data) return;
-    switch (vector.element) {
-        case VectorElement::float32: static_cast<float*>(vector.data)[i] = value; break;
-        case VectorElement::bfloat16: static_cast<bfloat16*>(vector.data)[i] = from_float<bfloat16>(value); break;
-        case VectorElement::float16: static_cast<float16*>(vector.data)[i] = from_float<float16>(value); break;
-        default: static_cast<double*>(vector.data)[i] = value;
-    }
-}
 
 // The first channel of this thread's accesses, C or more where it has nothing to do.
 template <int width, bool last>
@@ -34,39 +17,92 @@ __device__ int64_t first_channel(const Share& share) {
     return (int64_t(blockIdx.x) * share.channel_lanes + threadIdx.x % share.channel_lanes) * width;
 }
 
+// An access, in elements of the map; of its values those from `begin` to `end` belong to the row.
+struct Access {
+    int64_t offset;
+    int begin, end;  // the same if there is nothing to do
+};
+
 // The accesses of one thread, one after the other.
-template <int width, bool last>
+template <int width, bool last, bool ragged>
 struct Walk {
-    int64_t index, end, offset;  // of the access among its channels' and in memory, in elements
-    int64_t in_plane;
+    int64_t index, after;  // of the access among its channels', and of the last one
+    int64_t offset;        // channels_last: in memory, in elements
+    int64_t row;           // contiguous: where the row of positions begins
+    int64_t in_plane;      // contiguous: how many accesses of the row come before
 
     __device__ Walk(const Share& share, const Map& map, int64_t channel) {
         const int rows = int(blockDim.x) / share.channel_lanes;
         index = int64_t(blockIdx.y) * rows + threadIdx.x / share.channel_lanes;
-        end = channel < map.channels ? share.accesses : 0;
+        after = channel < map.channels ? share.accesses : 0;
         if (last) {
-            in_plane = 0;
             offset = index * map.channels + channel;
         } else {
             const int64_t image = index / share.per_plane;
             in_plane = index - image * share.per_plane;
-            offset = (image * map.channels + channel) * map.positions + in_plane * width;
+            row = (image * map.channels + channel) * map.positions;
         }
     }
 
-    __device__ bool inside() const { return index < end; }
+    __device__ bool inside() const { return index < after; }
+
+    __device__ Access access(const Map& map) const {
+        Access found{last ? offset : (ragged ? row / width * width : row) + in_plane * width, 0, inside() ? width : 0};
+        if (ragged && inside()) {
+            const int64_t behind = row + map.positions - found.offset;
+            found.begin = row > found.offset ? int(row - found.offset) : 0;
+            found.end = behind < width ? int(behind) : width;
+            if (found.end < found.begin) found.end = found.begin;
+        }
+        return found;
+    }
 
     __device__ void step(const Share& share, const Map& map) {
         index += share.stride;
-        offset += share.stride_elements;
-        if (last) return;
+        if (last) {
+            offset += share.stride_elements;
+            return;
+        }
+        row += share.stride_elements;
         in_plane += share.stride_in_plane;
         if (in_plane >= share.per_plane) {
             in_plane -= share.per_plane;
-            offset += (map.channels - 1) * map.positions;
+            row += map.channels * map.positions;
         }
     }
 };
+
+// Values of a map; ragged: what else there is of 16 bytes may come too, but nothing from behind the map's end.
+template <int width, bool ragged, class T>
+__device__ Pack<T, width> load_values(const T* values, const Map& map, const Access& access) {
+    if (ragged) {
+        const bool aligned = reinterpret_cast<uintptr_t>(values) % 16 == 0;
+        if (!aligned || access.offset + width > map.batch * map.channels * map.positions) {
+            Pack<T, width> pack{};
+#pragma unroll
+            for (int e = 0; e < width; ++e) {
+                if (e >= access.begin && e < access.end) pack.at[e] = values[access.offset + e];
+            }
+            return pack;
+        }
+    }
+    return load_pack<T, width>(values + access.offset);
+}
+
+template <int width, bool ragged, class T>
+__device__ void store_values(T* values, const Access& access, const Pack<T, width>& pack) {
+    if (ragged) {
+        const bool aligned = reinterpret_cast<uintptr_t>(values) % 16 == 0;
+        if (!aligned || access.end - access.begin < width) {
+#pragma unroll
+            for (int e = 0; e < width; ++e) {
+                if (e >= access.begin && e < access.end) values[access.offset + e] = pack.at[e];
+            }
+            return;
+        }
+    }
+    store_pack(values + access.offset, pack);
+}
 
 // The normalisation of the channels of one thread's accesses.
 template <int channels>
@@ -87,34 +123,78 @@ struct Normalisation {
     __device__ float xhat(float u, int i) const { return (u - shift[i]) * rstd[i]; }
 };
 
-// Where value (channel, position) of a transposed tile lies in shared memory. Eight positions stay together; which eight
+// A tile that is transposed: `channels` of it, the first one at `channel`, at positions of all images counted through from
+// `position` on. In shared memory it lies as in the contiguous map: whole images, each one piece of memory, where rows of
+// positions are ragged and an image is small; otherwise rows of 64 positions, of which eight stay together, and which eight
 // come where changes with every eight channels, so that neither lanes along channels nor along positions meet in a bank.
-__device__ inline int tile_index(int channel, int position) {
-    const int eight = position / 8 ^ channel / 8 % 8;
-    return channel * mixed_tile_positions + eight * 8 + position % 8;
-}
+struct MixedTile {
+    int channels, positions;
+    bool images;
+    int image_positions;
 
-// Copies a tile between shared memory and a contiguous map; `channels` of it, from `channel` on, at positions of all images
-// counted through from `position` on.
-template <class T, bool to_map>
-__device__ void copy_tile(T* tile, T* map_data, const Map& map, int64_t channel, int64_t position, int channels) {
-    constexpr int eight = 8;
-    const int64_t positions = map.batch * map.positions;
-    const bool in_packs = map.positions % eight == 0 && reinterpret_cast<uintptr_t>(map_data) % 16 == 0;
-    const int length = in_packs ? eight : 1, per_channel = mixed_tile_positions / length;
-    for (int i = int(threadIdx.x); i < channels * per_channel; i += int(blockDim.x)) {
-        const int c = i / per_channel, p = i % per_channel * length;
-        const int64_t at = position + p, image = at / map.positions;
-        if (channel + c >= map.channels || at >= positions) continue;
-        T* const there = map_data + (image * map.channels + channel + c) * map.positions + (at - image * map.positions);
-        T* const here = tile + tile_index(c, p);
-        T *const from = to_map ? here : there, *const to = to_map ? there : here;
-        if (in_packs) {
-            store_pack(to, load_pack<T, eight>(from));
-        } else {
-            *to = *from;
+    __device__ MixedTile(const Share& share, const Map& map, int block_channels)
+        : channels(block_channels),
+          positions(share.tile_positions),
+          images(share.whole_images),
+          image_positions(share.whole_images ? int(map.positions) : 1) {}
+
+    __device__ int index(int channel, int position) const {
+        if (images) {
+            const int image = position / image_positions;
+            return (image * (channels - 1) + channel) * image_positions + position;
         }
+        const int eight = position / 8 ^ channel / 8 % 8;
+        return channel * mixed_tile_positions + eight * 8 + position % 8;
     }
+};
+
+// Copies a tile between shared memory and a contiguous map, 16 bytes at a time where they are aligned, or 8, or one value.
+// What comes from the map is there after wait_for_copies and a barrier.
+template <class T, bool to_map>
+__device__ void copy_tile(const MixedTile& tile, T* shared, T* map_data, const Map& map, int64_t channel, int64_t position) {
+    const int64_t positions = map.batch * map.positions;
+    const int channels = map.channels - channel < tile.channels ? int(map.channels - channel) : tile.channels;
+    const auto copy = [&](auto constant) {
+        constexpr int length = decltype(constant)::value, bytes = length * int(sizeof(T));
+        const auto move = [&](T* here, T* there) {
+            if constexpr (to_map || bytes < 4) {
+                store_pack(to_map ? there : here, load_pack<T, length>(to_map ? here : there));
+            } else if constexpr (bytes == 16) {
+                copy_async(here, there);
+            } else {
+                copy_few_async<bytes>(here, there);
+            }
+        };
+        if (tile.images) {
+            const int64_t first = position / map.positions, left_over = map.batch - first;
+            const int found = tile.positions / tile.image_positions, images = left_over < found ? int(left_over) : found;
+            for (int image = 0; image < images; ++image) {
+                T* const there = map_data + ((first + image) * map.channels + channel) * map.positions;
+                T* const here = shared + image * tile.channels * tile.image_positions;
+                const int size = channels * tile.image_positions / length;
+                for (int i = int(threadIdx.x); i < size; i += int(blockDim.x)) move(here + i * length, there + i * length);
+            }
+            return;
+        }
+        constexpr int per_channel = mixed_tile_positions / length;
+        for (int i = int(threadIdx.x); i < channels * per_channel; i += int(blockDim.x)) {
+            const int c = i / per_channel, p = i % per_channel * length;
+            const int64_t at = position + p, image = at / map.positions;
+            if (at >= positions) continue;
+            T* const there = map_data + (image * map.channels + channel + c) * map.positions + (at - image * map.positions);
+            move(shared + tile.index(c, p), there);
+        }
+    };
+    const uintptr_t row = tile.images ? 0 : uintptr_t(map.positions * int64_t(sizeof(T)));
+    const uintptr_t bits = reinterpret_cast<uintptr_t>(map_data) | row;
+    if (bits % 16 == 0) {
+        copy(std::integral_constant<int, 8>());
+    } else if (bits % 8 == 0) {
+        copy(std::integral_constant<int, 4>());
+    } else {
+        copy(std::integral_constant<int, 1>());
+    }
+    if (!to_map) commit_copies();
 }
 
 }  // namespace gcsa_ext::cuda

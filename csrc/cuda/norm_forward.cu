@@ -33,35 +33,36 @@ __device__ void add_to(Pack<T, width>& a, const Pack<T, width>& b) {
     for (int e = 0; e < width; ++e) a.at[e] = from_float<T>(to_float(a.at[e]) + to_float(b.at[e]));
 }
 
-template <class T, int width, bool last, bool add>
+template <class T, int width, bool last, bool ragged, bool add>
 __global__ void __launch_bounds__(norm_threads, 2) forward(const Parameters p) {
     // Fewer where a third map or the normalisations of many channels take registers.
-    constexpr int at_a_time = add || (last && width > 1) ? norm_accesses_at_a_time / 2 : norm_accesses_at_a_time;
+    constexpr int at_a_time = add ? 2 : last && width > 1 ? 3 : norm_accesses_at_a_time;
     const auto& call = p.call;
+    const auto& map = call.map;
     const auto *const u = static_cast<const T*>(call.u), *const z = static_cast<const T*>(call.z);
     auto* const out = static_cast<T*>(call.out);
     const int64_t channel = first_channel<width, last>(p.share);
     const Normalisation<last ? width : 1> norm(call, channel);
-    Walk<width, last> walk(p.share, call.map, channel);
+    Walk<width, last, ragged> walk(p.share, map, channel);
     while (walk.inside()) {
         Pack<T, width> us[at_a_time], zs[at_a_time], outs[add ? at_a_time : 1];
-        int64_t offsets[at_a_time];
+        Access accesses[at_a_time];
 #pragma unroll
         for (int i = 0; i < at_a_time; ++i) {
-            offsets[i] = walk.inside() ? walk.offset : -1;
-            if (walk.inside()) {
-                us[i] = load_pack<T, width>(u + walk.offset);
-                if (z) zs[i] = load_pack<T, width>(z + walk.offset);
-                if constexpr (add) outs[i] = load_pack<T, width>(out + walk.offset);
+            accesses[i] = walk.access(map);
+            if (accesses[i].end > accesses[i].begin) {
+                us[i] = load_values<width, ragged>(u, map, accesses[i]);
+                if (z) zs[i] = load_values<width, ragged>(z, map, accesses[i]);
+                if constexpr (add) outs[i] = load_values<width, ragged>(out, map, accesses[i]);
             }
-            walk.step(p.share, call.map);
+            walk.step(p.share, map);
         }
 #pragma unroll
         for (int i = 0; i < at_a_time; ++i) {
-            if (offsets[i] < 0) continue;
+            if (accesses[i].end == accesses[i].begin) continue;
             gate(us[i], us[i], zs[i], z, norm);
             if constexpr (add) add_to(us[i], outs[i]);
-            store_pack(out + offsets[i], us[i]);
+            store_values<width, ragged>(out, accesses[i], us[i]);
         }
     }
 }
@@ -74,29 +75,31 @@ __global__ void __launch_bounds__(norm_threads) forward_to_contiguous(const Para
     const auto& call = p.call;
     const auto& map = call.map;
     const auto *const u = static_cast<const T*>(call.u), *const z = static_cast<const T*>(call.z);
-    auto* const tile = reinterpret_cast<T*>(shared_memory());
+    auto* const shared = reinterpret_cast<T*>(shared_memory());
     const int64_t positions = map.batch * map.positions, block_channel = int64_t(blockIdx.x) * lanes * width;
     const int64_t channel = first_channel<width, true>(p.share);
     const Normalisation<width> norm(call, channel);
     const int row = int(threadIdx.x) / lanes, tile_channel = int(threadIdx.x) % lanes * width;
-    for (int64_t first = int64_t(blockIdx.y) * mixed_tile_positions; first < positions;
-         first += int64_t(gridDim.y) * mixed_tile_positions) {
+    const MixedTile tile(p.share, map, lanes * width);
+    for (int64_t first = int64_t(blockIdx.y) * tile.positions; first < positions;
+         first += int64_t(gridDim.y) * tile.positions) {
+        const int found = positions - first < tile.positions ? int(positions - first) : tile.positions;
         Pack<T, width> us[per_thread], zs[per_thread];
 #pragma unroll
         for (int i = 0; i < per_thread; ++i) {
             const int64_t position = first + row + i * rows;
-            if (channel >= map.channels || position >= positions) continue;
+            if (channel >= map.channels || row + i * rows >= found) continue;
             us[i] = load_pack<T, width>(u + position * map.channels + channel);
             if (z) zs[i] = load_pack<T, width>(z + position * map.channels + channel);
         }
 #pragma unroll
         for (int i = 0; i < per_thread; ++i) {
-            if (channel >= map.channels || first + row + i * rows >= positions) continue;
+            if (channel >= map.channels || row + i * rows >= found) continue;
             gate(us[i], us[i], zs[i], z, norm);
-            for (int e = 0; e < width; ++e) tile[tile_index(tile_channel + e, row + i * rows)] = us[i].at[e];
+            for (int e = 0; e < width; ++e) shared[tile.index(tile_channel + e, row + i * rows)] = us[i].at[e];
         }
         __syncthreads();
-        copy_tile<T, true>(tile, static_cast<T*>(call.out), map, block_channel, first, lanes * width);
+        copy_tile<T, true>(tile, shared, static_cast<T*>(call.out), map, block_channel, first);
         __syncthreads();
     }
 }
@@ -110,29 +113,32 @@ __global__ void __launch_bounds__(norm_threads, 2) forward_from_contiguous(const
     const auto& map = call.map;
     const auto* const u = static_cast<const T*>(call.u);
     auto *const z = static_cast<T*>(const_cast<void*>(call.z)), *const out = static_cast<T*>(call.out);
-    auto* const tile = reinterpret_cast<T*>(shared_memory());
+    auto* const shared = reinterpret_cast<T*>(shared_memory());
     const int64_t positions = map.batch * map.positions, block_channel = int64_t(blockIdx.x) * lanes * width;
     const int64_t channel = first_channel<width, true>(p.share);
     const Normalisation<width> norm(call, channel);
     const int row = int(threadIdx.x) / lanes, tile_channel = int(threadIdx.x) % lanes * width;
-    for (int64_t first = int64_t(blockIdx.y) * mixed_tile_positions; first < positions;
-         first += int64_t(gridDim.y) * mixed_tile_positions) {
-        copy_tile<T, false>(tile, z, map, block_channel, first, lanes * width);
+    const MixedTile tile(p.share, map, lanes * width);
+    for (int64_t first = int64_t(blockIdx.y) * tile.positions; first < positions;
+         first += int64_t(gridDim.y) * tile.positions) {
+        const int found = positions - first < tile.positions ? int(positions - first) : tile.positions;
+        copy_tile<T, false>(tile, shared, z, map, block_channel, first);
         Pack<T, width> us[per_thread], outs[per_thread];
 #pragma unroll
         for (int i = 0; i < per_thread; ++i) {
             const int64_t position = first + row + i * rows;
-            if (channel >= map.channels || position >= positions) continue;
+            if (channel >= map.channels || row + i * rows >= found) continue;
             us[i] = load_pack<T, width>(u + position * map.channels + channel);
             if (call.add) outs[i] = load_pack<T, width>(out + position * map.channels + channel);
         }
+        wait_for_copies<0>();
         __syncthreads();
 #pragma unroll
         for (int i = 0; i < per_thread; ++i) {
             const int64_t position = first + row + i * rows;
-            if (channel >= map.channels || position >= positions) continue;
+            if (channel >= map.channels || row + i * rows >= found) continue;
             Pack<T, width> zs;
-            for (int e = 0; e < width; ++e) zs.at[e] = tile[tile_index(tile_channel + e, row + i * rows)];
+            for (int e = 0; e < width; ++e) zs.at[e] = shared[tile.index(tile_channel + e, row + i * rows)];
             gate(us[i], us[i], zs, true, norm);
             if (call.add) add_to(us[i], outs[i]);
             store_pack(out + position * map.channels + channel, us[i]);
@@ -141,19 +147,24 @@ __global__ void __launch_bounds__(norm_threads, 2) forward_from_contiguous(const
     }
 }
 
-template <class T, int width, bool add>
+template <class T, bool add>
 void run_one_layout(const NormForward& call, const Share& share, const Plan& plan, Stream stream) {
-    launch(call.last ? forward<T, width, true, add> : forward<T, width, false, add>, plan, stream, Parameters{call, share});
+    constexpr int wide = elements_per_access<T>;
+    const auto contiguous = share.ragged ? forward<T, wide, false, true, add> : forward<T, wide, false, false, add>;
+    const auto last = share.width > 1 ? forward<T, wide, true, false, add> : forward<T, 1, true, false, add>;
+    launch(call.last ? last : contiguous, plan, stream, Parameters{call, share});
 }
 
-template <class T, int width>
+template <class T>
 void run(const NormForward& call, const Share& share, const Plan& plan, Stream stream) {
     if (call.last == call.out_last && call.last == call.z_last) {
-        if (call.add) return run_one_layout<T, width, true>(call, share, plan, stream);
-        run_one_layout<T, width, false>(call, share, plan, stream);
+        if (call.add) return run_one_layout<T, true>(call, share, plan, stream);
+        run_one_layout<T, false>(call, share, plan, stream);
     } else if constexpr (sizeof(T) == 2) {
-        const auto kernel = call.out_last ? forward_from_contiguous<T, width> : forward_to_contiguous<T, width>;
-        launch(kernel, plan, stream, Parameters{call, share});
+        constexpr int wide = elements_per_access<T>;
+        const auto from = share.width > 1 ? forward_from_contiguous<T, wide> : forward_from_contiguous<T, 1>;
+        const auto to = share.width > 1 ? forward_to_contiguous<T, wide> : forward_to_contiguous<T, 1>;
+        launch(call.out_last ? from : to, plan, stream, Parameters{call, share});
     } else {
         throw std::invalid_argument("gcsa_ext: norm_forward has maps of two layouts for 16-bit elements only");
     }
@@ -164,14 +175,7 @@ void run(const NormForward& call, const Share& share, const Plan& plan, Stream s
 void norm_forward(const NormForward& call, Stream stream) {
     Share share;
     const auto plan = plan_norm_forward(call, share);
-    with_element(call.map.element, [&](auto element) {
-        using T = decltype(element);
-        if (share.width > 1) {
-            run<T, elements_per_access<T>>(call, share, plan, stream);
-        } else {
-            run<T, 1>(call, share, plan, stream);
-        }
-    });
+    with_element(call.map.element, [&](auto element) { run<decltype(element)>(call, share, plan, stream); });
 }
 
 }  // namespace gcsa_ext::cuda

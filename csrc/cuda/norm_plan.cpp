@@ -17,9 +17,33 @@ int64_t round_up_to_power_of_two(int64_t n) {
     return power;
 }
 
-int widest(const Map& map, bool last) {
+// How many values an access has: 16 bytes of them; or one, where rows of channels or these addresses, which may be null, are
+// no multiples of 16 bytes. Ragged rows of positions are accessed in 16 bytes too.
+struct Access {
+    int width;
+    bool ragged;
+};
+
+Access widest(const Map& map, bool last) {
+    const int elements = int(16 / element_size(map.element));
+    const bool fits = (last ? map.channels : map.positions) % elements == 0;
+    return {fits || !last ? elements : 1, !fits && !last};
+}
+
+Access access_of(const Map& map, bool last, std::initializer_list<const void*> addresses) {
+    const auto misaligned = [](const void* address) { return reinterpret_cast<uintptr_t>(address) % 16 != 0; };
+    const auto found = widest(map, last);
+    if (std::none_of(addresses.begin(), addresses.end(), misaligned)) return found;
+    return {last ? 1 : found.width, !last};
+}
+
+// How many positions a tile has that is transposed: those of whole images, if rows do not begin on multiples of 16 bytes,
+// but images do, and these fill three quarters of it.
+int64_t tile_positions(const Map& map) {
     const int64_t elements = 16 / element_size(map.element);
-    return (last ? map.channels : map.positions) % elements == 0 ? int(elements) : 1;
+    const int64_t of_images = mixed_tile_positions / map.positions * map.positions;
+    const bool ragged = map.positions % elements != 0 && map.channels * map.positions % elements == 0;
+    return ragged && 4 * of_images >= 3 * mixed_tile_positions ? of_images : mixed_tile_positions;
 }
 
 int channel_lanes(const Map& map, bool last, bool mixed, int width) {
@@ -33,25 +57,33 @@ int64_t channel_blocks(const Map& map, bool last, int width, int lanes) {
     return last ? ceil_div(map.channels, int64_t(width) * lanes) : map.channels;
 }
 
-int64_t count_accesses(const Map& map, bool last, int width) {
-    return last ? map.batch * map.positions : map.batch * (map.positions / width);
+// Contiguous: the accesses of a row, wherever it begins.
+int64_t accesses_per_plane(const Map& map, const Access& access) {
+    return ceil_div(map.positions + (access.ragged ? access.width - 1 : 0), access.width);
+}
+
+int64_t count_accesses(const Map& map, bool last, const Access& access) {
+    return map.batch * (last ? map.positions : accesses_per_plane(map, access));
 }
 
 // A plan with so many blocks along y, and what its threads have to know.
-Plan plan_share(const char* kernel, const Map& map, bool last, bool mixed, int width, int64_t parts, Share& share) {
-    const int lanes = channel_lanes(map, last, mixed, width);
-    const int64_t accesses = count_accesses(map, last, width);
+Plan plan_share(const char* kernel, const Map& map, bool last, bool mixed, Access access, int64_t parts, Share& share) {
+    const int width = access.width, lanes = channel_lanes(map, last, mixed, width);
+    const int64_t accesses = count_accesses(map, last, access);
     const int64_t threads = last ? norm_threads : std::min<int64_t>(norm_threads, ceil_div(accesses, 32) * 32);
-    const int64_t per_plane = map.positions / width, stride = parts * (threads / lanes);
+    const int64_t per_plane = accesses_per_plane(map, access), stride = parts * (threads / lanes);
     const int64_t planes = stride / per_plane, rest = stride - planes * per_plane;
     share = {
         width,
+        access.ragged,
         lanes,
         accesses,
         per_plane,
         stride,
         last ? 0 : rest,
-        last ? stride * map.channels : planes * map.channels * map.positions + rest * width
+        last ? stride * map.channels : planes * map.channels * map.positions,
+        int(tile_positions(map)),
+        tile_positions(map) < mixed_tile_positions
     };
     // Sums of a block's warps, or the tile that is transposed.
     const int64_t values = mixed ? mixed_tile_bytes : 0;
@@ -59,55 +91,51 @@ Plan plan_share(const char* kernel, const Map& map, bool last, bool mixed, int w
 }
 
 // Blocks along y where every access is on its own.
-int64_t independent_parts(const Map& map, bool last, bool mixed, int width) {
+int64_t independent_parts(const Map& map, bool last, bool mixed, const Access& access) {
     const int64_t positions = map.batch * map.positions;
-    if (mixed) return std::min(ceil_div(positions, mixed_tile_positions), largest_grid_yz);
-    const int64_t rows = norm_threads / channel_lanes(map, last, false, width);
+    if (mixed) return std::min(ceil_div(positions, tile_positions(map)), largest_grid_yz);
+    const int64_t rows = norm_threads / channel_lanes(map, last, false, access.width);
     const int64_t of_block = rows * norm_accesses_at_a_time * batches_per_thread;
-    return std::clamp<int64_t>(ceil_div(count_accesses(map, last, width), of_block), 1, largest_grid_yz);
+    return std::clamp<int64_t>(ceil_div(count_accesses(map, last, access), of_block), 1, largest_grid_yz);
 }
 
 }  // namespace
 
-int norm_width(const Map& map, bool last, std::initializer_list<const void*> addresses) {
-    const auto misaligned = [](const void* address) { return reinterpret_cast<uintptr_t>(address) % 16 != 0; };
-    return std::any_of(addresses.begin(), addresses.end(), misaligned) ? 1 : widest(map, last);
-}
-
 int64_t norm_parts(const Map& map, bool last, bool mixed) {
-    const int width = widest(map, last);
-    const int64_t blocks = channel_blocks(map, last, width, channel_lanes(map, last, mixed, width));
-    const int64_t most = independent_parts(map, last, mixed, width);
+    const auto access = widest(map, last);
+    const int64_t blocks = channel_blocks(map, last, access.width, channel_lanes(map, last, mixed, access.width));
+    const int64_t most = independent_parts(map, last, mixed, access);
     return std::clamp<int64_t>(ceil_div(blocks_of_sums, blocks), 1, most);
 }
 
 Plan plan_norm_statistics(const NormStatistics& call, Share& share) {
-    const int width = norm_width(call.map, call.last, {call.u});
+    const auto access = access_of(call.map, call.last, {call.u});
     auto plan =
-        plan_share("norm_statistics", call.map, call.last, false, width, norm_parts(call.map, call.last, false), share);
-    plan.shared_bytes = plan.threads / 32 * share.channel_lanes * (call.last ? width : 1) * 3 * int64_t(sizeof(float));
+        plan_share("norm_statistics", call.map, call.last, false, access, norm_parts(call.map, call.last, false), share);
+    plan.shared_bytes =
+        plan.threads / 32 * share.channel_lanes * (call.last ? access.width : 1) * 3 * int64_t(sizeof(float));
     return plan;
 }
 
 Plan plan_norm_forward(const NormForward& call, Share& share) {
     const bool mixed = call.last != call.out_last || call.last != call.z_last;
     const auto if_last = [&](bool last, const void* address) { return last == call.last ? address : nullptr; };
-    const int width =
-        norm_width(call.map, call.last, {call.u, if_last(call.z_last, call.z), if_last(call.out_last, call.out)});
-    const auto parts = independent_parts(call.map, call.last, mixed, width);
-    return plan_share("norm_forward", call.map, call.last, mixed, width, parts, share);
+    const auto access =
+        access_of(call.map, call.last, {call.u, if_last(call.z_last, call.z), if_last(call.out_last, call.out)});
+    const auto parts = independent_parts(call.map, call.last, mixed, access);
+    return plan_share("norm_forward", call.map, call.last, mixed, access, parts, share);
 }
 
 Plan plan_norm_backward(const NormBackward& call, Share& share) {
     const auto& forward = call.forward;
     const bool mixed = forward.last != forward.out_last;
-    const int width =
-        norm_width(forward.map, forward.last, {forward.u, forward.z, call.grad_u, call.grad_z, mixed ? nullptr : call.grad});
+    const auto access =
+        access_of(forward.map, forward.last, {forward.u, forward.z, call.grad_u, call.grad_z, mixed ? nullptr : call.grad});
     const auto parts = call.partial ? norm_parts(forward.map, forward.last, mixed)
-                                    : independent_parts(forward.map, forward.last, mixed, width);
-    auto plan = plan_share("norm_backward", forward.map, forward.last, mixed, width, parts, share);
+                                    : independent_parts(forward.map, forward.last, mixed, access);
+    auto plan = plan_share("norm_backward", forward.map, forward.last, mixed, access, parts, share);
     if (call.partial) {
-        const int64_t sums = plan.threads / 32 * share.channel_lanes * (forward.last ? width : 1) * 2;
+        const int64_t sums = plan.threads / 32 * share.channel_lanes * (forward.last ? access.width : 1) * 2;
         plan.shared_bytes = std::max(plan.shared_bytes, sums * int64_t(sizeof(float)));
     }
     return plan;

@@ -58,8 +58,8 @@ __device__ float origin_of(const NormStatistics& call, int64_t channel) {
     return fmaxf(fminf(a, b), fminf(fmaxf(a, b), c));
 }
 
-template <class T, int width, bool last>
-__global__ void __launch_bounds__(norm_threads) statistics(const Parameters p) {
+template <class T, int width, bool last, bool ragged>
+__global__ void __launch_bounds__(norm_threads, 2) statistics(const Parameters p) {
     constexpr int channels = last ? width : 1;
     const auto& map = p.call.map;
     const auto* const u = static_cast<const T*>(p.call.u);
@@ -70,27 +70,28 @@ __global__ void __launch_bounds__(norm_threads) statistics(const Parameters p) {
     for (int i = 0; i < channels; ++i) {
         origin[i] = origin_of<T>(p.call, channel < map.channels ? channel + i : 0);
     }
-    Walk<width, last> walk(p.share, map, channel);
+    Walk<width, last, ragged> walk(p.share, map, channel);
     while (walk.inside()) {
         Pack<T, width> packs[at_a_time];
+        Access accesses[at_a_time];
         int found = 0;
 #pragma unroll
         for (int i = 0; i < at_a_time; ++i) {
-            if (walk.inside()) {
-                packs[i] = load_pack<T, width>(u + walk.offset);
-                found = i + 1;
-            }
+            accesses[i] = walk.access(map);
+            if (accesses[i].end > accesses[i].begin) packs[i] = load_values<width, ragged>(u, map, accesses[i]);
+            found += last ? accesses[i].end > 0 : accesses[i].end - accesses[i].begin;
             walk.step(p.share, map);
         }
-        const float count = float(last ? found : found * width), inverse = 1.0f / count;
+        if (found == 0) continue;
+        const float inverse = 1.0f / float(found);
 #pragma unroll
         for (int c = 0; c < channels; ++c) {
             Moments some;
-            some.count = count;
+            some.count = float(found);
 #pragma unroll
             for (int i = 0; i < at_a_time; ++i) {
                 for (int e = last ? c : 0; e < (last ? c + 1 : width); ++e) {
-                    if (i < found) some.mean += to_float(packs[i].at[e]) - origin[c];
+                    if (e >= accesses[i].begin && e < accesses[i].end) some.mean += to_float(packs[i].at[e]) - origin[c];
                 }
             }
             some.mean *= inverse;
@@ -98,7 +99,7 @@ __global__ void __launch_bounds__(norm_threads) statistics(const Parameters p) {
             for (int i = 0; i < at_a_time; ++i) {
                 for (int e = last ? c : 0; e < (last ? c + 1 : width); ++e) {
                     const float distance = to_float(packs[i].at[e]) - origin[c] - some.mean;
-                    if (i < found) some.square += distance * distance;
+                    if (e >= accesses[i].begin && e < accesses[i].end) some.square += distance * distance;
                 }
             }
             moments[c] = join(moments[c], some);
@@ -162,8 +163,9 @@ void norm_statistics(const NormStatistics& call, Stream stream) {
     with_element(call.map.element, [&](auto element) {
         using T = decltype(element);
         constexpr int wide = elements_per_access<T>;
-        const auto kernel = share.width > 1 ? (call.last ? statistics<T, wide, true> : statistics<T, wide, false>)
-                                            : (call.last ? statistics<T, 1, true> : statistics<T, 1, false>);
+        const auto contiguous = share.ragged ? statistics<T, wide, false, true> : statistics<T, wide, false, false>;
+        const auto last = share.width > 1 ? statistics<T, wide, true, false> : statistics<T, 1, true, false>;
+        const auto kernel = call.last ? last : contiguous;
         launch(kernel, plan, stream, Parameters{call, share});
         launch(merge_parts<T>, merge_plan, stream, Merge{call, plan.grid_y});
     });

@@ -1,18 +1,18 @@
 // Matrix products of a warp, in tiles of 16 x 16 x 16 with float32 sums: result (m x n) += left (m x k) right (k x n).
 //
 // A lane holds eight elements of every tile. With group = lane / 4, pair = lane % 4 and i, j, e in {0, 1}, element 4j + 2i +
-// e of a result or of a left tile is at row group + 8i, column 2 * pair + e + 8j, so that a result can be the left operand
-// of a next product without any exchange. `Mma<T>` multiplies on tensor cores, bfloat16 and float16 exactly and float as
-// tf32; `Fma` multiplies float on ordinary units. Both have the same functions, so that a kernel is written once:
+// e of a result or of a left tile is at row group + 8i, column 2 * pair + e + 8j. `Mma<T>` multiplies on tensor cores,
+// bfloat16 and float16 exactly and float as tf32; `Fma` multiplies float on ordinary units. Both have the same functions, so
+// that a kernel is written once:
 //
 // clang-format off
 //   Left, left(rows, stride)               from memory in which rows of m follow each other, k is contiguous
 //   left_transposed(rows, stride)          rows of k follow each other, m is contiguous
 //   left_of_rows(row)                      row[r] is where row own_row(r) of the tile begins, for r < own_rows
+//   left_of_elements(value)                value(i, k) is the element of row lane / 4 + 8i and column k
 //   right(rows, stride)                    rows of n follow each other, k is contiguous
 //   right_transposed(rows, stride)         rows of k follow each other, n is contiguous
 //   right_strided(first, n_stride, k_stride)
-//   Kept, keep(result), left(kept)         a result rounded to T, in few registers
 // clang-format on
 //
 // Rows lie in shared memory on multiples of 16 bytes, except for right_strided. Strides of `step * n + pad` elements, where
@@ -60,7 +60,6 @@ struct Mma {
     struct Right {
         uint32_t at[4];  // of columns n < 8: the halves of k, then of the others
     };
-    using Kept = Left;
 
     static constexpr int own_rows = 1;
     __device__ static int own_row(int) { return lane_number() / 8 % 2 * 8 + lane_number() % 8; }
@@ -78,6 +77,16 @@ struct Mma {
     __device__ static Left left_of_rows(const T* const (&row)[own_rows]) {
         Left tile;
         load_matrices(tile.at, row[0] + across(0));
+        return tile;
+    }
+    template <class Value>
+    __device__ static Left left_of_elements(const Value& value) {
+        Left tile;
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const int k = lane_number() % 4 * 2 + i / 2 * 8;
+            tile.at[i] = bits_of(value(i % 2, k)) | bits_of(value(i % 2, k + 1)) << 16;
+        }
         return tile;
     }
     __device__ static Right right(const T* rows, int stride) {
@@ -100,20 +109,6 @@ struct Mma {
         }
         return tile;
     }
-    __device__ static Kept keep(const Result& result) {
-        Kept tile;
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            const auto low = from_float<T>(result.at[2 * i]), high = from_float<T>(result.at[2 * i + 1]);
-            tile.at[i] = bits_of(low) | bits_of(high) << 16;
-        }
-        return tile;
-    }
-    __device__ static Left left(const Kept& kept) { return kept; }
-    __device__ static bool is_zero(const Kept& kept, int index) {
-        return (kept.at[index / 2] >> index % 2 * 16 & 0x7fff) == 0;
-    }
-
     __device__ static void multiply_add(Result& result, const Left& left, const Right& right) {
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
@@ -142,7 +137,6 @@ struct Mma<float> {
     struct Right {
         uint32_t at[8];  // of column group + 8 * (index / 4), element of k: 2 * pair + index % 2 + index / 2 % 2 * 8
     };
-    using Kept = Left;
 
     static constexpr int own_rows = 2;
     __device__ static int own_row(int r) { return lane_number() / 4 + 8 * r; }
@@ -163,6 +157,15 @@ struct Mma<float> {
             const auto pack = load_pack<float, 2>(row[i % 2] + lane_number() % 4 * 2 + i / 2 * 8);
             tile.at[2 * i] = to_tf32(pack.at[0]);
             tile.at[2 * i + 1] = to_tf32(pack.at[1]);
+        }
+        return tile;
+    }
+    template <class Value>
+    __device__ static Left left_of_elements(const Value& value) {
+        Left tile;
+#pragma unroll
+        for (int index = 0; index < 8; ++index) {
+            tile.at[index] = to_tf32(value(index / 2 % 2, lane_number() % 4 * 2 + index % 2 + index / 4 * 8));
         }
         return tile;
     }
@@ -187,15 +190,6 @@ struct Mma<float> {
         }
         return tile;
     }
-    __device__ static Kept keep(const Result& result) {
-        Kept tile;
-#pragma unroll
-        for (int i = 0; i < 8; ++i) tile.at[i] = to_tf32(result.at[i]);
-        return tile;
-    }
-    __device__ static Left left(const Kept& kept) { return kept; }
-    __device__ static bool is_zero(const Kept& kept, int index) { return (kept.at[index] & 0x7fffffff) == 0; }
-
     __device__ static void multiply_add(Result& result, const Left& left, const Right& right) {
 #pragma unroll
         for (int half_n = 0; half_n < 2; ++half_n) {
@@ -218,7 +212,6 @@ struct Fma {
     struct Left {
         float at[2][step];  // rows group and group + 8
     };
-    using Kept = Result;
 
     static constexpr int own_rows = 2;
     __device__ static int own_row(int r) { return lane_number() / 4 + 8 * r; }
@@ -250,6 +243,17 @@ struct Fma {
         return tile;
     }
 
+    template <class Value>
+    __device__ static Left left_of_elements(const Value& value) {
+        Left tile;
+#pragma unroll
+        for (int r = 0; r < 2; ++r) {
+#pragma unroll
+            for (int k = 0; k < step; ++k) tile.at[r][k] = value(r, k);
+        }
+        return tile;
+    }
+
     struct Rows {
         const float* first;
         int stride;
@@ -262,22 +266,6 @@ struct Fma {
     __device__ static Strided right_transposed(const float* rows, int stride) { return {rows, 1, stride}; }
     __device__ static Strided right_strided(const float* first, int n_stride, int k_stride) {
         return {first, n_stride, k_stride};
-    }
-
-    __device__ static Kept keep(const Result& result) { return result; }
-    __device__ static bool is_zero(const Kept& kept, int index) { return kept.at[index] == 0.0f; }
-    // Rows are spread over the four lanes of a group.
-    __device__ static Left left(const Kept& kept) {
-        Left tile;
-#pragma unroll
-        for (int index = 0; index < 8; ++index) {
-#pragma unroll
-            for (int pair = 0; pair < 4; ++pair) {
-                tile.at[index / 2 % 2][2 * pair + index % 2 + index / 4 * 8] =
-                    __shfl_sync(0xffffffffu, kept.at[index], pair, 4);
-            }
-        }
-        return tile;
     }
 
     __device__ static void multiply_add(Result& result, const Left& left, const Rows& right) {
@@ -310,6 +298,36 @@ struct Fma {
         }
     }
 };
+
+// A result, rounded, to rows of memory whose elements lie in pairs on multiples of two.
+template <class T>
+__device__ inline void store_result(T* rows, int stride, const Result& result) {
+    T* const own = rows + lane_number() / 4 * stride + lane_number() % 4 * 2;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        const Pack<T, 2> pair{{from_float<T>(result.at[2 * i]), from_float<T>(result.at[2 * i + 1])}};
+        store_pack(own + i % 2 * 8 * stride + i / 2 * 8, pair);
+    }
+}
+
+// results += left times some rows of n (transposed: of k) in shared memory; left(k) is its tile from column k on.
+template <class Math, int depth, bool transposed, int tiles, class Left>
+__device__ inline void accumulate(
+    Result (&results)[tiles], const Left& left, const typename Math::Element* rows, int stride
+) {
+#pragma unroll Math::unrolled
+    for (int k = 0; k < depth; k += step) {
+        const auto own = left(k);
+#pragma unroll
+        for (int tile = 0; tile < tiles; ++tile) {
+            if constexpr (transposed) {
+                Math::multiply_add(results[tile], own, Math::right_transposed(rows + k * stride + tile * step, stride));
+            } else {
+                Math::multiply_add(results[tile], own, Math::right(rows + tile * step * stride + k, stride));
+            }
+        }
+    }
+}
 
 // Calls function(Math()) with the units that multiply such elements.
 template <class Function>

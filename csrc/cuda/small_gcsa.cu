@@ -19,8 +19,8 @@
 // shared memory at 128 bytes per clock: 11 us; gathering the weights' operands, as much again; gate 4 us, partial sums 2 x 3
 // us, four barriers 6 us. That makes about 40 us. Plain PyTorch launches 15 kernels.
 #include "channel_gate_device.h"
-#include "norm_device.h"
 #include "small_gcsa.h"
+#include "vector_device.h"
 
 namespace gcsa_ext::cuda {
 
@@ -29,6 +29,7 @@ namespace {
 constexpr int warps = 8, threads = 32 * warps;
 constexpr int block = step;             // of channels
 constexpr int tiles_per_warp = 4;       // of 16 positions
+constexpr int work_items = 128;         // of a convolution, about: as many as multiprocessors, but the same on any GPU
 constexpr int largest_gate_rows = 128;  // of a matrix of the gate's that are in shared memory
 
 // Sizes in elements, and where things are in shared memory.
@@ -65,7 +66,7 @@ __device__ void gate_phase(const Launch& launch, unsigned char* memory) {
     };
     T* const z = static_cast<T*>(launch.call.z);
     const int warp = int(threadIdx.x) / 32;
-    TilePlace place{0, step, 0, gate.x_last, launch.images_per_position, 0, channels};
+    TilePlace place{0, step, 0, gate.x_last, 0, launch.images_per_position, 0, channels, step};
 
     for (int first = int(blockIdx.x) * step; first < launch.positions; first += int(gridDim.x) * step) {
         const int left_over = launch.positions - first;
@@ -261,7 +262,7 @@ __device__ void normalise_phase(const Launch& launch, float* coefficients, int n
     float* const slope = coefficients;
     float* const intercept = coefficients + launch.coefficients;
     load_coefficients(call.convolutions[number], channels, blocks * block, slope, intercept);
-    const TilePlace place{0, step, 0, false, launch.images_per_position, 0, channels};
+    const TilePlace place{0, step, 0, false, 0, launch.images_per_position, 0, channels, step};
 
     const int work = positions * blocks * (block / count);
     for (int i = int(blockIdx.x) * threads + int(threadIdx.x); i < work; i += int(gridDim.x) * threads) {
@@ -361,15 +362,16 @@ Choice choose(const SmallGcsa& call, const Device& device) {
     launch.convolution_aligned[1] = row_access(call.convolutions[1].weight, gate.hidden * taps, map.element) == 16;
 
     // Smaller chunks of positions where out channels are too few for all multiprocessors, even with all in channels split.
+    // How sums are split is a function of the shape, so that GPUs do not differ in their bits.
     constexpr int64_t smallest_chunk = warps * step;
     int64_t chunk = tiles_per_warp * smallest_chunk;
     const int64_t most_items = std::min(in_blocks[0] * out_blocks[0], in_blocks[1] * out_blocks[1]);
-    while (chunk > smallest_chunk && ceil_div(positions, chunk / 2) * most_items <= device.multiprocessors) chunk /= 2;
+    while (chunk > smallest_chunk && ceil_div(positions, chunk / 2) * most_items <= work_items) chunk /= 2;
     const int64_t chunks = ceil_div(positions, chunk);
     int64_t items = ceil_div(positions, step);
     int64_t partial = 0;
     for (int i = 0; i < 2; ++i) {
-        const int64_t splits = std::clamp<int64_t>(device.multiprocessors / (chunks * out_blocks[i]), 1, in_blocks[i]);
+        const int64_t splits = std::clamp<int64_t>(work_items / (chunks * out_blocks[i]), 1, in_blocks[i]);
         launch.splits[i] = int(splits);
         items = std::max(items, splits * chunks * out_blocks[i]);
         partial = std::max(partial, splits * out_blocks[i] * positions * block);

@@ -5,8 +5,8 @@
 
 #include "channel_gate.h"
 #include "map.h"
-#include "norm.h"
 #include "plan.h"
+#include "vector.h"
 
 namespace gcsa_ext::cuda {
 

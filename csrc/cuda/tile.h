@@ -9,16 +9,24 @@
 
 namespace gcsa_ext::cuda {
 
-// A tile: some channels at up to `size` positions that follow each other from `first` on, numbered through all images. It
-// lies in shared memory as it does in its map: rows of channels at a position (channels_last) or of positions in a channel,
-// `stride` elements apart.
+// A tile: some channels at positions that follow each other from `first` on, numbered through all images. It lies in shared
+// memory as it does in its map: rows of channels at a position (channels_last) or of positions in a channel, `stride`
+// elements apart. Or in whole images: one run of memory each, whatever the length of its rows, `image` elements apart.
 struct TilePlace {
     int64_t first;
     int size;                    // a multiple of 16, and a power of two
-    int stride;                  // a multiple of 16 bytes
+    int stride;                  // a multiple of 16 bytes, or P for whole images
     bool last;                   // channels_last
+    int image;                   // 0: not whole images
     double images_per_position;  // 1 / P
     int first_channel, channels;
+    int count;  // of the `size` positions those that there are; the others are 0, or nowhere with whole images
+
+    __device__ int at(int position) const {
+        if (last) return position * stride;
+        return image ? position / stride * image + position % stride : position;
+    }
+    __device__ int between_channels() const { return last ? 1 : stride; }
 };
 
 // Calls function(count) with how many elements an access may have whose addresses are multiples of `bytes`; count is a
@@ -87,15 +95,34 @@ __device__ inline void for_own_packs(const Map& map, const TilePlace& place, con
     }
 }
 
-// Positions behind the last one become 0.
+// Calls function(element in the tile, element of the map) for the packs of `count` elements that a thread copies of whole
+// images. A pack may begin in one channel and end in another.
+template <int count, class Function>
+__device__ inline void for_own_packs_of_images(const Map& map, const TilePlace& place, const Function& function) {
+    const int positions = int(map.positions), packs = place.channels * positions / count;
+    const int64_t begin = first_channel(map, place, place.first) + int64_t(place.first_channel) * positions;
+#pragma unroll 1
+    for (int image = 0; image * positions < place.count; ++image) {
+        const int64_t of_image = begin + image * map.channels * positions;
+#pragma unroll 1
+        for (int i = int(threadIdx.x); i < packs; i += int(blockDim.x)) function(image, i * count, of_image + i * count);
+    }
+}
+
 template <class T>
 __device__ inline void load_tile(T* tile, const T* from, const Map& map, const TilePlace& place, int access) {
-    const int64_t positions = map.batch * map.positions - place.first;
+    if (place.image) {
+        constexpr int count = elements_per_access<T>;
+        for_own_packs_of_images<count>(map, place, [&](int image, int within, int64_t element) {
+            copy_async(tile + image * place.image + within, from + element);
+        });
+        return;
+    }
     with_access<T>(access, [&](auto constant) {
         constexpr int count = decltype(constant)::value;
         for_own_packs<count>(map, place, [&](int position, int channel, int64_t element) {
             T* const to = tile + (place.last ? position * place.stride + channel : channel * place.stride + position);
-            if (position < positions) {
+            if (position < place.count) {
                 copy_pack<T, count>(to, from + element);
             } else {
                 clear_pack<T, count>(to);
@@ -111,8 +138,23 @@ __device__ inline void clear_channels_behind(T* tile, const TilePlace& place, in
 #pragma unroll 1
     for (int i = int(threadIdx.x); i < behind * place.size; i += int(blockDim.x)) {
         const int position = i / behind, channel = found + i % behind;
-        tile[place.last ? position * place.stride + channel : channel * place.stride + position] = from_float<T>(0.0f);
+        if (place.image && position >= place.size / place.stride * place.stride) continue;
+        tile[place.at(position) + channel * place.between_channels()] = from_float<T>(0.0f);
     }
+}
+
+// The left operand of a product: 16 positions of a tile from `row` on, times 16 channels from `channel` on.
+template <class Math>
+__device__ inline typename Math::Left left_of_tile(
+    const typename Math::Element* tile, const TilePlace& place, int row, int channel
+) {
+    if (place.last) return Math::left(tile + row * place.stride + channel, place.stride);
+    if (!place.image) return Math::left_transposed(tile + channel * place.stride + row, place.stride);
+    const int own[2] = {row + lane_number() / 4, row + lane_number() / 4 + 8};
+    const int at[2] = {place.at(own[0]), place.at(own[1])};
+    return Math::left_of_elements([&](int i, int k) {
+        return own[i] < place.count ? tile[at[i] + (channel + k) * place.stride] : from_float<typename Math::Element>(0.0f);
+    });
 }
 
 // Which channel of x channel `out` of the shuffled map is.
@@ -124,28 +166,46 @@ __device__ inline int shuffled(int channel, int channels, int groups) {
     return channel % per_group * groups + channel / per_group;
 }
 
-// Write a tile of all channels, shuffled, to a map in the layout of `out_last`.
+// Write a tile of all channels, shuffled, to a map in the layout of `out_last`; in whole images if `out_images`.
 template <class T>
 __device__ inline void store_shuffled(
-    T* to, const T* tile, const Map& map, const TilePlace& place, int groups, bool out_last, int access
+    T* to, const T* tile, const Map& map, const TilePlace& place, int groups, bool out_last, bool out_images, int access
 ) {
-    const int64_t positions = map.batch * map.positions - place.first;
-    const int channels = int(map.channels);
+    const int channels = int(map.channels), between = place.between_channels();
+    if (out_images) {
+        constexpr int count = elements_per_access<T>;
+        const int positions = int(map.positions), between_positions = place.last ? place.stride : 1;
+        for_own_packs_of_images<count>(map, place, [&](int image, int within, int64_t element) {
+            const T* const from = tile + place.at(image * positions);
+            int channel = within / positions, position = within - channel * positions;
+            int own = unshuffled(channel, channels, groups) * between;
+            Pack<T, count> pack;
+#pragma unroll
+            for (int e = 0; e < count; ++e) {
+                pack.at[e] = from[own + position * between_positions];
+                if (++position < positions) continue;
+                position = 0;
+                if (++channel < channels) own = unshuffled(channel, channels, groups) * between;
+            }
+            store_pack(to + element, pack);
+        });
+        return;
+    }
     with_access<T>(access, [&](auto constant) {
         constexpr int count = decltype(constant)::value;
         if (!out_last) {
             TilePlace out = place;
             out.last = false;
             for_own_packs<count>(map, out, [&](int position, int channel, int64_t element) {
-                if (position >= positions) return;
-                const int from = unshuffled(channel, channels, groups);
-                if (!place.last) {
-                    store_pack(to + element, load_pack<T, count>(tile + from * place.stride + position));
+                if (position >= place.count) return;
+                const T* const from = tile + unshuffled(channel, channels, groups) * between;
+                if (!place.last && !place.image) {
+                    store_pack(to + element, load_pack<T, count>(from + position));
                     return;
                 }
                 Pack<T, count> pack;
 #pragma unroll
-                for (int e = 0; e < count; ++e) pack.at[e] = tile[(position + e) * place.stride + from];
+                for (int e = 0; e < count; ++e) pack.at[e] = from[place.at(position + e)];
                 store_pack(to + element, pack);
             });
             return;
@@ -156,13 +216,13 @@ __device__ inline void store_shuffled(
 #pragma unroll 1
         for (int i = int(threadIdx.x) / 32; i < place.size / 8 * along_c; i += int(blockDim.x) / 32) {
             const int position = i / along_c * 8 + lane % 8, number = i % along_c * 4 + lane / 8;
-            if (number >= packs || position >= positions) continue;
+            if (number >= packs || position >= place.count) continue;
+            const T* const from = tile + place.at(position);
             Pack<T, count> pack;
             int group = number * count % groups, within = number * count / groups;
 #pragma unroll
             for (int e = 0; e < count; ++e) {
-                const int from = group * (channels / groups) + within;
-                pack.at[e] = tile[place.last ? position * place.stride + from : from * place.stride + position];
+                pack.at[e] = from[(group * (channels / groups) + within) * between];
                 if (++group == groups) group = 0, ++within;
             }
             store_pack(to + (place.first + position) * channels + number * count, pack);

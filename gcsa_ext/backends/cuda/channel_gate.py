@@ -16,14 +16,12 @@ from gcsa_ext.backends.cuda.launch import ELEMENTS, VECTOR_ELEMENTS, address, ke
 
 
 def takes_channel_gate(channels: int, hidden: int, dtype: torch.dtype) -> bool:
-    """Whether the kernels hold so many hidden units in registers, and 16 positions of so many channels in the
+    """Whether there are kernels for so many hidden units, and 16 positions of so many channels fit in the
     shared memory of a block.
 
     Beyond, matrix products are nearly all of the time, and torch's are left to do them.
     """
-    return hidden <= kernels().largest_gate_hidden(ELEMENTS[dtype]) and _fits(
-        channels, hidden, dtype, _shared_bytes()
-    )
+    return hidden <= kernels().largest_gate_hidden and _fits(channels, hidden, dtype, _shared_bytes())
 
 
 @functools.cache
