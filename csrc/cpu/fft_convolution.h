@@ -131,19 +131,23 @@ inline void gather_taps(const A* from, int64_t output_stride, int64_t outputs, i
         });
     }
 }
+// Stores that cross a cache line take several times as long: the first few scalars are stored on their own where the others
+// of all rows can then be aligned.
 template <class A>
 inline void scatter_taps(const A* from, int64_t output_stride, int64_t outputs, int64_t count, A factor, A* to) {
     constexpr int L = lanes<A>;
-    for (int64_t tap = 0; tap < count; tap += L) {
-        const int64_t left = count - tap;
+    const auto address = reinterpret_cast<uintptr_t>(to) / sizeof(A);
+    const int64_t head = output_stride % L == 0 ? L - static_cast<int64_t>(address % L) : L;
+    for (int64_t tap = 0, taps; tap < count; tap += taps) {
+        taps = std::min<int64_t>(tap ? L : head, count - tap);
         const auto row = [&](int i) { return load(from + (tap + i) * L, Full<A>{}) * factor; };
-        if (left >= L)
+        if (taps == L)
             transpose_square<A>(L, outputs, row, [&](int i, vec<A> value) {
                 store(to + i * output_stride + tap, value, Full<A>{});
             });
         else
-            transpose_square<A>(left, outputs, row, [&](int i, vec<A> value) {
-                store(to + i * output_stride + tap, value, static_cast<int>(left));
+            transpose_square<A>(taps, outputs, row, [&](int i, vec<A> value) {
+                store(to + i * output_stride + tap, value, static_cast<int>(taps));
             });
     }
 }

@@ -91,8 +91,9 @@ double product_rate(const ProductRate& p) {
     const InputSpectra<A> in = c.input_spectra(pieces.take(in_size), c.inputs);
     const OutputSpectra<A> out = c.output_spectra(pieces.take(out_size), c.outputs);
     A* const scratch = pieces.take(p.threads * per_thread);
+    // Two frequencies are of two real products each, half as many operations as a complex one.
     const double products =
-        static_cast<double>(c.group * c.tiling.frequencies() * p.inputs) * static_cast<double>(p.outputs);
+        static_cast<double>(c.group * (c.tiling.frequencies() - 1) * p.inputs) * static_cast<double>(p.outputs);
     return best_rate(p.threads, p.seconds, 8 * products, [&](const Team& team) {
         const Multiplication<A, false> multiplication(c.tiling, taps, scratch + team.rank * per_thread);
         multiply_spectra(team, multiplication, c.group, in, 0, c.inputs, out);

@@ -126,9 +126,18 @@ inline void store(T* to, vec<accumulator<T>> value, Full<T>) {
 }
 template <class T>
 inline void store(T* to, vec<accumulator<T>> value, int count) {
-    T lane[lanes<accumulator<T>>];
+    constexpr int n = lanes<accumulator<T>>;
+    T lane[n];
     store(lane, value, Full<T>{});
-    for (int i = 0; i < count; ++i) to[i] = lane[i];
+    int done = 0;
+    const auto copy = [&](auto size) {  // known at compile time: a move or two
+        if (count & size) __builtin_memcpy(to + done, lane + done, size * sizeof(T)), done += size;
+    };
+    if (count >= n) return __builtin_memcpy(to, lane, sizeof(lane)), void();
+    if constexpr (n > 8) copy(std::integral_constant<int, 8>{});
+    if constexpr (n > 4) copy(std::integral_constant<int, 4>{});
+    if constexpr (n > 2) copy(std::integral_constant<int, 2>{});
+    copy(std::integral_constant<int, 1>{});
 }
 
 // Copy with conversion between an element type and its accumulator.
