@@ -253,6 +253,10 @@ def exchange(module: nn.Module, what: str) -> None:
         parametrizations.weight_norm(channel[2])
     elif what == "pruning":
         prune.l1_unstructured(channel[0], "weight", 0.5)
+    elif what == "fewer hidden units":
+        for name in ("weight", "bias"):
+            setattr(channel[0], name, nn.Parameter(getattr(channel[0], name)[:2].detach()))
+        channel[2].weight = nn.Parameter(channel[2].weight[:, :2].detach())
     elif what == "GELU":
         channel[1] = nn.GELU()
     elif what == "Linear for ReLU":
@@ -277,7 +281,8 @@ def exchange(module: nn.Module, what: str) -> None:
 @pytest.mark.parametrize(
     "what",
     ["group norm", "instance norm", "spectral norm", "weight norm", "pruning", "GELU", "Linear for ReLU",
-     "no bias", "one more layer", "one layer less", "identity norm", "depthwise", "replaced forward"],
+     "fewer hidden units", "no bias", "one more layer", "one layer less", "identity norm", "depthwise",
+     "replaced forward"],
 )  # fmt: skip
 def test_exchanged_layers_are_called_as_they_are(what: str) -> None:
     fused, plain = pair(channels=12)

@@ -128,7 +128,10 @@ class GCSA(nn.Module):
         ):
             return None
         layers = first, second, conv1, norm1, conv2, norm2 = _layers(self)
-        if first.out_features != conv1.out_channels:
+        weights = [t for layer in (first, second, conv1, conv2) for t in _weights(layer) if t is not None]
+        # The operator has one number of hidden channels for both branches. Weights tell: somebody may have
+        # cut them.
+        if len(weights[0]) != len(_weights(conv1)[0]):
             return None
         # One value per channel has no variance: batch normalisation refuses it with a good message.
         if x.numel() == x.shape[1] and (_uses_batch(norm1) or _uses_batch(norm2)):
@@ -139,8 +142,7 @@ class GCSA(nn.Module):
             fits = device == "cpu" or x.dtype == torch.get_autocast_dtype(device)
         else:
             # Outside of autocast other dtypes are a mistake, and the layers say so.
-            weights = (t for layer in (first, second, conv1, conv2) for t in _weights(layer))
-            fits = all(w is None or w.dtype == x.dtype for w in weights)
+            fits = {w.dtype for w in weights} == {x.dtype}
         return layers if fits else None
 
     def _fused(
@@ -292,11 +294,12 @@ def _of_kinds(
     if type(branch) is not nn.Sequential:
         return False
     layers = branch._modules.values()
-    return (
-        len(layers) == len(kinds)
-        and all(type(layer) in kind for layer, kind in zip(layers, kinds, strict=True))
-        and not _observed(branch, *cast("Iterable[nn.Module]", layers))
-    )
+    if len(layers) != len(kinds):
+        return False
+    for layer, kind in zip(layers, kinds, strict=True):
+        if type(layer) not in kind:
+            return False
+    return not _observed(branch, *cast("Iterable[nn.Module]", layers))
 
 
 def _is_plain(layer: nn.Module, *kinds: type[_Layer]) -> TypeGuard[_Layer]:
@@ -308,8 +311,8 @@ def _fuses_channel_gate(branch: nn.Module | None) -> TypeGuard[nn.Sequential]:
     """Whether functional.channel_gate computes what these layers do."""
     if not _of_kinds(branch, ((nn.Linear,), (nn.ReLU,), (nn.Linear,))):
         return False
-    first, _, second = branch._modules.values()
-    return all(_weights(layer)[1] is not None for layer in (first, second) if layer is not None)
+    first, _, second = cast("Iterable[nn.Module]", branch._modules.values())
+    return _weights(first)[1] is not None and _weights(second)[1] is not None
 
 
 def _fuses_norm_gate(branch: nn.Module) -> bool:

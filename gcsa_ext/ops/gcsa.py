@@ -7,7 +7,7 @@ else is computed by the operators it is made of (see nn/attention.py).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -90,26 +90,25 @@ def _check(a: Arguments) -> None:
             f"gcsa: expected h >= 1 and groups that divide C = {C}, got h = {h}, groups = {a.groups}"
         )
     hidden, full = (h,), (C,)
-    shapes = ((h, C), hidden, (C, h), full, (h, C, k, k), hidden, (C, h, k, k), full)
-    for name, shape in zip(
-        Arguments._fields[1:17],
-        (*shapes, hidden, hidden, full, full, hidden, hidden, full, full),
-        strict=True,
-    ):
-        tensor = getattr(a, name)
+    layers = ((h, C), hidden, (C, h), full, (h, C, k, k), hidden, (C, h, k, k), full)
+    shapes = (*layers, hidden, hidden, full, full, hidden, hidden, full, full)
+    device = x.device
+    tensors = cast("Sequence[Tensor | None]", a[1:17])
+    for i, (tensor, shape) in enumerate(zip(tensors, shapes, strict=True), 1):
         if tensor is None:
             continue
         if tensor.shape != shape:
             raise ValueError(
-                f"gcsa: expected {name} of shape {shape} for x {tuple(x.shape)}, got {tuple(tensor.shape)}"
+                f"gcsa: expected {a._fields[i]} of shape {shape} for x {tuple(x.shape)}, "
+                f"got {tuple(tensor.shape)}"
             )
-        if not tensor.is_floating_point() or tensor.device != x.device:
+        if not tensor.is_floating_point() or tensor.device != device:
             raise TypeError(
-                f"gcsa: expected {name} of a floating dtype on {x.device}, "
+                f"gcsa: expected {a._fields[i]} of a floating dtype on {device}, "
                 f"got {tensor.dtype}, {tensor.device}"
             )
-    for number in "12":
-        if (getattr(a, f"mean{number}") is None) != (getattr(a, f"var{number}") is None):
+    for number, mean, var in ((1, a.mean1, a.var1), (2, a.mean2, a.var2)):
+        if (mean is None) != (var is None):
             raise ValueError(f"gcsa: expected both mean{number} and var{number}, or neither")
 
 
