@@ -39,7 +39,7 @@ X86_64 = {
     "avx2": (32, ("-mavx2", "-mfma")),
     "avx512": (64, ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma")),
 }
-COMPILERS = [("g++", isa) for isa in X86_64] + [("clang++", isa) for isa in X86_64]
+COMPILERS = [(compiler, isa) for compiler in ("g++", "g++-11", "clang++") for isa in X86_64]
 COMPILERS += [("aarch64-linux-gnu-g++", "baseline")]
 
 

@@ -136,6 +136,31 @@ def test_any_shared_memory(shared: int, dtype: torch.dtype, monkeypatch: pytest.
                 check_gate((1, channels, 9, 15), hidden, 4, dtype, (CONTIGUOUS, CHANNELS_LAST))
 
 
+@pytest.mark.parametrize(
+    ("channels", "hidden", "batch", "moved_grad"),
+    [(256, 4, 1, True), (256, 4, 5, False), (512, 40, 40, False)],
+)
+def test_where_maps_begin_decides_how_they_are_summed(
+    channels: int, hidden: int, batch: int, moved_grad: bool
+) -> None:
+    """Other tiles, another number of partial sums, other kernels, in a workspace planned for them."""
+
+    def moved(t: Tensor) -> Tensor:
+        return torch.empty(t.numel() + 1, dtype=t.dtype)[1:].view(t.shape).copy_(t)
+
+    x, grad = (torch.randn(batch, channels, 7, 7).bfloat16() for _ in range(2))
+    weights = gate_weights(channels, hidden, torch.bfloat16)
+    settings = 4, True, CONTIGUOUS, CONTIGUOUS, True, True
+    grad_x, grads = gates.channel_gate_backward(grad, x, weights, *settings)
+    found_x, found = gates.channel_gate_backward(
+        moved(grad) if moved_grad else grad, moved(x), weights, *settings
+    )
+    assert grad_x is not None and found_x is not None and torch.equal(found_x, grad_x)
+    for a, b in zip(found, grads, strict=True):
+        assert a is not None and b is not None
+        assert (a.float() - b.float()).norm() < 0.01 * b.float().norm()  # other sums, rounded to 8 bits
+
+
 @pytest.mark.parametrize("shape", [(2, 16, 8, 8), (3, 24, 7, 7)], ids=str)
 @pytest.mark.parametrize("layout", [CONTIGUOUS, CHANNELS_LAST], ids=str)
 def test_maps_and_weights_that_are_not_aligned(shape: tuple[int, ...], layout: torch.memory_format) -> None:

@@ -4,6 +4,7 @@ asked for."""
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import math
 from types import ModuleType
@@ -11,8 +12,13 @@ from typing import Any
 
 import emulated_cuda as emulation
 import pytest
+import torch
 
 from gcsa_ext import backends
+from gcsa_ext.backends.cuda.launch import ELEMENTS
+
+# The package's own name for it is the operator.
+gates = importlib.import_module("gcsa_ext.backends.cuda.channel_gate")
 
 FLOAT32, BFLOAT16, FLOAT16 = 0, 1, 2
 KB = 1024
@@ -201,19 +207,26 @@ GATES = [
 @pytest.mark.parametrize("element", [FLOAT32, BFLOAT16, FLOAT16])
 @pytest.mark.parametrize("shared", [99, 163, 227])
 def test_launches_of_the_gate(
-    shared: int, element: int, sizes: tuple[int, int, int], hidden: int, plans: ModuleType
+    shared: int,
+    element: int,
+    sizes: tuple[int, int, int],
+    hidden: int,
+    plans: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     N, C, P = sizes
     limit = shared * KB
+    refused = False
     for last, other_last, tf32 in itertools.product((False, True), (False, True), (False, True)):
         call = ((0, 0, 132, limit), element, sizes, (hidden, 1, True, tf32), last, other_last)
         try:
             plan = plans.plan_channel_gate(*call)
-            plans.plan_channel_gate_backward(*call, True)
+            plans.plan_channel_gate_backward(*call, True, (A, A, A))
         except ValueError as error:
             assert "do not fit in the shared memory of a block" in str(error)
             # Twice 16 positions of all channels in the backward pass; torch computes it.
             assert 32 * C * (4 if element == FLOAT32 else 2) > limit / 2
+            refused = True
             continue
         check_plan(plan, limit)
         # A warp has 16 positions; a loop over tiles makes every grid enough, one block each is too many. At
@@ -221,8 +234,8 @@ def test_launches_of_the_gate(
         tiles = -(-N * P // (plan["threads"] // 2))
         assert min(tiles, 132) <= plan["grid"][0] <= -(-4 * tiles // 3) and product(plan["grid"]) <= 4 * 132
         for weights in (True, False):
-            kernels = plans.plan_channel_gate_backward(*call, weights)
-            rows, units = plans.channel_gate_backward_workspace(*call, weights)
+            kernels = plans.plan_channel_gate_backward(*call, weights, (A, A, A))
+            rows, units = plans.channel_gate_backward_workspace(*call, weights, (A, A, A))
             for plan in kernels:
                 check_plan(plan, limit)
             names = [plan["kernel"] for plan in kernels]
@@ -239,6 +252,30 @@ def test_launches_of_the_gate(
                 assert names == ["channel_gate_backward", "sum_rows"] and kernels[0]["grid"][0] <= rows
                 assert hidden <= 32
             assert kernels[-1]["grid"][0] == -(-(2 * C * hidden + C + hidden) // 32)
+    dtype = {FLOAT32: torch.float32, BFLOAT16: torch.bfloat16, FLOAT16: torch.float16}[element]
+    monkeypatch.setattr(gates, "kernels", lambda: plans)
+    assert not (refused and gates._fits.__wrapped__(C, hidden, dtype, limit))
+
+
+@pytest.mark.parametrize("shared", [64, 99, 163, 227])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_what_is_taken_fits_in_every_shape(
+    dtype: torch.dtype, shared: int, plans: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the positions are, and wherever maps begin: no training step fails half way."""
+    monkeypatch.setattr(gates, "kernels", lambda: plans)
+    taken = 0
+    for C, hidden in itertools.product((64, 256, 512, 1024, 1536, 2048, 3000), (4, 16, 32, 64, 128, 256)):
+        if not gates._fits.__wrapped__(C, hidden, dtype, shared * KB):
+            continue
+        taken += 1
+        for P, last, other_last, x, grad in itertools.product(
+            (1, 9, 16, 49, 196, 784), (False, True), (False, True), (A, A + 4), (A, A + 4)
+        ):
+            call = ((0, 0, 132, shared * KB), ELEMENTS[dtype], (3, C, P), (hidden, 1, True, False))
+            plans.plan_channel_gate(*call, last, other_last)
+            plans.plan_channel_gate_backward(*call, last, other_last, True, (x, grad, A))
+    assert 0 < taken < 42
 
 
 @pytest.mark.parametrize("sizes", [(256, 64, 3136), (256, 512, 49), (8, 256, 196), (3, 17, 60)], ids=str)
@@ -251,7 +288,7 @@ def test_sums_are_split_by_the_shape_alone(
         gate = (hidden, 1, True, False)
         found = {
             plans.channel_gate_backward_workspace(
-                (0, 0, multiprocessors, 227 * KB), element, sizes, gate, False, False, True
+                (0, 0, multiprocessors, 227 * KB), element, sizes, gate, False, False, True, (A, A, A)
             )
             for multiprocessors in (1, 16, 84, 108, 132, 148, 1000)
         }
@@ -289,7 +326,7 @@ def test_the_width_of_accesses_to_maps_of_the_usual_sizes(
             plan = plans.plan_channel_gate(*call)
             assert plan["x_bytes"] == (16 if last else narrow)
             assert plan["out_bytes"] == (16 if other_last else narrow)
-            plan = plans.plan_channel_gate_backward(*call, True)[0]
+            plan = plans.plan_channel_gate_backward(*call, True, (A, A, A))[0]
             # An image of float32 of both maps does not fit in the shared memory of a block.
             rows = 4 if element == FLOAT32 and P == 49 else narrow
             assert plan["x_bytes"] == plan["grad_x_bytes"] == (16 if last else rows)
@@ -312,7 +349,7 @@ def test_blocks_to_a_multiprocessor_at_the_usual_sizes(plans: ModuleType) -> Non
         plan = plans.plan_channel_gate(*call)
         assert plan["grid"][0] == min(blocks * 132, 256 * sizes[2] // 98) and plan["threads"] == 32 * warps
         assert (plan["shared_bytes"] + KB) * blocks <= 228 * KB
-        assert len(plans.plan_channel_gate_backward(*call, True)) == kernels
+        assert len(plans.plan_channel_gate_backward(*call, True, (A, A, A))) == kernels
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,6 @@ class TileTransform {
     TileTransform(int64_t height, int64_t width)
         : height_(height), width_(width), y_(find_length<T>(height)), x_(find_length<T>(width)) {}
 
-    static constexpr int64_t frequencies(int64_t height, int64_t width) { return height * width / 2; }
     // What a product of two spectra must be multiplied by for `inverse` to return the convolution.
     T scale() const { return T(1) / T(4 * height_ * width_); }
     // The scratch memory of one transform, in elements.

@@ -129,11 +129,17 @@ inline void store(T* to, vec<accumulator<T>> value, int count) {
     constexpr int n = lanes<accumulator<T>>;
     T lane[n];
     store(lane, value, Full<T>{});
+    if (count >= n) {
+        __builtin_memcpy(to, lane, sizeof(lane));
+        return;
+    }
     int done = 0;
     const auto copy = [&](auto size) {  // known at compile time: a move or two
-        if (count & size) __builtin_memcpy(to + done, lane + done, size * sizeof(T)), done += size;
+        if (count & size) {
+            __builtin_memcpy(to + done, lane + done, size * sizeof(T));
+            done += size;
+        }
     };
-    if (count >= n) return __builtin_memcpy(to, lane, sizeof(lane)), void();
     if constexpr (n > 8) copy(std::integral_constant<int, 8>{});
     if constexpr (n > 4) copy(std::integral_constant<int, 4>{});
     if constexpr (n > 2) copy(std::integral_constant<int, 2>{});
@@ -225,7 +231,9 @@ GCSA_EXT_INLINE auto join(
 #if __has_builtin(__builtin_shufflevector)
     return __builtin_shufflevector(low, high, k...);
 #else
-    const typename VectorOf<T, bytes / 2>::type halves[2] = {low, high};
+    const struct {
+        decltype(low) first, second;
+    } halves{low, high};
     return bit_cast<typename VectorOf<T, bytes>::type>(halves);
 #endif
 }

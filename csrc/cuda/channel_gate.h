@@ -50,6 +50,7 @@ struct ChannelGateBackward {
     void* hidden_out;     // (N * P, units)
     void* g1_out;         // (N * P, units)
     void* g2_out;         // (N * P, C)
+    int64_t rows, units;  // of the workspace: those of the plan for the very same call
     Vector gradients[4];  // of w1, b1, w2, b2
 };
 
@@ -74,6 +75,7 @@ void channel_gate_sums(const ChannelGateSums& call, const Device& device, Stream
 
 // Throws like plan_channel_gate.
 ChannelGateBackwardPlan plan_channel_gate_backward(const ChannelGateBackward& call, const Device& device);
+// Throws std::invalid_argument where the workspace is not that of the plan.
 void channel_gate_backward(const ChannelGateBackward& call, const Device& device, Stream stream);
 
 }  // namespace gcsa_ext::cuda

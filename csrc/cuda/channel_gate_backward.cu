@@ -391,6 +391,9 @@ ChannelGateBackwardPlan plan_channel_gate_backward(const ChannelGateBackward& ca
 
 void channel_gate_backward(const ChannelGateBackward& call, const Device& device, Stream stream) {
     with_choice(call, device, [&](const Choice& choice, auto kernel) {
+        if (call.rows != choice.plan.rows || call.units != choice.plan.units) {
+            throw std::invalid_argument("channel_gate_backward: the workspace is that of another plan");
+        }
         launch(kernel, choice.plan.main, stream, choice.main);
         if (choice.plan.sums.threads) channel_gate_sums(choice.sums, device, stream);
         if (choice.plan.add.threads) sum_rows(choice.add, stream);

@@ -9,6 +9,7 @@ namespace {
 using Sizes = std::tuple<int64_t, int64_t, int64_t>;             // batch, channels, positions
 using Gate = std::tuple<int64_t, int64_t, bool, bool>;           // hidden, groups, sigmoid, tf32
 using Weights = std::tuple<Address, Address, Address, Address>;  // w1, b1, w2, b2
+using Maps = std::array<Address, 3>;                             // x, grad, grad_x
 using Vectors = std::array<std::pair<Address, int>, 4>;          // with the code of their type
 
 // out may be null where out_last is of no interest.
@@ -27,13 +28,15 @@ ChannelGate channel_gate_call(
             pointer(x), pointer(w1), pointer(b1), pointer(w2), pointer(b2), pointer(out)};
 }
 
-// What a plan for so many multiprocessors depends on; where tensors lie only decides how wide accesses are.
+// What a plan depends on. Where maps lie decides how they are accessed, in whole images too, and so what fits.
 ChannelGateBackward backward_sizes(
-    int element, const Sizes& sizes, const Gate& gate, bool x_last, bool grad_last, bool weights
+    int element, const Sizes& sizes, const Gate& gate, bool x_last, bool grad_last, bool weights, const Maps& maps
 ) {
     const Weights some{16, 16, 16, 16};
     ChannelGateBackward call{};
-    call.gate = channel_gate_call(element, sizes, gate, x_last, false, 16, some, 0);
+    call.gate = channel_gate_call(element, sizes, gate, x_last, false, maps[0], some, 0);
+    call.grad = pointer(maps[1]);
+    call.grad_x = pointer(maps[2]);
     call.grad_last = grad_last;
     call.weights = weights;
     return call;
@@ -66,17 +69,19 @@ void bind_channel_gate(pybind11::module_& module) {
     // The rows of partial sums, and the columns of two workspaces of hidden units, 0 where these are not needed.
     module.def(
         "channel_gate_backward_workspace", [](const Target& target, int element, const Sizes& sizes, const Gate& gate,
-                                              bool x_last, bool grad_last, bool weights) {
-            const auto plan =
-                plan_channel_gate_backward(backward_sizes(element, sizes, gate, x_last, grad_last, weights), device(target));
+                                              bool x_last, bool grad_last, bool weights, const Maps& maps) {
+            const auto plan = plan_channel_gate_backward(
+                backward_sizes(element, sizes, gate, x_last, grad_last, weights, maps), device(target)
+            );
             return std::pair(plan.rows, plan.units);
         }
     );
     module.def(
         "plan_channel_gate_backward", [](const Target& target, int element, const Sizes& sizes, const Gate& gate,
-                                         bool x_last, bool grad_last, bool weights) {
-            const auto plan =
-                plan_channel_gate_backward(backward_sizes(element, sizes, gate, x_last, grad_last, weights), device(target));
+                                         bool x_last, bool grad_last, bool weights, const Maps& maps) {
+            const auto plan = plan_channel_gate_backward(
+                backward_sizes(element, sizes, gate, x_last, grad_last, weights, maps), device(target)
+            );
             pybind11::list kernels;
             for (const auto& kernel : {plan.main, plan.sums, plan.add}) {
                 if (kernel.threads) kernels.append(to_dict(kernel));
@@ -88,9 +93,11 @@ void bind_channel_gate(pybind11::module_& module) {
         }
     );
     module.def(
-        "channel_gate_backward", [](const Target& target, int element, const Sizes& sizes, const Gate& gate, bool x_last,
-                                    bool grad_last, Address x, const Weights& weights, Address grad, Address grad_x,
-                                    const std::array<Address, 4>& workspace, const Vectors& gradients) {
+        "channel_gate_backward",
+        [](const Target& target, int element, const Sizes& sizes, const Gate& gate, bool x_last, bool grad_last,
+           const Maps& maps, const Weights& weights, const std::array<Address, 4>& workspace,
+           std::pair<int64_t, int64_t> rows_and_units, const Vectors& gradients) {
+            const auto [x, grad, grad_x] = maps;
             require_addresses(grad);
             ChannelGateBackward call{};
             call.gate = channel_gate_call(element, sizes, gate, x_last, false, x, weights, 0);
@@ -101,6 +108,7 @@ void bind_channel_gate(pybind11::module_& module) {
             call.hidden_out = pointer(workspace[1]);
             call.g1_out = pointer(workspace[2]);
             call.g2_out = pointer(workspace[3]);
+            std::tie(call.rows, call.units) = rows_and_units;
             call.weights = call.partial != nullptr;
             for (size_t i = 0; i < gradients.size(); ++i) {
                 const auto [address, code] = gradients[i];

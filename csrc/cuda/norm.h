@@ -76,7 +76,7 @@ struct NormBackward {
     float* partial;     // (parts, 2, C): of each block grad_weight and grad_bias, or null: not wanted
 };
 
-// With how many blocks along y sums are made: rows of `partial`. It depends on the shape alone. `mixed`: grad or out is
+// With how many blocks along y sums are made: rows of `partial`. It does not depend on the device. `mixed`: grad or out is
 // contiguous while u is channels_last.
 int64_t norm_parts(const Map& map, bool last, bool mixed);
 

@@ -31,9 +31,10 @@ def _fits(channels: int, hidden: int, dtype: torch.dtype, shared_bytes: int) -> 
     try:
         for last, other_last, tf32 in itertools.product((False, True), repeat=3):
             gate = (hidden, 1, True, tf32)
-            arguments = (limits, ELEMENTS[dtype], (1, channels, 1), gate, last, other_last)
+            # 64 positions: whole images, which fewer are accessed in, take less memory.
+            arguments = (limits, ELEMENTS[dtype], (1, channels, 64), gate, last, other_last)
             kernels().plan_channel_gate(*arguments)
-            kernels().plan_channel_gate_backward(*arguments, True)
+            kernels().plan_channel_gate_backward(*arguments, True, (16, 16, 16))
     except ValueError:
         return False
     return True
@@ -119,20 +120,21 @@ def channel_gate_backward(
     found = [torch.empty_like(w) if need_weights else None for w in weights]
     rounded = [w.to(x.dtype) for w in weights]
     arguments = _arguments(x, weights[0].shape[0], groups, sigmoid, layout, grad_layout)
+    maps = tuple(map(address, (x, grad, grad_x)))
     workspace: list[Tensor | None] = [None, None, None, None]
+    rows = units = 0
     if need_weights:
-        rows, units = kernels().channel_gate_backward_workspace(*arguments, True)
+        rows, units = kernels().channel_gate_backward_workspace(*arguments, True, maps)
         workspace[0] = x.new_empty((rows, sum(w.numel() for w in weights)), dtype=torch.float32)
         if units:
             positions = x.numel() // x.shape[1]
             workspace[1:] = (x.new_empty((positions, columns)) for columns in (units, units, x.shape[1]))
     kernels().channel_gate_backward(
         *arguments,
-        address(x),
+        maps,
         tuple(map(address, rounded)),
-        address(grad),
-        address(grad_x),
         list(map(address, workspace)),
+        (rows, units),
         [(address(g), VECTOR_ELEMENTS[w.dtype]) for g, w in zip(found, weights, strict=True)],
     )
     return grad_x, found

@@ -14,7 +14,7 @@ ELEMENTS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 """The codes of csrc/cuda/map.h."""
 
 VECTOR_ELEMENTS = {**ELEMENTS, torch.float64: 3}
-"""Those of csrc/cuda/norm.h, for vectors that come as the user keeps them."""
+"""Those of csrc/cuda/vector.h, for vectors that come as the user keeps them."""
 
 EMULATED_TARGET = (0, 0, 3, 227 * 1024)
 """Few multiprocessors, so that blocks of few positions take turns."""

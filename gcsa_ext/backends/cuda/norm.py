@@ -1,7 +1,7 @@
 """The launches of batch normalisation with what follows it, see csrc/cuda/norm.h.
 
 Sums over positions are made in two stages without atomic additions, in an order that depends on the shape
-alone, so that two runs give the same bits.
+and on whether maps begin at a multiple of 16 bytes, so that two runs give the same bits.
 """
 
 from __future__ import annotations

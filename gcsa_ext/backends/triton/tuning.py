@@ -38,7 +38,8 @@ def launch_fastest(
 
     The first call of a shape class times all of them, but while its stream is captured into a CUDA graph,
     where nothing may wait, and in the interpreter: there the first one is taken. A capture in another thread
-    is not disturbed.
+    is not disturbed by what is compiled and timed here (by kernels of a single configuration, which are
+    loaded when they are first called, it may be).
 
     Args:
         shape_class: what decides which is fastest, the kernel's name included.
@@ -47,11 +48,14 @@ def launch_fastest(
     key = (x.device, x.dtype, *shape_class)
     configuration = _chosen.get(key)
     if configuration is None:
-        if enabled and x.is_cuda and not torch.cuda.is_current_stream_capturing():
+        configurations = list(configurations)
+        if len(configurations) == 1:
+            configuration = _chosen[key] = configurations[0]
+        elif enabled and x.is_cuda and not torch.cuda.is_current_stream_capturing():
             with _beside_captures():
                 configuration = _chosen[key] = _fastest(configurations, launch)
         else:
-            configuration = next(iter(configurations))
+            configuration = configurations[0]
     launch(configuration)
 
 
@@ -75,12 +79,14 @@ def _beside_captures() -> Iterator[None]:
     if driver is None:
         yield
         return
-    mode = ctypes.c_int(2)  # CU_STREAM_CAPTURE_MODE_RELAXED
-    driver.cuThreadExchangeStreamCaptureMode(ctypes.byref(mode))  # mode is now the previous one
+    # CU_STREAM_CAPTURE_MODE_RELAXED; the call puts the previous one in its place.
+    mode = ctypes.c_int(2)
+    exchanged = driver.cuThreadExchangeStreamCaptureMode(ctypes.byref(mode)) == 0
     try:
         yield
     finally:
-        driver.cuThreadExchangeStreamCaptureMode(ctypes.byref(mode))
+        if exchanged:
+            driver.cuThreadExchangeStreamCaptureMode(ctypes.byref(mode))
 
 
 def _fastest(
