@@ -235,6 +235,15 @@ def _positive(kind: Callable[[str], float]) -> Callable[[str], float]:
     return parse
 
 
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Adds the default to an option's help, where there is one and the help does not tell it in words."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.default is False or "(default" in (action.help or ""):
+            return action.help
+        return super()._get_help_string(action)
+
+
 def _parser() -> argparse.ArgumentParser:
     whole, real = _positive(int), _positive(float)
     common = argparse.ArgumentParser(add_help=False)
@@ -254,7 +263,7 @@ def _parser() -> argparse.ArgumentParser:
             parents=[common],
             help=summary,
             description=f"{summary[0].upper()}{summary[1:]}. {text}",
-            formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+            formatter_class=_Formatter,
         )
         added.set_defaults(run=run)
         return added
@@ -281,7 +290,7 @@ def _parser() -> argparse.ArgumentParser:
         "demo",
         _demo,
         "make talking faces, train on them, evaluate and predict",
-        "Writes synthetic clips to a cache folder, trains the small network on them (some minutes on two CPU "
+        "Writes synthetic clips to a cache folder, trains the small network on them (a minute on two CPU "
         "cores), scores it on people it has not seen, and judges one more clip frame by frame.",
     )
     demo.add_argument("--out", type=Path, default=Path("gcsa-ext-demo"), help="folder for the results")

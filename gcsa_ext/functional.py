@@ -196,10 +196,11 @@ def update_statistics(
             batches.add_(1)
         if momentum is None:
             momentum = 0.0 if batches is None else 1 / batches.to(torch.float32)
-        if running_mean is not None:
-            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
-        if running_var is not None:
-            running_var.lerp_((var * (values / (values - 1))).to(running_var.dtype), momentum)
+        for running, new in ((running_mean, mean), (running_var, var * (values / (values - 1)))):
+            if running is not None:
+                # In torch 2.6 a share of another dtype is an error.
+                share = momentum.to(running.dtype) if isinstance(momentum, Tensor) else momentum
+                running.lerp_(new.to(running.dtype), share)
 
 
 def frequency_mask(spectrogram: Tensor, start: Tensor, width: Tensor, value: float = 0.0) -> Tensor:

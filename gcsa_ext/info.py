@@ -99,6 +99,7 @@ def format_info() -> str:
         for device, reason in devices.items():
             state = "available" if reason is None else f"cannot run: {reason}"
             lines.append(f"  {backend + ' on ' + device:24}{state}")
-    if found["forced_backend"]:
-        lines.append(f"  forced: {found['forced_backend']}")
+    if forced := found["forced_backend"]:
+        known = forced in backends.ORDER
+        lines.append(f"  forced: {forced}{'' if known else ', which is none of them'}")
     return "\n".join(lines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -215,3 +216,11 @@ def test_quick_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert word in out
     for name in ("confusion-test.png", "unseen.emotions.csv", "unseen.emotions.png", "model.json"):
         assert (tmp_path / "out" / name).stat().st_size > 0
+
+
+@pytest.mark.parametrize("verb", ["demo", "train", "evaluate", "predict"])
+def test_help_tells_defaults_that_exist(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([verb, "--help"]) == 0
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "(default: " in printed and "None" not in printed and "False" not in printed
+    assert not re.search(r"\(default[^)]*\) \(default", printed)

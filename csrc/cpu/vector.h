@@ -140,6 +140,8 @@ inline void store(T* to, vec<accumulator<T>> value, int count) {
             done += size;
         }
     };
+    static_assert(n <= 32);
+    if constexpr (n > 16) copy(std::integral_constant<int, 16>{});
     if constexpr (n > 8) copy(std::integral_constant<int, 8>{});
     if constexpr (n > 4) copy(std::integral_constant<int, 4>{});
     if constexpr (n > 2) copy(std::integral_constant<int, 2>{});

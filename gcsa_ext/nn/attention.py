@@ -265,7 +265,13 @@ _HOOKS = (  # with the flag that says which kind the backward hooks are
 # caches. So they look into the modules' own dictionaries, which spares nn.Module's search for an attribute.
 def _observed(*layers: nn.Module) -> bool:
     """Whether somebody listens in on a layer or stands in for it."""
-    if nn.modules.module._has_any_global_hook():
+    everywhere = nn.modules.module
+    if (
+        everywhere._global_forward_hooks
+        or everywhere._global_forward_pre_hooks
+        or everywhere._global_backward_hooks
+        or everywhere._global_backward_pre_hooks
+    ):
         return True
     for layer in layers:
         own = layer.__dict__
