@@ -14,6 +14,7 @@
 
 #include "cpu/dispatch.h"
 #include "dlpack.h"
+#include "objects.h"
 #include "running_statistics.h"
 #include "scratch.h"
 #ifndef GCSA_EXT_CUDA_MISSING
@@ -387,5 +388,9 @@ PYBIND11_MODULE(_C, module) {
             dtype == 0 ? update(float{}) : update(double{});
         }
     );
+    module.def("unchanged", &gcsa_ext::unchanged);
+    module.def("ordinary_tensors", &gcsa_ext::ordinary_tensors);
+    module.def("have_shapes", &gcsa_ext::have_shapes);
+    module.def("plain_addresses", &gcsa_ext::plain_addresses);
     module.def("release_scratch", &gcsa_ext::release_scratch);
 }

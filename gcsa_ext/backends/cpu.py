@@ -370,10 +370,13 @@ def gcsa(
         for value, channels in zip(statistics, (h, h, C, C), strict=True)
     ]
     x = _contiguous(x, layout)
-    gate, layers = _gcsa_vectors(x, gate, (*convolutions, *norms))
-    tensors = [x, *gate, *layers[:4], *layers[4:6], *used[:2], *layers[6:], *used[2:], out]
     saved = (_address(u1), _address(u2)) if save else (0, 0)
     assert native.extension is not None
+    tensors = (*gate, *convolutions, *norms[:2], *used[:2], *norms[2:], *used[2:])
+    addresses = native.extension.plain_addresses(tensors, dtype) if x.dtype == dtype else None
+    if addresses is None:
+        gate, layers = _gcsa_vectors(x, gate, (*convolutions, *norms))
+        addresses = [_address(t) for t in (*gate, *layers[:6], *used[:2], *layers[6:], *used[2:])]
     native.extension.gcsa_forward(
         *_spatial_sizes(x, layout),
         h,
@@ -382,7 +385,7 @@ def gcsa(
         k,
         batch_statistics,
         eps,
-        [*map(_address, tensors), *saved],
+        [_address(x), *addresses, _address(out), *saved],
     )
     return out, u1, u2, *used
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Iterable, Sequence
-from typing import TypeAlias, TypeGuard, TypeVar, cast
+from typing import Any, NamedTuple, TypeAlias, TypeGuard, TypeVar, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, is_autocast_enabled, is_grad_enabled, nn
+from torch.compiler import is_compiling
 
 from gcsa_ext import functional, ops, reference
-from gcsa_ext.backends import has_kernels
+from gcsa_ext.backends import has_kernels, native
 from gcsa_ext.ops.direct import goes_directly, transformed
 
 _BatchNorm: TypeAlias = nn.BatchNorm2d | nn.SyncBatchNorm
@@ -111,74 +112,71 @@ class GCSA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend to x (N, C, H, W)."""
-        layers = self._fusing_layers(x)
-        if layers is not None:
-            return self._fused(x, *layers)
+        plan = self._fusing_plan(x)
+        if plan is not None:
+            return self._fused(x, plan)
         return self._spatial_gate(self._channel_gate(x))
 
-    def _fusing_layers(self, x: Tensor) -> _Layers | None:
-        """The layers, if one operator computes what all of them do, on a backend that has it."""
+    def _fusing_plan(self, x: Tensor) -> _Plan | None:
+        """What one operator needs to compute what all layers do, if a backend has it for x."""
         if (
             x.dim() != 4
             or x.numel() == 0
             or transformed()
             or not has_kernels("gcsa", x.device, x.dtype)
-            or not _fuses_channel_gate(self._modules.get("channel_attention"))
-            or not _fuses_spatial_gate(self._modules.get("spatial_attention"))
+            or (plan := self._plan()) is None
         ):
             return None
-        layers = first, second, conv1, norm1, conv2, norm2 = _layers(self)
-        weights = [t for layer in (first, second, conv1, conv2) for t in _weights(layer) if t is not None]
+        first, conv1 = cast("tuple[Tensor, Tensor]", plan.weights[0:5:4])
         # The operator has one number of hidden channels for both branches. Weights tell: somebody may have
         # cut them.
-        if len(weights[0]) != len(_weights(conv1)[0]):
+        if first.shape[0] != conv1.shape[0]:
             return None
         # One value per channel has no variance: batch normalisation refuses it with a good message.
-        if x.numel() == x.shape[1] and (_uses_batch(norm1) or _uses_batch(norm2)):
+        if plan.uses_batch and x.numel() == x.shape[1]:
             return None
-        device = x.device.type
-        if torch.is_autocast_enabled(device):
+        device, dtype = "cpu" if x.is_cpu else x.device.type, x.dtype
+        if is_autocast_enabled(device):
             # On a GPU the convolutions of a wider map are to be computed in autocast's dtype, layer by layer.
-            fits = device == "cpu" or x.dtype == torch.get_autocast_dtype(device)
-        else:
+            return plan if device == "cpu" or dtype == torch.get_autocast_dtype(device) else None
+        for weight in plan.weights[:8]:
             # Outside of autocast other dtypes are a mistake, and the layers say so.
-            fits = {w.dtype for w in weights} == {x.dtype}
-        return layers if fits else None
+            if weight is not None and weight.dtype != dtype:
+                return None
+        return plan
 
-    def _fused(
-        self,
-        x: Tensor,
-        first: nn.Linear,
-        second: nn.Linear,
-        conv1: nn.Conv2d,
-        norm1: _BatchNorm,
-        conv2: nn.Conv2d,
-        norm2: _BatchNorm,
-    ) -> Tensor:
-        tensors = (x, *(t for layer in (first, second, conv1, conv2, norm1, norm2) for t in _weights(layer)))
-        statistics = (
-            None if _uses_batch(norm) else value
-            for norm in (norm1, norm2)
-            for value in (norm.running_mean, norm.running_var)
-        )
-        settings = (norm1.eps, norm2.eps, self.groups, self.channel_sigmoid)
-        save = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-        direct = goes_directly(*(t for t in tensors if t is not None), differentiable=True)
+    def _plan(self) -> _Plan | None:
+        """_make_plan(self), from the last call if nothing that it rests on has changed since."""
+        if is_compiling() or native.extension is None:
+            return _make_plan(self)
+        own = self.__dict__
+        plan: _Plan | None
+        plan, notes = own.get("_last_plan", (None, None))
+        if notes is None or not native.extension.unchanged(own, *notes):
+            plan = _make_plan(self)
+            own["_last_plan"] = plan, None if plan is None else _take_notes(self)
+        return plan
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_last_plan"}
+
+    def _fused(self, x: Tensor, plan: _Plan) -> Tensor:
+        tensors = (x, *plan.weights)
+        save = is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+        direct = goes_directly(*tensors, differentiable=True)
         operator = ops.gcsa.direct if direct else torch.ops.gcsa_ext.gcsa
         out: Tensor
-        out, _, _, *used = operator(*tensors, *statistics, *settings, save)
-        values = x.numel() // x.shape[1]
-        for norm, mean, var in ((norm1, *used[:2]), (norm2, *used[2:])):
-            if norm.training and norm.track_running_stats:
-                functional.update_statistics(
-                    norm.running_mean,
-                    norm.running_var,
-                    mean,
-                    var,
-                    values,
-                    norm.momentum,
-                    norm.num_batches_tracked,
-                )
+        out, _, _, *used = operator(*tensors, *plan.statistics, *plan.settings, save)
+        for i, norm in plan.updated:
+            functional.update_statistics(
+                norm.running_mean,
+                norm.running_var,
+                used[i],
+                used[i + 1],
+                x.numel() // x.shape[1],
+                norm.momentum,
+                norm.num_batches_tracked,
+            )
         return out
 
     def _channel_gate(self, x: Tensor) -> Tensor:
@@ -261,8 +259,97 @@ _HOOKS = (  # with the flag that says which kind the backward hooks are
 )
 
 
-# These questions are asked in every call, when the last map has driven their code and objects out of the
-# caches. So they look into the modules' own dictionaries, which spares nn.Module's search for an attribute.
+class _Notes(NamedTuple):
+    """What a decision about modules rests on, as native.extension.unchanged takes it: each tuple is flat."""
+
+    kinds: tuple[object, ...]
+    """An object, its type, its __dict__."""
+    entries: tuple[object, ...]
+    """A dict, or None for the __dict__ of the module itself, which notes must not keep alive; a key; the
+    value under it, or ...: none."""
+    sequences: tuple[object, ...]
+    """A dict, its values in order."""
+    empty: tuple[object, ...]
+    """A dict without entries."""
+
+
+class _Plan(NamedTuple):
+    """What the operator gcsa needs of the layers."""
+
+    weights: tuple[Tensor | None, ...]
+    """Of both linear layers, both convolutions, both normalisations: weight and bias."""
+    statistics: tuple[Tensor | None, ...]
+    """Mean and variance of both normalisations, None for the batch's."""
+    settings: tuple[float, float, int, bool]
+    uses_batch: bool
+    """Whether one of them is the batch's."""
+    updated: tuple[tuple[int, _BatchNorm], ...]
+    """The normalisations whose running statistics move, each with the place of its statistics."""
+
+
+def _make_plan(module: GCSA) -> _Plan | None:
+    """The plan if one operator computes what all layers do."""
+    branches = [module._modules.get(name) for name in _LAYERS]
+    if not _fuses_channel_gate(branches[0]) or not _fuses_spatial_gate(branches[1]):
+        return None
+    first, second, conv1, norm1, conv2, norm2 = _layers(module)
+    norms = (norm1, norm2)
+    return _Plan(
+        tuple(t for layer in (first, second, conv1, conv2, norm1, norm2) for t in _weights(layer)),
+        tuple(
+            None if _uses_batch(norm) else value
+            for norm in norms
+            for value in (norm.running_mean, norm.running_var)
+        ),
+        (norm1.eps, norm2.eps, module.groups, module.channel_sigmoid),
+        any(map(_uses_batch, norms)),
+        tuple((2 * i, norm) for i, norm in enumerate(norms) if norm.training and norm.track_running_stats),
+    )
+
+
+_HOOKS_OF_CALLS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_ATTRIBUTES: dict[type[nn.Module], tuple[str, ...]] = {
+    nn.Linear: (),
+    nn.Conv2d: (
+        *("kernel_size", "padding", "padding_mode", "stride", "dilation", "groups"),
+        *("in_channels", "out_channels"),
+    ),
+    nn.BatchNorm2d: ("training", "track_running_stats", "eps"),
+}
+"""What a plan asks of a layer besides its hooks, parameters and buffers."""
+
+
+def _take_notes(module: GCSA) -> _Notes | None:
+    """What _make_plan saw when it made a plan, if notes can tell all of it."""
+    branches, layers = [_branch(module, name) for name in _LAYERS], _layers(module)
+    settings = ("_modules", "groups", "channel_sigmoid")
+    if not module.__dict__.keys() >= set(settings):  # a property of a derived class
+        return None
+    for layer in layers:
+        if type(layer) not in _ATTRIBUTES or not {"weight", "bias"} <= layer._parameters.keys():
+            return None
+    observed = [layer for branch in branches for layer in (branch, *branch._modules.values())]
+    everywhere = vars(nn.modules.module)
+    hooks = [(m.__dict__, name) for m in observed for name in _HOOKS_OF_CALLS]
+    hooks += [(everywhere, f"_global{name}") for name in _HOOKS_OF_CALLS]
+    seen = [*hooks, *((module._modules, name) for name in _LAYERS)]
+    seen += [(branch.__dict__, "_modules") for branch in branches]
+    for layer in layers:
+        own = layer.__dict__
+        seen += [(own, name) for name in ("_parameters", "_buffers", *_ATTRIBUTES[type(layer)])]
+        seen += [(own[kind], name) for kind in ("_parameters", "_buffers") for name in own[kind]]
+    entries: list[tuple[dict[str, Any] | None, str, Any]] = [(own, name, own[name]) for own, name in seen]
+    entries += [(None, name, module.__dict__[name]) for name in settings]
+    entries += [(m.__dict__, "forward", ...) for m in observed]
+    return _Notes(
+        tuple(x for m in observed for x in (m, type(m), m.__dict__)),
+        tuple(x for entry in entries for x in entry),
+        tuple(x for branch in branches for x in (branch._modules, tuple(branch._modules.values()))),
+        tuple(owner[name] for owner, name in hooks),
+    )
+
+
+# nn.Module's search for an attribute is long: these look into the modules' own dictionaries.
 def _observed(*layers: nn.Module) -> bool:
     """Whether somebody listens in on a layer or stands in for it."""
     everywhere = nn.modules.module

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, is_grad_enabled
 from torch._C import (
     _are_functorch_transforms_active,
     _get_tracing_state,
@@ -13,6 +13,8 @@ from torch._C import (
 from torch._C._autograd import _profiler_enabled
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
+
+from gcsa_ext.backends import native
 
 
 def transformed() -> bool:
@@ -27,7 +29,7 @@ def transformed() -> bool:
 _ORDINARY = (Tensor, torch.nn.Parameter)
 
 
-def goes_directly(*tensors: Tensor, differentiable: bool = False) -> bool:
+def goes_directly(*tensors: Tensor | None, differentiable: bool = False) -> bool:
     """Whether a call can go past PyTorch's dispatcher, whose way here takes as long as masking a small batch.
 
     It can where the dispatcher would only pass it on: ordinary tensors on the CPU (no subclass, negative
@@ -46,15 +48,16 @@ def goes_directly(*tensors: Tensor, differentiable: bool = False) -> bool:
         or _profiler_enabled()
     ):
         return False
-    grad = not differentiable and torch.is_grad_enabled()
-    for t in tensors:
-        if (
-            type(t) not in _ORDINARY
-            or (grad and t.requires_grad)
-            or not t.is_cpu
-            or t.is_neg()
-            or t.is_inference()
-            or t._is_zerotensor()
-        ):
-            return False
-    return True
+    without_gradient = not differentiable and is_grad_enabled()
+    if native.extension is not None:
+        return bool(native.extension.ordinary_tensors(tensors, _ORDINARY, without_gradient))
+    return all(
+        t is None
+        or (
+            type(t) in _ORDINARY
+            and t.is_cpu
+            and not (t.is_neg() or t.is_inference() or t._is_zerotensor())
+            and not (without_gradient and t.requires_grad)
+        )
+        for t in tensors
+    )

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gcsa_ext import backends, reference
+from gcsa_ext.backends import native
 from gcsa_ext.layout import memory_format
 from gcsa_ext.ops import registration
 from gcsa_ext.ops.direct import goes_directly
@@ -92,24 +93,28 @@ def _check(a: Arguments) -> None:
     hidden, full = (h,), (C,)
     layers = ((h, C), hidden, (C, h), full, (h, C, k, k), hidden, (C, h, k, k), full)
     shapes = (*layers, hidden, hidden, full, full, hidden, hidden, full, full)
-    device = x.device
-    tensors = cast("Sequence[Tensor | None]", a[1:17])
-    for i, (tensor, shape) in enumerate(zip(tensors, shapes, strict=True), 1):
+    tensors = cast("tuple[Tensor | None, ...]", a[1:17])
+    if native.extension is None or not native.extension.have_shapes(tensors, shapes, x.device):
+        _check_each(x, tensors, shapes)
+    for number, mean, var in ((1, a.mean1, a.var1), (2, a.mean2, a.var2)):
+        if (mean is None) != (var is None):
+            raise ValueError(f"gcsa: expected both mean{number} and var{number}, or neither")
+
+
+def _check_each(x: Tensor, tensors: Sequence[Tensor | None], shapes: Sequence[tuple[int, ...]]) -> None:
+    """Of the tensors after x in Arguments."""
+    for name, tensor, shape in zip(Arguments._fields[1:17], tensors, shapes, strict=True):
         if tensor is None:
             continue
         if tensor.shape != shape:
             raise ValueError(
-                f"gcsa: expected {a._fields[i]} of shape {shape} for x {tuple(x.shape)}, "
-                f"got {tuple(tensor.shape)}"
+                f"gcsa: expected {name} of shape {shape} for x {tuple(x.shape)}, got {tuple(tensor.shape)}"
             )
-        if not tensor.is_floating_point() or tensor.device != device:
+        if not tensor.is_floating_point() or tensor.device != x.device:
             raise TypeError(
-                f"gcsa: expected {a._fields[i]} of a floating dtype on {device}, "
+                f"gcsa: expected {name} of a floating dtype on {x.device}, "
                 f"got {tensor.dtype}, {tensor.device}"
             )
-    for number, mean, var in ((1, a.mean1, a.var1), (2, a.mean2, a.var2)):
-        if (mean is None) != (var is None):
-            raise ValueError(f"gcsa: expected both mean{number} and var{number}, or neither")
 
 
 def _run(*args: Any) -> tuple[Tensor, ...]:
