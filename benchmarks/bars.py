@@ -12,8 +12,9 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
+import cores
 import exactness
 import memory
 import torch
@@ -141,11 +142,30 @@ def _ratio(result: dict[str, Any], peers: tuple[str, ...] = ()) -> Measured:
     best = min(known, key=lambda name: times[name]["median"])
     note = f"{best} {1e3 * times[best]['median']:.3g} ms, ours {1e3 * times[ours]['median']:.3g} ms"
     left_out = [name for name in result["dropped"] if not peers or name in peers]
-    return Measured(times[best]["median"] / times[ours]["median"], "; without ".join([note, *left_out]))
+    return Measured(
+        times[best]["median"] / times[ours]["median"],
+        "; without ".join([note, *left_out]) + _cores_apart(result, best),
+    )
+
+
+def _together(result: dict[str, Any], peer: str) -> float | None:
+    """The ratio to this peer in the rounds in which the cores were not apart."""
+    ours, its = (result["times"][name]["median_together"] for name in (result["ours"], peer))
+    return its / ours if ours else None
+
+
+def _cores_apart(result: dict[str, Any], peer: str) -> str:
+    ratio = _together(result, peer)
+    note = cores.note(result["together"], f"{ratio:.3g}x" if ratio else None)
+    return f"; {note}" if note else ""
 
 
 def _geometric_mean(*results: dict[str, Any]) -> Measured:
-    return Measured(statistics.geometric_mean(result["ratio"] for result in results))
+    near = [_together(result, result["best_peer"]) for result in results]
+    note = ""
+    if None not in near and not all(all(result["together"]) for result in results):
+        note = f"{statistics.geometric_mean(cast('list[float]', near)):.3g}x where the cores were not apart"
+    return Measured(statistics.geometric_mean(result["ratio"] for result in results), note)
 
 
 def _versus(*peers: str) -> Callable[[dict[str, Any]], Measured]:
@@ -203,13 +223,17 @@ def _thread_scaling(shape: tuple[int, ...], seconds: float = 4.0) -> Measured:
         for name, build in (("ours", case.ours["gcsa_ext"]), ("eager", case.peers["eager"]))
         for threads in (1, 2)
     }
+    trips = cores.RoundTrips()
     try:
-        spans = measure(calls, seconds)
+        spans = measure(calls, seconds, between=trips)
     finally:
         torch.set_num_threads(before)
     median = {name: statistics.median(span) / calls_in_a_row for name, span in spans.items()}
     one, two, eager = median["ours 1"], median["ours 2"], median["eager 1"] / median["eager 2"]
-    return Measured(one / two, f"{1e3 * one:.3g} ms to {1e3 * two:.3g} ms, eager {eager:.2f}x")
+    near = [cores.median_together(spans[name], trips.together()) for name in ("ours 1", "ours 2")]
+    apart = cores.note(trips.together(), f"{near[0] / near[1]:.3g}x" if near[0] and near[1] else None)
+    note = f"{1e3 * one:.3g} ms to {1e3 * two:.3g} ms, eager {eager:.2f}x"
+    return Measured(one / two, "; ".join([note, apart] if apart else [note]))
 
 
 def _on_threads(call: Callable[[], object], threads: int, times: int) -> None:

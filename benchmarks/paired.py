@@ -20,6 +20,7 @@ def measure(
     *,
     least_rounds: int = 5,
     most_rounds: int = 1000,
+    between: Callable[[], object] = lambda: None,
 ) -> dict[str, list[float]]:
     """Time every call once per round, in a new random order each round, with the garbage collector off.
 
@@ -29,6 +30,7 @@ def measure(
         calls: by name; what they return is freed within the timed span.
         seconds: stop after the round in which this much time has passed.
         least_rounds, most_rounds: bounds on the number of rounds, whatever the time.
+        between: called, untimed, before every round and after the last.
 
     Returns:
         Seconds per call, by name, in the order of the rounds.
@@ -48,12 +50,14 @@ def measure(
         for rounds in range(most_rounds):
             if rounds >= least_rounds and time.perf_counter() - begin > seconds:
                 break
+            between()
             shuffled.shuffle(order)
             for name in order:
                 call = calls[name]
                 start = time.perf_counter()
                 call()
                 times[name].append(time.perf_counter() - start)
+        between()
     finally:
         if collecting:
             gc.enable()

@@ -25,6 +25,7 @@ import torch
 from bars import BARS, Bar
 from cases import CASES, MAPS, Build, Case
 from ceiling import Ceiling
+from cores import RoundTrips, median_together
 from inside import inside
 from paired import DISTURBED, error_of, measure, waited
 
@@ -110,12 +111,19 @@ def _run(case: Case, seconds: float, compiling: str, dropped: dict[str, str]) ->
     calls |= {name: build() for name, build in case.floor.items()}
 
     start, before = time.perf_counter(), waited()
-    spans = measure(calls, seconds)
+    trips = RoundTrips()
+    spans = measure(calls, seconds, between=trips)
     result["waited"] = (waited() - before) / (time.perf_counter() - start)
     result["times"] = {
-        name: {"median": statistics.median(span), "quartiles": _quartiles(span), "rounds": len(span)}
+        name: {
+            "median": statistics.median(span),
+            "median_together": median_together(span, trips.together()),
+            "quartiles": _quartiles(span),
+            "rounds": len(span),
+        }
         for name, span in spans.items()
     }
+    result["together"] = trips.together()
     ours = next(iter(case.ours))
     best = min(peers, key=lambda name: result["times"][name]["median"])
     result |= {"ours": ours, "peers": peers, "best_peer": best}

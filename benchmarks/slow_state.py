@@ -35,9 +35,8 @@ from typing import Any
 
 import torch
 from cases import MAPS, Call, gcsa_case
+from cores import round_trip
 from paired import DISTURBED, waited
-
-from gcsa_ext import backends
 
 SETTINGS: dict[str, dict[str, str]] = {
     "default": {},
@@ -197,13 +196,6 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def round_trip() -> float:
-    """Seconds that a cache line takes from one core to another and back: about 50 ns where both share a
-    last-level cache, several times as many where a host has spread a virtual machine over two."""
-    assert backends.native.extension is not None
-    return float(backends.native.extension.core_round_trip(0.05))
-
-
 def main() -> None:
     """Run the processes and print the table."""
     arguments = _arguments()
@@ -225,7 +217,7 @@ def main() -> None:
             for contender in arguments.contenders:
                 print(
                     f"[{process + 1}/{arguments.processes}] {setting}, {contender}; "
-                    f"a cache line goes from core to core and back in {round_trip() * 1e9:.0f} ns",
+                    f"a cache line goes from core to core and back in {(round_trip() or 0) * 1e9:.0f} ns",
                     file=sys.stderr,
                 )
                 for together in (*([shape] for shape in shapes), shapes):

@@ -11,6 +11,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import bars
+import cores
 import crossover
 import exactness
 import gpu
@@ -24,7 +25,7 @@ from bars import Bar, Measured
 from cases import CASES, Call, Case, gcsa_case
 from ceiling import Ceiling
 from inside import Inside, Stopwatch, inside
-from paired import waited
+from paired import measure, waited
 from torch import Tensor, nn
 
 from gcsa_ext import use_backend
@@ -38,7 +39,8 @@ def passed(case: Case, **seconds: float) -> dict[str, Any]:
     return {
         "operation": case.operation,
         "passed": True,
-        "times": {name: {"median": median} for name, median in seconds.items()},
+        "times": {name: {"median": median, "median_together": median} for name, median in seconds.items()},
+        "together": [True],
         "ours": "ours",
         "peers": [name for name in seconds if name != "ours"],
         "dropped": {},
@@ -143,6 +145,30 @@ def test_a_ratio_is_against_the_fastest_peer_or_the_named_ones() -> None:
     assert "without other" in measured(())["note"]
     assert (measured(("eager",))["measured"], measured(("eager",))["met"]) == (4.0, True)
     assert measured(("torchaudio",))["measured"] is None
+
+
+def test_a_ratio_tells_where_the_cores_were_apart() -> None:
+    result = passed(CASES[0], ours=2.0, eager=6.0)
+    result["together"] = [True, False, False]
+    result["times"]["ours"]["median_together"] = 1.5
+    assert bars._ratio(result).note.endswith("; cores apart in 2 of 3 rounds, 4x in the others")
+    result |= {"ratio": 3.0, "best_peer": "eager"}
+    assert bars._geometric_mean(result, result).note == "4x where the cores were not apart"
+    result["together"] = [False]
+    for times in result["times"].values():
+        times["median_together"] = None
+    assert bars._ratio(result).note.endswith("; cores apart in 1 of 1 rounds")
+    assert bars._geometric_mean(result).note == ""
+
+
+def test_a_round_is_together_if_the_cores_were_before_and_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter([5e-8, 6e-8, 3e-7, 5e-8, 5e-8])
+    monkeypatch.setattr(cores, "round_trip", lambda _: next(seconds))
+    trips = cores.RoundTrips()
+    spans = measure({"nothing": lambda: None}, 0.0, most_rounds=4, least_rounds=4, between=trips)
+    assert len(spans["nothing"]) == 4
+    assert trips.together() == [True, False, False, True]
+    assert cores.median_together([1.0, 9.0, 9.0, 3.0], trips.together()) == 2.0
 
 
 def test_masking_shows_what_a_plain_copy_would_reach() -> None:
@@ -488,9 +514,9 @@ def test_what_fails_on_a_gpu_leaves_the_rest_of_the_report(
     def fail(*_: object) -> None:
         raise RuntimeError("an illegal memory access\nand what follows")
 
-    measure, written = gpu.measure, []
+    measure_one, written = gpu.measure, []
     monkeypatch.setattr(
-        gpu, "measure", lambda workload, *a: fail() if workload.backward else measure(workload, *a)
+        gpu, "measure", lambda workload, *a: fail() if workload.backward else measure_one(workload, *a)
     )
     write = gpu.write
     monkeypatch.setattr(gpu, "write", lambda *a: written.append(write(*a)) or written[-1])
