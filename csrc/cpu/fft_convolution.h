@@ -212,17 +212,20 @@ inline void transform_tiles(
     });
 }
 
-// epilogue(image, block, first position, count, vectors, step between vectors) takes runs of the result. The first block of
-// `from` is `first_block` of the result.
-template <class A, class Epilogue>
+constexpr auto no_finish = [](int64_t, int64_t) {};
+
+// epilogue(image, block, first position, count, vectors, step between vectors) takes runs of the result, finish(image, block)
+// is called after the last tile of an image. The first block of `from` is `first_block` of the result. A thread has all tiles
+// of some blocks, which it may have computed, or if there are fewer blocks than threads some of one.
+template <class A, class Epilogue, class Finish>
 inline void transform_back(
     const Team& team, const OutputSpectra<A>& from, const Tiling& tiling, TileRangeOfBatch range, const Epilogue& epilogue,
-    A* scratch, int64_t first_block = 0
+    const Finish& finish, A* scratch, int64_t first_block = 0
 ) {
     const TileTransform<A> transform(tiling.y.length, tiling.x.length);
     const int64_t across = tiling.x.tiles(), per_image = tiling.per_image(), width = tiling.x.size;
     team.for_each(range.count * from.blocks, [&](int64_t unit) {
-        const int64_t tile = unit / from.blocks, block = unit % from.blocks, at = range.first + tile;
+        const int64_t block = unit / range.count, tile = unit % range.count, at = range.first + tile;
         const int64_t image = at / per_image, ty = at % per_image / across, tx = at % across;
         const int64_t y0 = ty * tiling.y.step(), x0 = tx * tiling.x.step();
         transform.inverse(
@@ -235,6 +238,7 @@ inline void transform_back(
             },
             scratch
         );
+        if (at % per_image == per_image - 1) finish(image, first_block + block);
     });
 }
 
@@ -337,10 +341,10 @@ inline void multiply_spectra(
 }
 // What all inputs contribute, one block of outputs after the other, each of which is transformed back at once by the thread
 // that has it; `own` is that thread's memory for the spectra of one block.
-template <class A, class Epilogue>
+template <class A, class Epilogue, class Finish>
 inline void multiply_and_transform_back(
     const Team& team, const Multiplication<A>& product, const Tiling& tiling, TileRangeOfBatch range,
-    const InputSpectra<A>& in, const OutputSpectra<A>& own, const Epilogue& epilogue, A* scratch
+    const InputSpectra<A>& in, const OutputSpectra<A>& own, const Epilogue& epilogue, const Finish& finish, A* scratch
 ) {
     const int columns = static_cast<int>(product.columns());
     const auto [begin, end] = team.share((product.outputs() + lanes<A> - 1) / lanes<A>);
@@ -351,7 +355,7 @@ inline void multiply_and_transform_back(
             product.run(range.count, in.from(first / lanes<A>), first, block, 0, columns, next, own, 0);
             first = after;
         }
-        transform_back(Team{0, 1}, own, tiling, range, epilogue, scratch, block);
+        transform_back(Team{0, 1}, own, tiling, range, epilogue, finish, scratch, block);
     }
 }
 
@@ -422,11 +426,12 @@ struct Convolution {
     }
 };
 
-// The tiles of some images, group by group; `spectra` is memory of spectra_size elements.
-template <class A, class Epilogue>
+// The tiles of some images, group by group; `spectra` is memory of spectra_size elements. epilogue as in transform_back;
+// finish(image, block) is called when all of a block is there, if possible by the thread that has computed it.
+template <class A, class Epilogue, class Finish>
 inline void convolve(
     const Team& team, const Convolution<A>& c, const BlockedMap<A>& in, TileRangeOfBatch range, const Taps<A>& taps,
-    A* spectra, A* scratch, const Epilogue& epilogue
+    A* spectra, A* scratch, const Epilogue& epilogue, const Finish& finish
 ) {
     const Multiplication<A> product(c.tiling, taps, scratch);
     for (int64_t done = 0; done < range.count; done += c.group) {
@@ -437,7 +442,9 @@ inline void convolve(
             A* const own = spectra + c.input_size(c.inputs) + team.rank * c.output_size(c.L);
             transform_tiles(team, in, c.tiling, group, true, all, scratch);
             team.barrier();
-            multiply_and_transform_back(team, product, c.tiling, group, all, c.output_spectra(own, c.L), epilogue, scratch);
+            multiply_and_transform_back(
+                team, product, c.tiling, group, all, c.output_spectra(own, c.L), epilogue, finish, scratch
+            );
         } else {
             const OutputSpectra<A> all = c.output_spectra(spectra + c.turns_size(c.inputs), c.outputs);
             c.for_each_turn(
@@ -446,10 +453,14 @@ inline void convolve(
                 }
             );
             team.barrier();
-            transform_back(team, all, c.tiling, group, epilogue, scratch);
+            transform_back(team, all, c.tiling, group, epilogue, no_finish, scratch);
         }
         team.barrier();
     }
+    if (c.by_outputs()) return;
+    const int64_t per_image = c.tiling.per_image(), blocks = (c.outputs + c.L - 1) / c.L, images = range.count / per_image;
+    team.for_each(images * blocks, [&](int64_t i) { finish(range.first / per_image + i % images, i / images); });
+    team.barrier();
 }
 
 }  // namespace gcsa_ext::cpu::GCSA_EXT_ISA
