@@ -214,9 +214,9 @@ inline void transform_tiles(
 
 constexpr auto no_finish = [](int64_t, int64_t) {};
 
-// epilogue(image, block, first position, count, vectors, step between vectors) takes runs of the result, finish(image, block)
-// is called after the last tile of an image. The first block of `from` is `first_block` of the result. A thread has all tiles
-// of some blocks, which it may have computed, or if there are fewer blocks than threads some of one.
+// epilogue(image, block, first position, count, vectors, step between vectors) takes runs of the result, finish(image,
+// block) is called after the last tile of an image. The first block of `from` is `first_block` of the result. A thread has
+// all tiles of some blocks, which it may have computed, or if there are fewer blocks than threads some of one.
 template <class A, class Epilogue, class Finish>
 inline void transform_back(
     const Team& team, const OutputSpectra<A>& from, const Tiling& tiling, TileRangeOfBatch range, const Epilogue& epilogue,
