@@ -167,16 +167,9 @@ class GCSA(nn.Module):
         operator = ops.gcsa.direct if direct else torch.ops.gcsa_ext.gcsa
         out: Tensor
         out, _, _, *used = operator(*tensors, *plan.statistics, *plan.settings, save)
-        for i, norm in plan.updated:
-            functional.update_statistics(
-                norm.running_mean,
-                norm.running_var,
-                used[i],
-                used[i + 1],
-                x.numel() // x.shape[1],
-                norm.momentum,
-                norm.num_batches_tracked,
-            )
+        for i, norm, mean, var, batches in plan.updated:
+            values = x.numel() // x.shape[1]
+            functional.update_statistics(mean, var, used[i], used[i + 1], values, norm.momentum, batches)
         return out
 
     def _channel_gate(self, x: Tensor) -> Tensor:
@@ -283,8 +276,9 @@ class _Plan(NamedTuple):
     settings: tuple[float, float, int, bool]
     uses_batch: bool
     """Whether one of them is the batch's."""
-    updated: tuple[tuple[int, _BatchNorm], ...]
-    """The normalisations whose running statistics move, each with the place of its statistics."""
+    updated: tuple[tuple[int, _BatchNorm, Tensor | None, Tensor | None, Tensor | None], ...]
+    """The place of its statistics, a normalisation, its running mean and variance that move, its count of
+    batches."""
 
 
 def _make_plan(module: GCSA) -> _Plan | None:
@@ -303,7 +297,11 @@ def _make_plan(module: GCSA) -> _Plan | None:
         ),
         (norm1.eps, norm2.eps, module.groups, module.channel_sigmoid),
         any(map(_uses_batch, norms)),
-        tuple((2 * i, norm) for i, norm in enumerate(norms) if norm.training and norm.track_running_stats),
+        tuple(
+            (2 * i, norm, norm.running_mean, norm.running_var, norm.num_batches_tracked)
+            for i, norm in enumerate(norms)
+            if norm.training and norm.track_running_stats
+        ),
     )
 
 
