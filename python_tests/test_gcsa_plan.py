@@ -152,6 +152,21 @@ def test_a_copy_goes_its_own_way(copied: Callable[[GCSA], GCSA]) -> None:
     assert not torch.allclose(other(x), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_weights_of_a_functional_call_do_not_stay_in_memory() -> None:
+    """Those that were computed would keep alive what they were computed from."""
+    fused = pair(channels=16)[0].eval()
+    x = torch.randn(2, 16, 6, 5)
+    expected = fused(x)
+    weights = {name: 2 * p for name, p in fused.named_parameters()}
+    other = copy.deepcopy(fused)
+    other.load_state_dict({**fused.state_dict(), **weights})
+    torch.testing.assert_close(torch.func.functional_call(fused, weights, x), other(x))
+    computed = weakref.ref(weights["spatial_attention.0.weight"])
+    del weights
+    assert computed() is None
+    assert torch.equal(fused(x), expected)
+
+
 def test_nothing_stays_in_memory_when_the_module_goes() -> None:
     """Without the garbage collector, which comes late."""
     fused = pair(channels=16)[0].eval()

@@ -154,7 +154,8 @@ class GCSA(nn.Module):
         plan, notes = own.get("_last_plan", (None, None))
         if notes is None or not native.extension.unchanged(own, *notes):
             plan = _make_plan(self)
-            own["_last_plan"] = plan, None if plan is None else _take_notes(self)
+            notes = None if plan is None else _take_notes(self, plan)
+            own["_last_plan"] = (None, None) if notes is None else (plan, notes)
         return plan
 
     def __getstate__(self) -> dict[str, Any]:
@@ -317,11 +318,16 @@ _ATTRIBUTES: dict[type[nn.Module], tuple[str, ...]] = {
 """What a plan asks of a layer besides its hooks, parameters and buffers."""
 
 
-def _take_notes(module: GCSA) -> _Notes | None:
-    """What _make_plan saw when it made a plan, if notes can tell all of it."""
+def _take_notes(module: GCSA, plan: _Plan) -> _Notes | None:
+    """What _make_plan saw when it made a plan, if notes can tell all of it and may keep it alive."""
+    # Weights that were computed hold on to all that they were computed from.
+    if any(type(weight) not in (nn.Parameter, type(None)) for weight in plan.weights):
+        return None
     branches, layers = [_branch(module, name) for name in _LAYERS], _layers(module)
     settings = ("_modules", "groups", "channel_sigmoid")
     if not module.__dict__.keys() >= set(settings):  # a property of a derived class
+        return None
+    if any(type(branch._modules) is not dict for branch in branches):  # others have an order of their own
         return None
     for layer in layers:
         if type(layer) not in _ATTRIBUTES or not {"weight", "bias"} <= layer._parameters.keys():
