@@ -162,9 +162,11 @@ def _cores_apart(result: dict[str, Any], peer: str) -> str:
 
 def _geometric_mean(*results: dict[str, Any]) -> Measured:
     near = [_together(result, result["best_peer"]) for result in results]
-    note = ""
-    if None not in near and not all(all(result["together"]) for result in results):
-        note = f"{statistics.geometric_mean(cast('list[float]', near)):.3g}x where the cores were not apart"
+    known = None not in near
+    mean = statistics.geometric_mean(cast("list[float]", near)) if known else 0.0
+    note = cores.note(
+        [near for result in results for near in result["together"]], f"{mean:.3g}x" if known else None
+    )
     return Measured(statistics.geometric_mean(result["ratio"] for result in results), note)
 
 

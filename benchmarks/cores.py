@@ -7,6 +7,8 @@ is measured; threads that work on one image then wait for each other's spectra.
 from __future__ import annotations
 
 import itertools
+import math
+import os
 import statistics
 from collections.abc import Sequence
 
@@ -19,11 +21,13 @@ APART = 200e-9
 
 
 def round_trip(seconds: float = 0.05) -> float | None:
-    """Seconds that a cache line takes from one core to another and back, measured for about so many; None on
-    one thread."""
-    if native.extension is None or torch.get_num_threads() < 2:
+    """Seconds that a cache line takes from one core to another and back, measured for about so many; None
+    where there is one thread or one core."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if native.extension is None or torch.get_num_threads() < 2 or cores < 2:
         return None
-    return float(native.extension.core_round_trip(seconds))
+    taken = float(native.extension.core_round_trip(seconds))
+    return taken if math.isfinite(taken) else None
 
 
 class RoundTrips:
@@ -31,9 +35,13 @@ class RoundTrips:
 
     def __init__(self) -> None:
         self._seconds: list[float | None] = []
+        self._threads = torch.get_num_threads()
 
     def __call__(self) -> None:
+        now = torch.get_num_threads()
+        torch.set_num_threads(self._threads)  # a contender may have set another number
         self._seconds.append(round_trip(1e-4))
+        torch.set_num_threads(now)
 
     def together(self) -> list[bool]:
         """For each round whether the cores shared a cache before and after it, as far as that is known."""

@@ -215,9 +215,14 @@ def main() -> None:
     for process in range(arguments.processes):
         for setting in arguments.settings:
             for contender in arguments.contenders:
+                taken = round_trip()
                 print(
-                    f"[{process + 1}/{arguments.processes}] {setting}, {contender}; "
-                    f"a cache line goes from core to core and back in {(round_trip() or 0) * 1e9:.0f} ns",
+                    f"[{process + 1}/{arguments.processes}] {setting}, {contender}"
+                    + (
+                        f"; a cache line goes from core to core and back in {taken * 1e9:.0f} ns"
+                        if taken
+                        else ""
+                    ),
                     file=sys.stderr,
                 )
                 for together in (*([shape] for shape in shapes), shapes):

@@ -1,5 +1,8 @@
 #include "objects.h"
 
+#include <stdexcept>
+#include <utility>
+
 namespace py = pybind11;
 
 namespace gcsa_ext {

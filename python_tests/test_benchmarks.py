@@ -153,12 +153,12 @@ def test_a_ratio_tells_where_the_cores_were_apart() -> None:
     result["times"]["ours"]["median_together"] = 1.5
     assert bars._ratio(result).note.endswith("; cores apart in 2 of 3 rounds, 4x in the others")
     result |= {"ratio": 3.0, "best_peer": "eager"}
-    assert bars._geometric_mean(result, result).note == "4x where the cores were not apart"
+    assert bars._geometric_mean(result, result).note == "cores apart in 4 of 6 rounds, 4x in the others"
     result["together"] = [False]
     for times in result["times"].values():
         times["median_together"] = None
     assert bars._ratio(result).note.endswith("; cores apart in 1 of 1 rounds")
-    assert bars._geometric_mean(result).note == ""
+    assert bars._geometric_mean(result).note == "cores apart in 1 of 1 rounds"
 
 
 def test_a_round_is_together_if_the_cores_were_before_and_after_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,6 +50,12 @@ def replace_state(layer: nn.Module, **values: Any) -> None:
     layer.__dict__ = {**layer.__dict__, **values}
 
 
+def replace_statistics(norm: nn.Module) -> None:
+    mean = norm.running_mean
+    del norm.running_mean
+    norm.running_mean = mean + 3
+
+
 def normalise_weight(layer: nn.Module) -> None:
     parametrizations.weight_norm(layer).parametrizations.weight.original0.data.mul_(3)
 
@@ -71,6 +77,7 @@ CHANGES: dict[str, Callable[[nn.Sequential, nn.Sequential], object]] = {
     "plain tensor for a parameter": lambda gate, spatial: exchange_weight(spatial[0]),
     "new statistics": lambda gate, spatial: set_all(spatial[1], running_mean=torch.linspace(-1, 1, 4)),
     "no statistics": lambda gate, spatial: set_all(spatial[4], running_mean=None, running_var=None),
+    "statistics that are attributes": lambda gate, spatial: replace_statistics(spatial[1]),
     "a norm in training": lambda gate, spatial: spatial[1].train(),
     "eps": lambda gate, spatial: set_all(spatial[1], eps=0.5),
     "dilation": lambda gate, spatial: set_all(spatial[0], dilation=(2, 2), padding=(6, 6)),

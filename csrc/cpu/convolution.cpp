@@ -69,9 +69,9 @@ void forward(const ConvolutionForward& p) {
                 A* const to = out.block(image, block) + at * L;
                 for (int64_t i = 0; i < count; ++i) store(to + i * L, load(run + i * step, Full<A>{}) + bias, Full<A>{});
             },
-            [&](int64_t image, int64_t block) {
-                const A* const from = out.block(image, block);
-                write_block<T>(out_map, static_cast<T*>(p.out), {image, block, 0, out.positions()}, [&](int64_t at) {
+            [&](BlockRange range) {
+                const A* const from = out.block(range.image, range.block);
+                write_block<T>(out_map, static_cast<T*>(p.out), range, [&](int64_t at) {
                     return load(from + at * L, Full<A>{});
                 });
             }

@@ -212,11 +212,13 @@ inline void transform_tiles(
     });
 }
 
-constexpr auto no_finish = [](int64_t, int64_t) {};
+struct NoFinish {
+    void operator()(BlockRange) const {}
+};
 
-// epilogue(image, block, first position, count, vectors, step between vectors) takes runs of the result, finish(image,
-// block) is called after the last tile of an image. The first block of `from` is `first_block` of the result. A thread has
-// all tiles of some blocks, which it may have computed, or if there are fewer blocks than threads some of one.
+// epilogue(image, block, first position, count, vectors, step between vectors) takes runs of the result, finish(range) all
+// positions of a block after the last tile of an image. The first block of `from` is `first_block` of the result. A thread
+// has all tiles of some blocks, which it may have computed, or if there are fewer blocks than threads some of one.
 template <class A, class Epilogue, class Finish>
 inline void transform_back(
     const Team& team, const OutputSpectra<A>& from, const Tiling& tiling, TileRangeOfBatch range, const Epilogue& epilogue,
@@ -238,7 +240,7 @@ inline void transform_back(
             },
             scratch
         );
-        if (at % per_image == per_image - 1) finish(image, first_block + block);
+        if (at % per_image == per_image - 1) finish({image, first_block + block, 0, tiling.y.size * width});
     });
 }
 
@@ -427,7 +429,7 @@ struct Convolution {
 };
 
 // The tiles of some images, group by group; `spectra` is memory of spectra_size elements. epilogue as in transform_back;
-// finish(image, block) is called when all of a block is there, if possible by the thread that has computed it.
+// finish(range) is called for ranges of all blocks, when these are there, if possible by the thread that has computed them.
 template <class A, class Epilogue, class Finish>
 inline void convolve(
     const Team& team, const Convolution<A>& c, const BlockedMap<A>& in, TileRangeOfBatch range, const Taps<A>& taps,
@@ -453,14 +455,21 @@ inline void convolve(
                 }
             );
             team.barrier();
-            transform_back(team, all, c.tiling, group, epilogue, no_finish, scratch);
+            transform_back(team, all, c.tiling, group, epilogue, NoFinish{}, scratch);
         }
         team.barrier();
     }
-    if (c.by_outputs()) return;
-    const int64_t per_image = c.tiling.per_image(), blocks = (c.outputs + c.L - 1) / c.L, images = range.count / per_image;
-    team.for_each(images * blocks, [&](int64_t i) { finish(range.first / per_image + i % images, i / images); });
-    team.barrier();
+    if constexpr (!std::is_same_v<Finish, NoFinish>) {
+        if (c.by_outputs()) return;
+        const int64_t per_image = c.tiling.per_image(), blocks = (c.outputs + c.L - 1) / c.L;
+        const int64_t positions = c.tiling.y.size * c.tiling.x.size;
+        team.for_each(block_ranges(range.count / per_image, blocks, positions), [&](int64_t i) {
+            BlockRange part = block_range(i, blocks, positions);
+            part.image += range.first / per_image;
+            finish(part);
+        });
+        team.barrier();
+    }
 }
 
 }  // namespace gcsa_ext::cpu::GCSA_EXT_ISA

@@ -93,7 +93,7 @@ inline void convolve_backward(
             team.barrier();
             if (want_input) {
                 const OutputSpectra<A> own = c.output_spectra(others + team.rank * c.output_size(L), L);
-                multiply_and_transform_back(team, multiplication, c.tiling, group, all, own, epilogue, no_finish, scratch);
+                multiply_and_transform_back(team, multiplication, c.tiling, group, all, own, epilogue, NoFinish{}, scratch);
             }
         } else {
             const InputSpectra<A> all = c.input_spectra(spectra, inputs);
@@ -107,7 +107,7 @@ inline void convolve_backward(
                 }
             );
             team.barrier();
-            if (want_input) transform_back(team, out, c.tiling, group, epilogue, no_finish, scratch);
+            if (want_input) transform_back(team, out, c.tiling, group, epilogue, NoFinish{}, scratch);
         }
         team.barrier();
     }

@@ -213,7 +213,7 @@ void infer(const GcsaForward& p) {
                 [&](int64_t image, int64_t block, int64_t at, int64_t n, const A* run, int64_t step) {
                     relu_run(affine1, block, n, run, step, a1.block(image, block) + at * L);
                 },
-                no_finish
+                NoFinish{}
             );
             T* const out = static_cast<T*>(p.gate.out) + first * C * g.P;
             convolve(
@@ -227,11 +227,9 @@ void infer(const GcsaForward& p) {
                         store(to + i * L, load(to + i * L, Full<A>{}) * sigmoid(affine.normalised(value)), Full<A>{});
                     }
                 },
-                [&](int64_t image, int64_t block) {
-                    const A* const from = z.block(image, block);
-                    write_block<T>(p.gate.map, out, {image, block, 0, g.P}, [&](int64_t at) {
-                        return load(from + at * L, Full<A>{});
-                    });
+                [&](BlockRange range) {
+                    const A* const from = z.block(range.image, range.block);
+                    write_block<T>(p.gate.map, out, range, [&](int64_t at) { return load(from + at * L, Full<A>{}); });
                 }
             );
         }
@@ -324,7 +322,7 @@ void forward(const GcsaForward& p) {
         gate.run(team, begin, end - begin, z.from(begin), scratch);
         all.barrier();
         const TileRangeOfBatch tiles1{begin * c1.tiling.per_image(), (end - begin) * c1.tiling.per_image()};
-        convolve(team, c1, z, tiles1, g.taps1(p), spectra, scratch, save(affine1, p.norm1, h, u1), no_finish);
+        convolve(team, c1, z, tiles1, g.taps1(p), spectra, scratch, save(affine1, p.norm1, h, u1), NoFinish{});
         finish(p.norm1, h, affine1);
         team.for_each(block_ranges(end - begin, h_blocks, g.P), [&](int64_t i) {
             const BlockRange r = block_range(i, h_blocks, g.P);
@@ -336,7 +334,7 @@ void forward(const GcsaForward& p) {
         Statistics<A>(own_statistics, C_blocks).clear(C_blocks);
         team.barrier();
         const TileRangeOfBatch tiles2{begin * c2.tiling.per_image(), (end - begin) * c2.tiling.per_image()};
-        convolve(team, c2, a1, tiles2, g.taps2(p), spectra, scratch, save(affine2, p.norm2, C, u2), no_finish);
+        convolve(team, c2, a1, tiles2, g.taps2(p), spectra, scratch, save(affine2, p.norm2, C, u2), NoFinish{});
         finish(p.norm2, C, affine2);
         T* const out = static_cast<T*>(p.gate.out);
         team.for_each(block_ranges(end - begin, C_blocks, g.P), [&](int64_t i) {

@@ -22,7 +22,9 @@ struct MatrixView {
 };
 
 template <class T, int rows, int vectors>
-GCSA_EXT_INLINE void matmul_block(int64_t K, MatrixView<T> A, const T* B, int64_t b_stride, T* C, int64_t c_stride, bool accumulate) {
+GCSA_EXT_INLINE void matmul_block(
+    int64_t K, MatrixView<T> A, const T* B, int64_t b_stride, T* C, int64_t c_stride, bool accumulate
+) {
     vec<T> sum[rows][vectors] = {};
     for (int64_t k = 0; k < K; ++k) {
         vec<T> b[vectors];

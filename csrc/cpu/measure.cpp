@@ -46,30 +46,38 @@ double fma_peak(int threads, double seconds) {
     });
 }
 
-// Seconds that a cache line takes from one thread to another and back, or infinite where there is only one. Two cores under
-// one last-level cache need about 50 ns, two that meet in memory several times as many.
+// Seconds that a cache line takes from one thread to another and back, the least of short series, or infinite where there is
+// only one. Two cores under one last-level cache need about 50 ns, two that meet in memory several times as many. All
+// threads come along, since OpenMP would end those that do not.
 double core_round_trip(double seconds) {
     struct alignas(128) Line {
         std::atomic<int64_t> turn{0};
     } line;
     double time = std::numeric_limits<double>::infinity();
-    parallel_team(2, [&](const Team& team) {
-        if (team.size < 2) return;
+    int threads = 2;
+#ifdef _OPENMP
+    threads = std::max(threads, omp_get_max_threads());
+#endif
+    parallel_team(threads, [&](const Team& team) {
+        if (team.size < 2 || team.rank > 1) return;
         constexpr int64_t over = -1;
         if (team.rank == 1) {
             for (int64_t seen = 0; (seen = line.turn.load(std::memory_order_acquire)) != over;)
                 if (seen % 2) line.turn.compare_exchange_strong(seen, seen + 1, std::memory_order_acq_rel);
             return;
         }
+        constexpr int series = 20;
         const double begin = now();
         int64_t turns = 0;
-        while (now() < begin + seconds)
-            for (int i = 0; i < 1000; ++i, ++turns) {
+        for (double before = begin, after = begin; after < begin + seconds; before = after) {
+            for (int i = 0; i < series; ++i, ++turns) {
                 line.turn.store(2 * turns + 1, std::memory_order_release);
                 while (line.turn.load(std::memory_order_acquire) != 2 * turns + 2) {
                 }
             }
-        time = (now() - begin) / static_cast<double>(turns);
+            after = now();
+            time = std::min(time, (after - before) / series);
+        }
         line.turn.store(over, std::memory_order_release);
     });
     return time;

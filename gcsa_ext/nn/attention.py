@@ -150,16 +150,31 @@ class GCSA(nn.Module):
         if is_compiling() or native.extension is None:
             return _make_plan(self)
         own = self.__dict__
-        plan: _Plan | None
-        plan, notes = own.get("_last_plan", (None, None))
-        if notes is None or not native.extension.unchanged(own, *notes):
+        memory: _Memory | None = own.get("_memory")
+        if (
+            memory is not None
+            and memory.notes is not None
+            and memory.kind is type(self)
+            and native.extension.unchanged(own, *memory.notes)
+        ):
+            return memory.plan
+        own.pop("_memory", None)
+        plan = _make_plan(self)
+        notes = None if plan is None else _take_notes(self, plan)
+        if notes is not None:
+            # The plan is the younger of the two: what another thread changes in between shows in the notes.
             plan = _make_plan(self)
-            notes = None if plan is None else _take_notes(self, plan)
-            own["_last_plan"] = (None, None) if notes is None else (plan, notes)
+            own["_memory"] = _Memory(type(self), plan, notes)
         return plan
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "_last_plan"}
+    # Parameters that are exchanged should not stay in memory until the next call.
+    def _apply(self, *args: Any, **kwargs: Any) -> GCSA:
+        self.__dict__.pop("_memory", None)
+        return cast("GCSA", super()._apply(*args, **kwargs))  # type: ignore[no-untyped-call]
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.__dict__.pop("_memory", None)
+        super()._load_from_state_dict(*args, **kwargs)
 
     def _fused(self, x: Tensor, plan: _Plan) -> Tensor:
         tensors = (x, *plan.weights)
@@ -282,6 +297,20 @@ class _Plan(NamedTuple):
     batches."""
 
 
+class _Memory:
+    """A module's plan and what it rests on; a copy or a pickle of it is empty."""
+
+    __slots__ = ("kind", "notes", "plan")
+
+    def __init__(
+        self, kind: type[GCSA] | None = None, plan: _Plan | None = None, notes: _Notes | None = None
+    ) -> None:
+        self.kind, self.plan, self.notes = kind, plan, notes
+
+    def __reduce__(self) -> tuple[type[_Memory], tuple[()]]:
+        return _Memory, ()
+
+
 def _make_plan(module: GCSA) -> _Plan | None:
     """The plan if one operator computes what all layers do."""
     branches = [module._modules.get(name) for name in _LAYERS]
@@ -315,6 +344,7 @@ _ATTRIBUTES: dict[type[nn.Module], tuple[str, ...]] = {
     ),
     nn.BatchNorm2d: ("training", "track_running_stats", "eps"),
 }
+_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 """What a plan asks of a layer besides its hooks, parameters and buffers."""
 
 
@@ -332,6 +362,8 @@ def _take_notes(module: GCSA, plan: _Plan) -> _Notes | None:
     for layer in layers:
         if type(layer) not in _ATTRIBUTES or not {"weight", "bias"} <= layer._parameters.keys():
             return None
+        if type(layer) is nn.BatchNorm2d and not set(_BUFFERS) <= layer._buffers.keys():
+            return None
     observed = [layer for branch in branches for layer in (branch, *branch._modules.values())]
     everywhere = vars(nn.modules.module)
     hooks = [(m.__dict__, name) for m in observed for name in _HOOKS_OF_CALLS]
@@ -345,6 +377,8 @@ def _take_notes(module: GCSA, plan: _Plan) -> _Notes | None:
     entries: list[tuple[dict[str, Any] | None, str, Any]] = [(own, name, own[name]) for own, name in seen]
     entries += [(None, name, module.__dict__[name]) for name in settings]
     entries += [(m.__dict__, "forward", ...) for m in observed]
+    # Attributes come before buffers.
+    entries += [(layer.__dict__, name, ...) for layer in layers[3::2] for name in _BUFFERS]
     return _Notes(
         tuple(x for m in observed for x in (m, type(m), m.__dict__)),
         tuple(x for entry in entries for x in entry),
@@ -356,25 +390,11 @@ def _take_notes(module: GCSA, plan: _Plan) -> _Notes | None:
 # nn.Module's search for an attribute is long: these look into the modules' own dictionaries.
 def _observed(*layers: nn.Module) -> bool:
     """Whether somebody listens in on a layer or stands in for it."""
-    everywhere = nn.modules.module
-    if (
-        everywhere._global_forward_hooks
-        or everywhere._global_forward_pre_hooks
-        or everywhere._global_backward_hooks
-        or everywhere._global_backward_pre_hooks
-    ):
-        return True
-    for layer in layers:
-        own = layer.__dict__
-        if (
-            own["_forward_hooks"]
-            or own["_forward_pre_hooks"]
-            or own["_backward_hooks"]
-            or own["_backward_pre_hooks"]
-            or "forward" in own
-        ):
-            return True
-    return False
+    everywhere = vars(nn.modules.module)
+    return any(everywhere[f"_global{name}"] for name in _HOOKS_OF_CALLS) or any(
+        "forward" in layer.__dict__ or any(layer.__dict__[name] for name in _HOOKS_OF_CALLS)
+        for layer in layers
+    )
 
 
 def _weights(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
