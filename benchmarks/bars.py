@@ -164,9 +164,8 @@ def _geometric_mean(*results: dict[str, Any]) -> Measured:
     near = [_together(result, result["best_peer"]) for result in results]
     known = None not in near
     mean = statistics.geometric_mean(cast("list[float]", near)) if known else 0.0
-    note = cores.note(
-        [near for result in results for near in result["together"]], f"{mean:.3g}x" if known else None
-    )
+    rounds = [together for result in results for together in result["together"]]
+    note = cores.note(rounds, f"{mean:.3g}x" if known else None)
     return Measured(statistics.geometric_mean(result["ratio"] for result in results), note)
 
 

@@ -54,11 +54,12 @@ def one_thread(keep_threads: None) -> None:
     torch.set_num_threads(1)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture
 def emulated_cuda() -> Iterator[ModuleType]:
-    """The CUDA kernels on the CPU, for the backend "cuda" when it is forced; compiled at the first use."""
+    """The CUDA kernels on the CPU, for the backend "cuda" when it is forced; compiled at the first use. They
+    stand in for those of a GPU, so only as long as the test lasts."""
     if emulation.compiler() is None:
-        pytest.skip("no C++ compiler here to compile the emulated CUDA kernels")
+        pytest.skip("the emulated CUDA kernels are C++ that the test compiles, and there is no C++ compiler")
     module = emulation.load()
     gcsa_ext.backends.cuda.launch.emulate(module)
     yield module
@@ -70,8 +71,8 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """The test once for each backend whose kernels take tensors on the CPU: Triton's are interpreted, those
     of CUDA are emulated."""
     name: str = request.param
-    if name != "cpu" and torch.cuda.is_available():
-        pytest.skip("kernels for GPUs are compiled where there is one: see test_gpu.py")
+    if name == "triton" and torch.cuda.is_available():
+        pytest.skip("where there is a GPU Triton compiles its kernels, and these take no tensors on the CPU")
     if name == "triton" and (reason := gcsa_ext.backends.triton.load_error) is not None:
         pytest.skip(reason)
     if name == "cuda":

@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from instruction_sets import ISAS, skip_unless_it_runs
 from subprocesses import ROOT, python
 
 import gcsa_ext
 from gcsa_ext import backends, functional, reference
-
-ISAS = ("baseline", "avx2", "avx512")
 
 
 def arguments(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, ...]:
@@ -153,11 +152,7 @@ STEP = """
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_every_instruction_set(isa: str) -> None:
-    if isa not in gcsa_ext.info()["build"]["isas"]:
-        pytest.skip(f"built for an architecture without {isa}: there are no such kernels to test")
-    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    if {"baseline": "", "avx2": "avx2", "avx512": "avx512dq"}[isa] not in flags:
-        pytest.skip(f"this processor lacks {isa}: such kernels would end the process")
+    skip_unless_it_runs(isa)
     printed = python(STEP + "\n    print(gcsa_ext.info()['isa'])\n", GCSA_EXT_CPU_ISA=isa)
     assert printed == isa
 

@@ -46,9 +46,9 @@ COMPILERS += [("aarch64-linux-gnu-g++", "baseline")]
 @pytest.mark.parametrize(("compiler", "isa"), COMPILERS)
 def test_other_compilers_and_processors_take_the_sources(compiler: str, isa: str) -> None:
     if shutil.which(compiler) is None:
-        pytest.skip(f"no {compiler} here")
+        pytest.skip(f"{compiler} is not installed: it would check that it takes the sources too")
     if not compiler.startswith("aarch64") and platform.machine() not in ("x86_64", "AMD64"):
-        pytest.skip(f"{compiler} compiles for {platform.machine()}")
+        pytest.skip(f"{compiler} compiles for {platform.machine()} here, which has no {isa} of x86-64")
     folder = Path(__file__).parents[1] / "csrc"
     sources = [*sorted(folder.glob("cpu/*.cpp")), folder / "scratch.cpp"]
     vector_bytes, flags = X86_64[isa]
@@ -74,9 +74,9 @@ def test_build_info() -> None:
 def test_one_openmp_runtime_and_one_pool_of_threads() -> None:
     """torch's threads are used: the kernels start none of their own beside them."""
     if not _C.build_info()["openmp"]:
-        pytest.skip("built without OpenMP, by a compiler that has none")
+        pytest.skip("built by a compiler without OpenMP: the kernels have no threads that could be too many")
     if "Clang" in _C.build_info()["compiler"]:
-        pytest.skip("Clang's OpenMP has a runtime and threads of its own")
+        pytest.skip("built by Clang, whose OpenMP is another library than torch's, with threads of its own")
     printed = python(
         """
         import pathlib, re, torch, gcsa_ext
@@ -137,7 +137,7 @@ def test_a_missing_nvcc_is_an_error_where_it_is_asked_for(tmp_path: Path) -> Non
     cmake = shutil.which("cmake", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
     pybind11 = pytest.importorskip("pybind11")
     if cmake is None or shutil.which("make") is None:
-        pytest.skip("no CMake and make here")
+        pytest.skip("the test runs CMake with make, and one of both is not installed")
     command = [cmake, "-G", "Unix Makefiles", "-S", str(Path(__file__).parents[1])]
     command += [f"-Dpybind11_DIR={pybind11.get_cmake_dir()}", f"-DPython_EXECUTABLE={sys.executable}"]
     environment = {**os.environ, "CUDACXX": str(tmp_path / "nvcc")}

@@ -27,10 +27,7 @@ from gcsa_ext.backends.cuda import gates, launch
 channel_gate_module = sys.modules["gcsa_ext.backends.cuda.channel_gate"]
 small_gcsa_module = sys.modules["gcsa_ext.backends.cuda.small_gcsa"]
 
-pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU kernels are compiled: see test_gpu.py"),
-]
+pytestmark = pytest.mark.usefixtures("one_thread")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CONTIGUOUS, CHANNELS_LAST = torch.contiguous_format, torch.channels_last
 

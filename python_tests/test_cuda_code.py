@@ -31,10 +31,10 @@ def usage() -> dict[tuple[str, str], dict[str, int]]:
     extension = backends.native.extension
     build = extension.build_info()
     if build["cuda"] is None:
-        pytest.skip(f"no CUDA kernels: {build['cuda_missing']}")
+        pytest.skip(f"there is no CUDA code to look at: {build['cuda_missing']}")
     program = cuobjdump()
     if program is None:
-        pytest.skip("no cuobjdump here, of the CUDA toolkit or of Triton")
+        pytest.skip("cuobjdump, which reads the code, is neither in a CUDA toolkit here nor in Triton")
     command = [program, "--dump-resource-usage", extension.__file__]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found: dict[tuple[str, str], dict[str, int]] = {}

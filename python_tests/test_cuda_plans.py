@@ -36,7 +36,7 @@ def plans() -> ModuleType:
         module: ModuleType = extension.cuda
         return module
     if emulation.compiler() is None:
-        pytest.skip("neither CUDA kernels nor a C++ compiler for their emulation")
+        pytest.skip("built without CUDA kernels, and there is no C++ compiler for the emulated ones")
     return emulation.load()
 
 

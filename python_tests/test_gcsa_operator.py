@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from instruction_sets import ISAS, skip_unless_it_runs
 from pairs import assert_same_step, pair, step
 from subprocesses import python
 from torch import Tensor, nn
@@ -612,16 +613,9 @@ def test_a_fork_after_use() -> None:
     assert printed == "done"
 
 
-ISAS = {"baseline": "", "avx2": "avx2", "avx512": "avx512dq"}
-
-
 @pytest.mark.parametrize("isa", ISAS)
 def test_every_instruction_set(isa: str) -> None:
-    if isa not in gcsa_ext.info()["build"]["isas"]:
-        pytest.skip(f"built for an architecture without {isa}: there are no such kernels to test")
-    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    if ISAS[isa] not in flags:
-        pytest.skip(f"this processor lacks {isa}: such kernels would end the process")
+    skip_unless_it_runs(isa)
     printed = python(
         f"""
         import sys

@@ -344,8 +344,8 @@ _ATTRIBUTES: dict[type[nn.Module], tuple[str, ...]] = {
     ),
     nn.BatchNorm2d: ("training", "track_running_stats", "eps"),
 }
-_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 """What a plan asks of a layer besides its hooks, parameters and buffers."""
+_BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def _take_notes(module: GCSA, plan: _Plan) -> _Notes | None:
