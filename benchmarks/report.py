@@ -163,13 +163,14 @@ def _quartiles(values: Sequence[float]) -> list[float]:
 def speed_table(results: Iterable[dict[str, Any]]) -> str:
     """The Markdown table of the ratios."""
     lines = [
-        "| operation | shape | ours ms | best peer | its ms | ratio (quartiles) | achieved | of ceiling |",
-        "|---|---|--:|---|--:|--:|--:|--:|",
+        "| operation | shape | ours ms | best peer | its ms | ratio (quartiles) | cores apart | achieved "
+        "| of ceiling |",
+        "|---|---|--:|---|--:|--:|--:|--:|--:|",
     ]
     for result in results:
         head = f"| {result['operation']} | {'x'.join(map(str, result['shape']))} | "
         if not result["passed"]:
-            lines.append(head + f"FAILED: {result['failure']} | | | | | |")
+            lines.append(head + f"FAILED: {result['failure']} | | | | | | |")
             continue
         times, best = result["times"], result["best_peer"]
         low, _, high = result["ratio_quartiles"]
@@ -178,6 +179,7 @@ def speed_table(results: Iterable[dict[str, Any]]) -> str:
             best,
             _milliseconds(times[best]["median"]),
             f"**{result['ratio']:.2f}** ({low:.2f} to {high:.2f})",
+            f"{result['together'].count(False)} of {len(result['together'])}",
             *_achieved(result),
         ]
         lines.append(head + " | ".join(cells) + " |")
