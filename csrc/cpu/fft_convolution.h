@@ -292,7 +292,7 @@ class Multiplication {
             if (transforms && !whole_) transform_.forward_column(rows_, count, k, spectra_, stride_);
             for (int j = 0; j < transform_.frequencies(k); ++j) {
                 const int64_t f = transform_.first_frequency(k) + j;
-                const TilesByChannels<A> tile{in.at(0, f), in.block_stride};
+                const TilesByChannels<A> tile{in.at(0, f), in.block_stride, in.stride};
                 const auto multiply = tiling_.holds_two(f) ? product<RealSums<A>, TilesByChannels<A>>
                                       : taps_.mirrored     ? product<Sum<A, false>, TilesByChannels<A>>
                                                            : product<Sum<A, true>, TilesByChannels<A>>;
@@ -389,9 +389,11 @@ struct Convolution {
     // The memory for what is in use at the same time, in elements.
     int64_t input_size(int64_t channels) const { return Pieces<A>::size(input_spectra(nullptr, channels).size()); }
     int64_t output_size(int64_t channels) const { return Pieces<A>::size(output_spectra(nullptr, channels).size()); }
+    // A team has the spectra of two turns: none of its threads waits until all others have done with the first.
+    int turn_buffers() const { return team > 1 ? 2 : 1; }
     int64_t turns_size(int64_t channels) const {
         const int64_t turn = channels_per_turn(channels);
-        return (turn < channels ? 2 : 1) * input_size(turn);
+        return (turn < channels ? turn_buffers() : 1) * input_size(turn);
     }
     int64_t spectra_size() const {
         return by_outputs() ? input_size(inputs) + team * output_size(L) : turns_size(inputs) + output_size(outputs);
@@ -411,7 +413,7 @@ struct Convolution {
         const int64_t turn = channels_per_turn(map.channels), size = input_size(turn);
         for (int64_t begin = 0, i = 0; begin < map.channels; begin += turn, ++i) {
             const int64_t end = std::min(begin + turn, map.channels);
-            const InputSpectra<A> some = input_spectra(spectra + i % 2 * size, end - begin);
+            const InputSpectra<A> some = input_spectra(spectra + i % turn_buffers() * size, end - begin);
             transform_tiles(team, map, tiling, range, halo, some, scratch, begin / L);
             team.barrier();
             take(some, begin, end);

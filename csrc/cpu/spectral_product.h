@@ -25,16 +25,25 @@ constexpr int input_parts = real_products == 3 ? 3 : 2;
 
 // The spectra of tiles at one frequency as A, (tiles, channels) or (channels, tiles): element (m, k) at m * row_stride + k *
 // k_stride, but after every `segment` values of k `segment_stride` elements further on. Its parts are L elements apart.
+//
+// What a block of rows will read next lies `ahead` elements further on and is prefetched while this one is multiplied: no
+// processor foresees it. Every k asks for ahead_step<rows> elements, which makes all of it in the end.
 template <class T>
 struct TilesByChannels {
     const T* data;
     int64_t segment_stride;  // between blocks of channels
+    int64_t ahead;           // the same tiles at the next frequency
     static constexpr int64_t row_stride = input_parts * lanes<T>, k_stride = 1, segment = lanes<T>;
+    template <int rows>
+    static constexpr int64_t ahead_step = rows* input_parts;
 };
 template <class T>
 struct ChannelsByTiles {
     const T* data;
     static constexpr int64_t row_stride = 1, k_stride = input_parts * lanes<T>, segment = INT64_MAX / 2, segment_stride = 0;
+    static constexpr int64_t ahead = 8 * k_stride;  // tiles, and the next frequency's follow
+    template <int rows>
+    static constexpr int64_t ahead_step = k_stride;
 };
 
 // The running sum of products of a = a1 + i a2, the same in all lanes, and b1 + i b2 or, with `conjugate`, b1 - i b2.
@@ -123,15 +132,22 @@ GCSA_EXT_INLINE void product_block(
     int64_t K, Matrix A, const T* B, int64_t b_stride, T* C, int64_t c_stride, bool accumulate
 ) {
     constexpr int L = lanes<T>;
+    constexpr int64_t ahead_step = Matrix::template ahead_step<rows>, b_ahead = 4;
     // Sums must not wait for each other: with few rows each is kept in several parts.
     constexpr int parts = rows >= 4 ? 1 : rows >= 2 ? 2 : 4;
+    for (int i = 0; i < rows; ++i) prefetch_to_write(C + i * c_stride, 2 * L);
     Sum sum[parts][rows];
+    const T* ahead;
     const auto step = [&](const T* a, const T* b, int part) {
+        prefetch(ahead, ahead_step);
+        prefetch(b + b_ahead * b_stride, 2 * L);
+        ahead += ahead_step;
         const auto factor = Sum::factor(load(b, Full<T>{}), load(b + L, Full<T>{}));
         for (int i = 0; i < rows; ++i) sum[part][i].add(a + i * A.row_stride, factor);
     };
     for (; K > 0; K -= A.segment, A.data += A.segment_stride) {
         const T* a = A.data;
+        ahead = a + A.ahead;
         int64_t left = K < A.segment ? K : A.segment;
         for (; left >= parts; left -= parts)
             for (int part = 0; part < parts; ++part, a += A.k_stride, B += b_stride) step(a, B, part);

@@ -53,7 +53,9 @@ class TileTransform {
         }
 
         const Fft<T> column_fft = parts == 3 ? y_.fft_and_sums : y_.fft;
+        prefetch_column_<parts>(out, H, stride);
         for (int64_t k = 1; k < half; ++k) {
+            prefetch_column_<parts>(out + k * H * stride, H, stride);
             T* const from = columns + k * H * 2 * L;
             T* const to = out + (k - 1) * H * stride;
             column_fft({from, from + L, 2 * L}, {to, to + L, stride});
@@ -104,6 +106,13 @@ class TileTransform {
     }
 
    private:
+    // A column's spectrum goes to as many places as it has frequencies. They are likely in another core's cache, where the last
+    // products were read: unless asked for ahead, each would be waited for. (Not inlined, it would be a function without
+    // effects to GCC, which leaves out calls of such.)
+    template <int parts>
+    static GCSA_EXT_INLINE void prefetch_column_(T* out, int64_t height, int64_t stride) {
+        for (int64_t f = 0; f < height; ++f) prefetch_to_write(out + f * stride, parts * L);
+    }
     static Complex<T> at_(const T* base, int64_t i) {
         return {load(base + i * 2 * L, Full<T>{}), load(base + i * 2 * L + L, Full<T>{})};
     }

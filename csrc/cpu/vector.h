@@ -148,6 +148,18 @@ inline void store(T* to, vec<accumulator<T>> value, int count) {
     copy(std::integral_constant<int, 1>{});
 }
 
+// Asks for the cache lines of `count` elements, to be read or to be written. Where they are does not matter: an address that
+// is not mapped is ignored.
+constexpr int64_t cache_line = 64;  // bytes
+template <class T>
+GCSA_EXT_INLINE void prefetch(const T* from, int64_t count) {
+    for (int64_t i = 0; i < count; i += cache_line / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(from + i);
+}
+template <class T>
+GCSA_EXT_INLINE void prefetch_to_write(T* to, int64_t count) {
+    for (int64_t i = 0; i < count; i += cache_line / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(to + i, 1);
+}
+
 // Copy with conversion between an element type and its accumulator.
 template <class T>
 inline void load_row(const T* from, int64_t count, accumulator<T>* to) {
