@@ -105,7 +105,9 @@ inline void load_tile(const BlockedMap<A>& map, TileRange range, int64_t columns
                 height, width,
                 [&](int i) {
                     const int64_t at = range.begin + p + i;
-                    return load(map.block(at / map.positions(), block) + at % map.positions() * L, Full<A>{});
+                    const A* const from = map.block(at / map.positions(), block) + at % map.positions() * L;
+                    prefetch(from + columns * L, L);
+                    return load(from, Full<A>{});
                 },
                 [&](int i, vec<A> value) { store(tile + shuffle.from(block * L + i) * columns + p, value, Full<A>{}); }
             );

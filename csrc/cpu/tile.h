@@ -55,8 +55,11 @@ inline void load_tile(
         for (int64_t i = range.count; i < columns; ++i) tile[c * columns + i] = 0;
     if (map.layout == Layout::contiguous) {
         for_each_run(map, range, [&](int64_t column, int64_t offset, int64_t count) {
-            for (int64_t c = 0; c < map.channels; ++c)
-                load_row(from + offset + shuffle.to(c) * map.positions, count, tile + c * columns + column);
+            for (int64_t c = 0; c < map.channels; ++c) {
+                const T* const row = from + offset + shuffle.to(c) * map.positions;
+                prefetch(row + count, count);
+                load_row(row, count, tile + c * columns + column);
+            }
         });
         return;
     }
@@ -82,8 +85,11 @@ inline void store_tile(
     constexpr int L = lanes<A>;
     if (map.layout == Layout::contiguous) {
         for_each_run(map, range, [&](int64_t column, int64_t offset, int64_t count) {
-            for (int64_t c = 0; c < map.channels; ++c)
-                store_row(to + offset + shuffle.to(c) * map.positions, count, tile + c * columns + column);
+            for (int64_t c = 0; c < map.channels; ++c) {
+                T* const row = to + offset + shuffle.to(c) * map.positions;
+                prefetch_to_write(row + count, count);
+                store_row(row, count, tile + c * columns + column);
+            }
         });
         return;
     }
