@@ -71,13 +71,12 @@ inline void convolve_backward(
                 if (!last) return;
                 const int64_t lanes_used = std::min<int64_t>(outputs - block * L, L),
                               count = std::min<int64_t>(rows, inputs - input);
+                A* const grad = weights.grad + (block * L * inputs + input) * kk;
+                for (int64_t i = 0; i < lanes_used; ++i) prefetch_to_write(grad + i * inputs * kk, count * kk);
                 A* const row_spectra = scratch + rows * kk * L;
                 for (int64_t i = 0; i < count; ++i)
                     transform.backward(sums + i * 2 * L, unit_stride<A>, scratch + i * kk * L, row_spectra);
-                scatter_taps(
-                    scratch, inputs * kk, lanes_used, count * kk, transform.backward_scale(),
-                    weights.grad + (block * L * inputs + input) * kk
-                );
+                scatter_taps(scratch, inputs * kk, lanes_used, count * kk, transform.backward_scale(), grad);
             });
         };
 
