@@ -35,7 +35,7 @@ struct TilesByChannels {
     int64_t ahead;           // the same tiles at the next frequency
     static constexpr int64_t row_stride = input_parts * lanes<T>, k_stride = 1, segment = lanes<T>;
     template <int rows>
-    static constexpr int64_t ahead_step = rows* input_parts;
+    static constexpr int64_t ahead_step = rows * input_parts;
 };
 template <class T>
 struct ChannelsByTiles {

@@ -82,6 +82,7 @@ class TileTransform {
 
         for (int64_t k = 1; k < half; ++k) {
             T* const from = const_cast<T*>(in) + (k - 1) * H * stride;
+            for (int64_t f = 0; f < H; ++f) prefetch(from + (H + f) * stride, 2 * L);  // the next column
             T* const to = columns + k * H * 2 * L;
             cpu::GCSA_EXT_ISA::inverse<T>(y_.fft, {from, from + L, stride}, {to, to + L, 2 * L});
         }
@@ -106,9 +107,9 @@ class TileTransform {
     }
 
    private:
-    // A column's spectrum goes to as many places as it has frequencies. They are likely in another core's cache, where the last
-    // products were read: unless asked for ahead, each would be waited for. (Not inlined, it would be a function without
-    // effects to GCC, which leaves out calls of such.)
+    // A column's spectrum goes to as many places as it has frequencies. They are likely in another core's cache, where the
+    // last products were read: unless asked for ahead, each would be waited for. (Not inlined, it would be a function
+    // without effects to GCC, which leaves out calls of such.)
     template <int parts>
     static GCSA_EXT_INLINE void prefetch_column_(T* out, int64_t height, int64_t stride) {
         for (int64_t f = 0; f < height; ++f) prefetch_to_write(out + f * stride, parts * L);
