@@ -50,7 +50,8 @@ def test_state_dicts_are_those_of_the_public_modules(name: str) -> None:
 def test_numbers_are_those_of_the_plain_module(name: str, training: bool, layout: str) -> None:
     fused, plain = (m.train(training) for m in pair(**VARIANTS[name]))
     x = LAYOUTS[layout]((3, VARIANTS[name]["channels"], 5, 8), torch.float32)
-    # The gradients of the norm of one channel are one number each, in which summands of about 1 cancel.
+    # The gradients of the norm of one channel are one number each, in which summands of about 1 cancel;
+    # the other tensors are about as large.
     assert_same_step(fused, plain, x, summands=1.0 if name == "one hidden channel" else 0.0)
     assert fused(x).is_contiguous(memory_format=expected_format(x))
 

@@ -36,8 +36,8 @@ def test_links_neither_torch_nor_cuda() -> None:
 
 X86_64 = {
     "baseline": (16, ()),
-    "avx2": (32, ("-mavx2", "-mfma")),
-    "avx512": (64, ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma")),
+    "avx2": (32, ("-mavx2", "-mfma", "-mprfchw")),
+    "avx512": (64, ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprfchw")),
 }
 COMPILERS = [(compiler, isa) for compiler in ("g++", "g++-11", "clang++") for isa in X86_64]
 COMPILERS += [("aarch64-linux-gnu-g++", "baseline")]

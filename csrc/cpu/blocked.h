@@ -106,7 +106,7 @@ inline void load_tile(const BlockedMap<A>& map, TileRange range, int64_t columns
                 [&](int i) {
                     const int64_t at = range.begin + p + i;
                     const A* const from = map.block(at / map.positions(), block) + at % map.positions() * L;
-                    prefetch(from + columns * L, L);
+                    prefetch(from + columns * L, L);  // of the next tile
                     return load(from, Full<A>{});
                 },
                 [&](int i, vec<A> value) { store(tile + shuffle.from(block * L + i) * columns + p, value, Full<A>{}); }

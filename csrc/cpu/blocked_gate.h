@@ -86,7 +86,7 @@ class BlockedGate {
         const Sigmoid<A> sigmoid;
         const auto row = [&](int i) {
             const A* const at = x + shuffle_.from(channel + i) * stride + column;
-            __builtin_prefetch(at + columns);  // of the next tile
+            prefetch(at + columns, L);  // of the next tile
             return load(at, Full<A>{}) * (with_sigmoid ? sigmoid(gate[i]) : gate[i]);
         };
         const int64_t begin = range.begin + column, image = begin / positions, at = begin % positions;

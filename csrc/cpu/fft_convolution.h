@@ -170,7 +170,7 @@ inline void for_each_taps(
         for (int64_t j = 0; j < inputs; ++j) {
             // As many streams as lanes are more than the processor's own prefetching follows.
             for (int64_t k = 0; k < outputs; ++k)
-                for (int64_t tap = 0; tap < size; tap += 64 / static_cast<int64_t>(sizeof(A)))
+                for (int64_t tap = 0; tap < size; tap += cache_line / static_cast<int64_t>(sizeof(A)))
                     __builtin_prefetch(next + k * taps.output_stride + (i + j) * taps.input_stride + tap, 0, 2);
             take(i + j, gathered + j * size * L);
         }
@@ -389,7 +389,8 @@ struct Convolution {
     // The memory for what is in use at the same time, in elements.
     int64_t input_size(int64_t channels) const { return Pieces<A>::size(input_spectra(nullptr, channels).size()); }
     int64_t output_size(int64_t channels) const { return Pieces<A>::size(output_spectra(nullptr, channels).size()); }
-    // A team has the spectra of two turns: none of its threads waits until all others have done with the first.
+    // A team has the spectra of two turns, so that no thread waits until all others have done with the first; a thread on
+    // its own needs one.
     int turn_buffers() const { return team > 1 ? 2 : 1; }
     int64_t turns_size(int64_t channels) const {
         const int64_t turn = channels_per_turn(channels);

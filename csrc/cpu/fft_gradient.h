@@ -72,6 +72,7 @@ inline void convolve_backward(
                 const int64_t lanes_used = std::min<int64_t>(outputs - block * L, L),
                               count = std::min<int64_t>(rows, inputs - input);
                 A* const grad = weights.grad + (block * L * inputs + input) * kk;
+                // For scatter_taps, which writes to as many places as there are outputs.
                 for (int64_t i = 0; i < lanes_used; ++i) prefetch_to_write(grad + i * inputs * kk, count * kk);
                 A* const row_spectra = scratch + rows * kk * L;
                 for (int64_t i = 0; i < count; ++i)

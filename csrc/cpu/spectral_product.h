@@ -26,13 +26,13 @@ constexpr int input_parts = real_products == 3 ? 3 : 2;
 // The spectra of tiles at one frequency as A, (tiles, channels) or (channels, tiles): element (m, k) at m * row_stride + k *
 // k_stride, but after every `segment` values of k `segment_stride` elements further on. Its parts are L elements apart.
 //
-// What a block of rows will read next lies `ahead` elements further on and is prefetched while this one is multiplied: no
-// processor foresees it. Every k asks for ahead_step<rows> elements, which makes all of it in the end.
+// What will be read next lies `ahead` elements further on and is prefetched while this is multiplied, ahead_step<rows>
+// elements with every k: of a whole block of channels, that is all of it in the end.
 template <class T>
 struct TilesByChannels {
     const T* data;
     int64_t segment_stride;  // between blocks of channels
-    int64_t ahead;           // the same tiles at the next frequency
+    int64_t ahead;           // the same tiles at the next frequency: in jumps, which no processor foresees
     static constexpr int64_t row_stride = input_parts * lanes<T>, k_stride = 1, segment = lanes<T>;
     template <int rows>
     static constexpr int64_t ahead_step = rows * input_parts;
@@ -41,7 +41,7 @@ template <class T>
 struct ChannelsByTiles {
     const T* data;
     static constexpr int64_t row_stride = 1, k_stride = input_parts * lanes<T>, segment = INT64_MAX / 2, segment_stride = 0;
-    static constexpr int64_t ahead = 8 * k_stride;  // tiles, and the next frequency's follow
+    static constexpr int64_t ahead = 8 * k_stride;  // tiles: with few of them, of about the next frequency
     template <int rows>
     static constexpr int64_t ahead_step = k_stride;
 };
@@ -135,7 +135,7 @@ GCSA_EXT_INLINE void product_block(
     constexpr int64_t ahead_step = Matrix::template ahead_step<rows>, b_ahead = 4;
     // Sums must not wait for each other: with few rows each is kept in several parts.
     constexpr int parts = rows >= 4 ? 1 : rows >= 2 ? 2 : 4;
-    for (int i = 0; i < rows; ++i) prefetch_to_write(C + i * c_stride, 2 * L);
+    for (int i = 0; i < rows; ++i) prefetch_to_write(C + i * c_stride, 2 * L);  // needed when all has been multiplied
     Sum sum[parts][rows];
     const T* ahead;
     const auto step = [&](const T* a, const T* b, int part) {

@@ -108,8 +108,7 @@ class TileTransform {
 
    private:
     // A column's spectrum goes to as many places as it has frequencies. They are likely in another core's cache, where the
-    // last products were read: unless asked for ahead, each would be waited for. (Not inlined, it would be a function
-    // without effects to GCC, which leaves out calls of such.)
+    // last products were read: unless asked for ahead, each would be waited for. (Inlined for the reason in vector.h.)
     template <int parts>
     static GCSA_EXT_INLINE void prefetch_column_(T* out, int64_t height, int64_t stride) {
         for (int64_t f = 0; f < height; ++f) prefetch_to_write(out + f * stride, parts * L);

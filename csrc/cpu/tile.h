@@ -57,7 +57,7 @@ inline void load_tile(
         for_each_run(map, range, [&](int64_t column, int64_t offset, int64_t count) {
             for (int64_t c = 0; c < map.channels; ++c) {
                 const T* const row = from + offset + shuffle.to(c) * map.positions;
-                prefetch(row + count, count);
+                prefetch(row + count, count);  // of the next tile, unless the image ends
                 load_row(row, count, tile + c * columns + column);
             }
         });
@@ -87,7 +87,7 @@ inline void store_tile(
         for_each_run(map, range, [&](int64_t column, int64_t offset, int64_t count) {
             for (int64_t c = 0; c < map.channels; ++c) {
                 T* const row = to + offset + shuffle.to(c) * map.positions;
-                prefetch_to_write(row + count, count);
+                prefetch_to_write(row + count, count);  // of the next tile
                 store_row(row, count, tile + c * columns + column);
             }
         });

@@ -148,8 +148,9 @@ inline void store(T* to, vec<accumulator<T>> value, int count) {
     copy(std::integral_constant<int, 1>{});
 }
 
-// Asks for the cache lines of `count` elements, to be read or to be written. Where they are does not matter: an address that
-// is not mapped is ignored.
+// Asks for the cache lines of `count` elements, to be read or to be written; where these do not begin with a line, perhaps
+// not for the last. An address that is not mapped is ignored. Always inlined, since GCC leaves out calls of a function that
+// does nothing else: it has no effect.
 constexpr int64_t cache_line = 64;  // bytes
 template <class T>
 GCSA_EXT_INLINE void prefetch(const T* from, int64_t count) {
