@@ -334,7 +334,7 @@ def first_call(shape: tuple[int, ...], dtype: torch.dtype) -> None:
         gate = [torch.empty(sizes, dtype=dtype) for sizes in ((h, C), (h,), (C, h), (C,))]
         convolutions = [torch.empty(sizes, dtype=dtype) for sizes in ((h, C, 7, 7), (h,), (C, h, 7, 7), (C,))]
         vectors = [torch.empty(channels) for channels in (h, h, C, C)]
-        settings = (1e-5, 1e-5), 4, True
+        settings = (1e-5, 1e-5), 4, True, False
         out, u1, u2, *used = backend.gcsa(x, gate, convolutions, vectors, 4 * [None], *settings, True)
         needed = (True, True), *settings, 13 * [True]
         backend.gcsa_backward(out, x, gate, convolutions, vectors, used, (u1, u2), *needed)

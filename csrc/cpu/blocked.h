@@ -27,6 +27,11 @@ struct BlockRange {
     int64_t image, block, begin, count;
 };
 
+// Takes ranges that need nothing more.
+struct NoFinish {
+    void operator()(BlockRange) const {}
+};
+
 // Cuts `images` maps into ranges of at most this many positions, to be shared among threads.
 constexpr int64_t positions_per_range = 512;
 inline int64_t block_ranges(int64_t images, int64_t blocks, int64_t positions) {

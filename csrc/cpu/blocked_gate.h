@@ -1,12 +1,15 @@
-// The channel gate from a map in any layout into the blocked layout (blocked.h), where its second layer computes a square at
-// a time: as many positions as a vector has lanes of one block of the shuffled channels.
+// The channel gate from a map in any layout into the blocked layout (blocked.h).
 #pragma once
 
 #include <algorithm>
 
 #include "blocked.h"
-#include "gate_tile.h"
 #include "team.h"
+#ifdef GCSA_EXT_MATRIX_REGISTERS
+#include "matrix_gate_layers.h"
+#else
+#include "gate_layers.h"
+#endif
 
 namespace gcsa_ext::cpu::GCSA_EXT_ISA {
 
@@ -18,70 +21,53 @@ class BlockedGate {
    public:
     // `packed` has packed_size(C, h) elements, to be filled by `pack`.
     BlockedGate(const ChannelGateForward& p, const Perceptron<A>& mlp, A* packed)
-        : p_(p), mlp_(mlp), shuffle_{p.groups, p.map.channels / p.groups}, w2_(packed) {}
-    static int64_t packed_size(int64_t C, int64_t h) { return (C + L - 1) / L * (h + 1) * L; }
+        : p_(p), layers_(p, mlp, packed), shuffle_{p.groups, p.map.channels / p.groups} {}
+    static int64_t packed_size(int64_t C, int64_t h) { return GateLayers<A>::packed_size(C, h); }
     static int64_t scratch_size(int64_t C, int64_t h) {
-        return Pieces<A>::size(C * tile_columns<A>) + Pieces<A>::size(h * tile_columns<A>);
+        return Pieces<A>::size(C * tile_columns<A>) + GateLayers<A>::scratch_size(C, h);
     }
-
-    // For every block of shuffled channels the weights of the second layer, [hidden][lane], and behind them the bias.
-    void pack(const Team& team) const {
-        const int64_t C = p_.map.channels, h = p_.hidden;
-        team.for_each((C + L - 1) / L, [&](int64_t block) {
-            A* const to = packed_(block);
-            for (int64_t i = 0; i < L; ++i) {
-                const int64_t d = block * L + i, c = d < C ? shuffle_.from(d) : 0;
-                for (int64_t k = 0; k < h; ++k) to[k * L + i] = d < C ? mlp_.w2[c * h + k] : 0;
-                to[h * L + i] = d < C ? mlp_.b2[c] : 0;
-            }
-        });
-    }
+    void pack(const Team& team) const { layers_.pack(team); }
 
     // Images first ... first + count into z, of which image 0 is `first`.
     void run(const Team& team, int64_t first, int64_t count, const BlockedMap<A>& z, A* scratch) const {
         const int64_t C = p_.map.channels, positions = p_.map.positions, total = count * positions;
         const T* const from = static_cast<const T*>(p_.x) + first * C * positions;
         A* const tile = scratch;
-        A* const hidden = scratch + Pieces<A>::size(C * tile_columns<A>);
+        A* const own = scratch + Pieces<A>::size(C * tile_columns<A>);
+        const typename GateLayers<A>::Registers registers;
         const auto [begin, end] = team.share((total + L - 1) / L);
         for_each_tile<A>(begin, end, total, block_vectors, [&](TileRange range, int64_t columns) {
             const int64_t image = range.begin / positions, at = range.begin % positions;
             if constexpr (std::is_same_v<T, A>) {
                 if (p_.map.layout == Layout::contiguous && at + columns <= positions) {
-                    run_tile_(range, columns, from + image * C * positions + at, positions, z, hidden);
+                    run_tile_(range, columns, from + image * C * positions + at, positions, z, own);
                     return;
                 }
             }
             load_tile(p_.map, from, range, columns, tile, ChannelShuffle{1, C});
-            run_tile_(range, columns, tile, columns, z, hidden);
+            run_tile_(range, columns, tile, columns, z, own);
         });
     }
 
    private:
-    A* packed_(int64_t block) const { return w2_ + block * (p_.hidden + 1) * L; }
-
     // x: channel c of the tile's positions at x + c * stride
-    void run_tile_(TileRange range, int64_t columns, const A* x, int64_t stride, const BlockedMap<A>& z, A* hidden) const {
-        first_layer(mlp_, p_.map.channels, p_.hidden, columns, x, stride, hidden);
-        for (int64_t block = 0; block < z.blocks(); ++block)
+    void run_tile_(TileRange range, int64_t columns, const A* x, int64_t stride, const BlockedMap<A>& z, A* own) const {
+        layers_.first(x, stride, columns, own);
+        for (int64_t block = 0; block < z.blocks(); ++block) {
+            layers_.second(block, own);
             for (int64_t column = 0; column < range.count; column += L)
-                p_.sigmoid ? run_square_<true>(range, columns, block, column, x, stride, z, hidden)
-                           : run_square_<false>(range, columns, block, column, x, stride, z, hidden);
+                p_.sigmoid ? run_square_<true>(range, columns, block, column, x, stride, z, own)
+                           : run_square_<false>(range, columns, block, column, x, stride, z, own);
+        }
     }
 
     template <bool with_sigmoid>
     void run_square_(
         TileRange range, int64_t columns, int64_t block, int64_t column, const A* x, int64_t stride, const BlockedMap<A>& z,
-        const A* hidden
+        const A* own
     ) const {
-        const A* const w2 = packed_(block);
-        const A* const b2 = w2 + p_.hidden * L;
         vec<A> gate[L];
-        for (int i = 0; i < L; ++i) gate[i] = broadcast(b2[i]);
-        for (int64_t k = 0; k < p_.hidden; ++k) {
-            const vec<A> value = load(hidden + k * columns + column, Full<A>{});
-            for (int i = 0; i < L; ++i) gate[i] += w2[k * L + i] * value;
-        }
+        layers_.square(block, column, columns, own, gate);
         const int64_t channel = block * L, positions = z.positions();
         const Sigmoid<A> sigmoid;
         const auto row = [&](int i) {
@@ -105,9 +91,8 @@ class BlockedGate {
     }
 
     const ChannelGateForward& p_;
-    const Perceptron<A>& mlp_;
+    GateLayers<A> layers_;
     ChannelShuffle shuffle_;
-    A* w2_;
 };
 
 }  // namespace gcsa_ext::cpu::GCSA_EXT_ISA

@@ -3,9 +3,8 @@
 #include "../convolution.h"
 
 #include "../scratch.h"
-#include "fft_gradient.h"
-#include "fft_plan.h"
 #include "kernels.h"
+#include "plan.h"
 
 namespace gcsa_ext::cpu::GCSA_EXT_ISA {
 namespace {
@@ -37,20 +36,20 @@ void forward(const ConvolutionForward& p) {
     const int threads = p.map.threads;
     FeatureMap out_map = p.map;
     out_map.channels = p.outputs;
-    const Convolution<A> c = plan_convolution<A>(N, inputs, p.outputs, p.height, p.width, k, threads, false);
+    const PlannedConvolution<T> c = plan<T>(N, inputs, p.outputs, p.height, p.width, k, threads, false);
     const Taps<A> taps{static_cast<const A*>(p.weight), p.outputs, inputs, inputs * k * k, k * k, k, false};
 
     using S = Pieces<A>;
     BlockedMap<A> in{nullptr, inputs, p.height, p.width}, out{nullptr, p.outputs, p.height, p.width};
     const int64_t per_thread = S::size(c.scratch_size());
     const Scratch memory(
-        (S::size(N * in.image_size()) + S::size(N * out.image_size()) + c.spectra_size() + threads * per_thread) *
+        (S::size(N * in.image_size()) + S::size(N * out.image_size()) + c.workspace_size() + threads * per_thread) *
         static_cast<int64_t>(sizeof(A))
     );
     S pieces(static_cast<A*>(memory.data()));
     in.data = pieces.take(N * in.image_size());
     out.data = pieces.take(N * out.image_size());
-    A* const spectra = pieces.take(c.spectra_size());
+    A* const spectra = pieces.take(c.workspace_size());
     A* const thread_memory = pieces.take(threads * per_thread);
 
     parallel_team(threads, [&](const Team& team) {
@@ -58,7 +57,7 @@ void forward(const ConvolutionForward& p) {
         pack(team, p.map, static_cast<const T*>(p.x), in);
         team.barrier();
         convolve(
-            team, c, in, {0, c.tiles()}, taps, spectra, scratch,
+            team, c, in, c.images(0, N), taps, spectra, scratch,
             [&](int64_t image, int64_t block, int64_t at, int64_t count, const A* run, int64_t step) {
                 vec<A> bias{};
                 if (p.bias) {
@@ -88,19 +87,17 @@ void backward(const ConvolutionBackward& q) {
     const int threads = p.map.threads;
     FeatureMap out_map = p.map;
     out_map.channels = outputs;
-    const Convolution<A> c = plan_convolution<A>(N, outputs, inputs, p.height, p.width, k, threads, false, true);
+    const PlannedConvolution<T> c = plan<T>(N, outputs, inputs, p.height, p.width, k, threads, false, true);
     const Taps<A> mirrored{static_cast<const A*>(p.weight), inputs, outputs, k * k, inputs * k * k, k, true};
 
     using S = Pieces<A>;
     BlockedMap<A> x{nullptr, inputs, p.height, p.width}, grad{nullptr, outputs, p.height, p.width}, grad_x = x;
-    const bool several = c.group < c.tiles();
     const int64_t x_size = q.grad_weight ? S::size(N * x.image_size()) : 0;
     const int64_t grad_x_size = q.grad_x ? S::size(N * x.image_size()) : 0;
-    const int64_t unit = S::size(unit_size<A>(c.tiling)), per_thread = S::size(c.scratch_size()) + unit;
-    const int64_t sums_size =
-        several && q.grad_weight ? S::size(weight_gradient_units<A>(inputs, outputs) * unit_size<A>(c.tiling)) : 0;
+    const int64_t unit = S::size(unit_size(c)), per_thread = S::size(c.scratch_size()) + unit;
+    const int64_t sums_size = q.grad_weight ? S::size(unit_sums_size(c)) : 0;
     const Scratch memory(
-        (x_size + grad_x_size + S::size(N * grad.image_size()) + sums_size + c.gradient_spectra_size() +
+        (x_size + grad_x_size + S::size(N * grad.image_size()) + sums_size + gradient_workspace_size(c) +
          threads * per_thread) *
         static_cast<int64_t>(sizeof(A))
     );
@@ -109,7 +106,7 @@ void backward(const ConvolutionBackward& q) {
     grad_x.data = pieces.take(grad_x_size);
     grad.data = pieces.take(N * grad.image_size());
     A* const sums = sums_size ? pieces.take(sums_size) : nullptr;
-    A* const spectra = pieces.take(c.gradient_spectra_size());
+    A* const spectra = pieces.take(gradient_workspace_size(c));
     A* const thread_memory = pieces.take(threads * per_thread);
 
     parallel_team(threads, [&](const Team& team) {
@@ -132,6 +129,21 @@ void backward(const ConvolutionBackward& q) {
 
 }  // namespace
 
+#ifdef GCSA_EXT_MATRIX_REGISTERS
+namespace {
+
+bool takes(const ConvolutionForward& p) { return p.map.dtype == DType::bfloat16 && fills_registers(p.map, p.width); }
+
+}  // namespace
+
+void convolution_forward(const ConvolutionForward& p) {
+    takes(p) ? forward<bfloat16>(p) : avx512::table.convolution_forward(p);
+}
+
+void convolution_backward(const ConvolutionBackward& q) {
+    takes(q.forward) ? backward<bfloat16>(q) : avx512::table.convolution_backward(q);
+}
+#else
 void convolution_forward(const ConvolutionForward& p) {
     switch (p.map.dtype) {
         case DType::float32: return forward<float>(p);
@@ -147,5 +159,6 @@ void convolution_backward(const ConvolutionBackward& q) {
         case DType::bfloat16: return backward<bfloat16>(q);
     }
 }
+#endif
 
 }  // namespace gcsa_ext::cpu::GCSA_EXT_ISA

@@ -16,6 +16,7 @@
 #include "spectral_product.h"
 #include "spectrum.h"
 #include "tap_transform.h"
+#include "taps.h"
 #include "team.h"
 
 namespace gcsa_ext::cpu::GCSA_EXT_ISA {
@@ -81,16 +82,6 @@ using InputSpectra = TileSpectra<A, input_parts>;
 template <class A>
 using OutputSpectra = TileSpectra<A, 2>;
 
-// The weights of a convolution: element (output, input, tap) at output * output_stride + input * input_stride + tap.
-template <class A>
-struct Taps {
-    const A* data;
-    int64_t outputs, inputs, output_stride, input_stride, kernel;
-    bool mirrored;  // false: out[p] = sum_d w[d] in[p + d]; true: w[d] in[p - d], the gradient of the former's input
-
-    const A* at(int64_t output, int64_t input) const { return data + output * output_stride + input * input_stride; }
-};
-
 // How many inputs are multiplied at a time: the spectra of their weights' rows, of these one column of all, and those of
 // their tiles stay about in the second-level cache.
 template <class A>
@@ -112,69 +103,6 @@ template <class A>
 inline bool whole_spectra(const Tiling& tiling, int64_t inputs) {
     constexpr int64_t cache = 320 << 10;
     return tiling.frequencies() * frequency_stride<A>(inputs) * static_cast<int64_t>(sizeof(A)) <= cache;
-}
-
-// Between a block of outputs' taps, `count` scalars in a row per output, and vectors of all outputs for each.
-template <class A>
-inline void gather_taps(const A* from, int64_t output_stride, int64_t outputs, int64_t count, A* to) {
-    constexpr int L = lanes<A>;
-    constexpr int64_t few = L / 4;
-    for (int64_t tap = 0; tap < count; tap += L) {
-        const int64_t left = count - tap;
-        if (outputs == L && left <= few) {
-            for (int64_t j = tap; j < count; ++j)
-                for (int i = 0; i < L; ++i) to[j * L + i] = from[i * output_stride + j];
-            return;
-        }
-        transpose_rows(from + tap, output_stride, outputs, std::min<int64_t>(left, L), [&](int i, vec<A> value) {
-            store(to + (tap + i) * L, value, Full<A>{});
-        });
-    }
-}
-// Stores that cross a cache line take several times as long: the first few scalars are stored on their own where the others
-// of all rows can then be aligned.
-template <class A>
-inline void scatter_taps(const A* from, int64_t output_stride, int64_t outputs, int64_t count, A factor, A* to) {
-    constexpr int L = lanes<A>;
-    const auto address = reinterpret_cast<uintptr_t>(to) / sizeof(A);
-    const int64_t head = output_stride % L == 0 ? L - static_cast<int64_t>(address % L) : L;
-    for (int64_t tap = 0, taps; tap < count; tap += taps) {
-        taps = std::min<int64_t>(tap ? L : head, count - tap);
-        const auto row = [&](int i) { return load(from + (tap + i) * L, Full<A>{}) * factor; };
-        if (taps == L)
-            transpose_square<A>(L, outputs, row, [&](int i, vec<A> value) {
-                store(to + i * output_stride + tap, value, Full<A>{});
-            });
-        else
-            transpose_square<A>(taps, outputs, row, [&](int i, vec<A> value) {
-                store(to + i * output_stride + tap, value, static_cast<int>(taps));
-            });
-    }
-}
-
-// Calls take(i, vectors) for the taps of inputs first ... first + count and one block of outputs, i counted from `first`: a
-// vector of all outputs for each tap. `gathered` is scratch for kernel^2 vectors of as many inputs as a vector has lanes.
-// `next` is where the first weights of the next call are.
-template <class A, class Take>
-inline void for_each_taps(
-    const Taps<A>& taps, int64_t block, int64_t first, int64_t count, const A* next, A* gathered, const Take& take
-) {
-    constexpr int L = lanes<A>;
-    const int64_t outputs = std::min<int64_t>(taps.outputs - block * L, L), size = taps.kernel * taps.kernel;
-    const A* const from = taps.at(block * L, first);
-    // Inputs that follow each other in memory are gathered together, in full squares.
-    const int64_t together = taps.input_stride == size ? L : 1;
-    for (int64_t i = 0; i < count; i += together) {
-        const int64_t inputs = std::min(together, count - i);
-        gather_taps(from + i * taps.input_stride, taps.output_stride, outputs, inputs * size, gathered);
-        for (int64_t j = 0; j < inputs; ++j) {
-            // As many streams as lanes are more than the processor's own prefetching follows.
-            for (int64_t k = 0; k < outputs; ++k)
-                for (int64_t tap = 0; tap < size; tap += cache_line / static_cast<int64_t>(sizeof(A)))
-                    __builtin_prefetch(next + k * taps.output_stride + (i + j) * taps.input_stride + tap, 0, 2);
-            take(i + j, gathered + j * size * L);
-        }
-    }
 }
 
 struct TileRangeOfBatch {
@@ -211,10 +139,6 @@ inline void transform_tiles(
         );
     });
 }
-
-struct NoFinish {
-    void operator()(BlockRange) const {}
-};
 
 // epilogue(image, block, first position, count, vectors, step between vectors) takes runs of the result, finish(range) all
 // positions of a block after the last tile of an image. The first block of `from` is `first_block` of the result. A thread
@@ -373,6 +297,10 @@ struct Convolution {
 
     static constexpr int L = lanes<A>;
     int64_t tiles() const { return batch * tiling.per_image(); }
+    int64_t images_per_group() const { return std::max<int64_t>(group / tiling.per_image(), 1); }
+    TileRangeOfBatch images(int64_t first, int64_t count) const {
+        return {first * tiling.per_image(), count * tiling.per_image()};
+    }
     // Of the spectra of a group's tiles as few as possible are there at a time, so that they stay in the second-level cache:
     // of the outputs one block per thread, which is transformed back when it is done, or of the inputs a turn, which is
     // multiplied, and the next.
@@ -396,13 +324,8 @@ struct Convolution {
         const int64_t turn = channels_per_turn(channels);
         return (turn < channels ? turn_buffers() : 1) * input_size(turn);
     }
-    int64_t spectra_size() const {
+    int64_t workspace_size() const {
         return by_outputs() ? input_size(inputs) + team * output_size(L) : turns_size(inputs) + output_size(outputs);
-    }
-    // A gradient of the weights needs the spectra of two maps.
-    int64_t gradient_spectra_size() const {
-        return by_outputs() ? input_size(inputs) + std::max(turns_size(outputs), team * output_size(L))
-                            : input_size(outputs) + turns_size(inputs) + output_size(outputs);
     }
     // Transforms tiles of a map, from the inputs or the outputs of the convolution, and calls take(its spectra, first
     // channel, end) turn by turn. No thread may take part in anything that overwrites `spectra` before all have left.
@@ -431,7 +354,7 @@ struct Convolution {
     }
 };
 
-// The tiles of some images, group by group; `spectra` is memory of spectra_size elements. epilogue as in transform_back;
+// The tiles of some images, group by group; `spectra` is memory of workspace_size elements. epilogue as in transform_back;
 // finish(range) is called for ranges of all blocks, when these are there, if possible by the thread that has computed them.
 template <class A, class Epilogue, class Finish>
 inline void convolve(

@@ -16,21 +16,26 @@ constexpr int64_t inputs_per_unit = product_rows < lanes<A> ? product_rows : lan
 template <class A>
 constexpr int64_t unit_stride = (inputs_per_unit<A> | 1) * 2 * lanes<A>;  // between frequencies
 
-// What a gradient of the weights of a Convolution (of g to the gradient of the input) needs.
-template <class A>
-struct WeightGradient {
-    const BlockedMap<A>* input;  // of the convolution whose backward pass this is
-    A* grad;                     // (channels of g, channels of input, kernel, kernel)
-    A* sums;                     // memory for all units if there is more than one group, else null
-};
-
 template <class A>
 inline int64_t weight_gradient_units(int64_t inputs, int64_t outputs) {
     return (inputs + inputs_per_unit<A> - 1) / inputs_per_unit<A> * ((outputs + lanes<A> - 1) / lanes<A>);
 }
 template <class A>
-inline int64_t unit_size(const Tiling& tiling) {
-    return tiling.frequencies() * unit_stride<A>;
+inline int64_t unit_size(const Convolution<A>& c) {
+    return c.tiling.frequencies() * unit_stride<A>;
+}
+// Of all units if they are needed at the same time.
+template <class A>
+inline int64_t unit_sums_size(const Convolution<A>& c) {
+    return c.group < c.tiles() ? weight_gradient_units<A>(c.outputs, c.inputs) * unit_size(c) : 0;
+}
+
+// The gradient of the weights needs the spectra of two maps.
+template <class A>
+inline int64_t gradient_workspace_size(const Convolution<A>& c) {
+    return c.by_outputs()
+               ? c.input_size(c.inputs) + std::max(c.turns_size(c.outputs), c.team * c.output_size(lanes<A>))
+               : c.input_size(c.outputs) + c.turns_size(c.inputs) + c.output_size(c.outputs);
 }
 
 // Both gradients for the tiles of a batch. `c` is the convolution of g with the mirrored weights; without want_input its
@@ -59,7 +64,7 @@ inline void convolve_backward(
                 const int64_t x_row = i % strips_here * rows, input = first_input + x_row;
                 const int64_t g_block = i / strips_here, block = first_output / L + g_block;
                 const int64_t unit = block * strips + input / rows;
-                A* const sums = weights.sums ? weights.sums + unit * unit_size<A>(c.tiling) : unit_buffer;
+                A* const sums = weights.sums ? weights.sums + unit * unit_size(c) : unit_buffer;
                 for (int64_t f = 0; f < F; ++f) {
                     const auto multiply = c.tiling.holds_two(f) ? product<RealSums<A>, ChannelsByTiles<A>>
                                                                 : product<Sum<A, true>, ChannelsByTiles<A>>;

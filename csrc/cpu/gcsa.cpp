@@ -5,9 +5,8 @@
 
 #include "../scratch.h"
 #include "blocked_gate.h"
-#include "fft_gradient.h"
-#include "fft_plan.h"
 #include "kernels.h"
+#include "plan.h"
 #include "sigmoid.h"
 
 namespace gcsa_ext::cpu::GCSA_EXT_ISA {
@@ -124,7 +123,7 @@ struct Geometry {
     using A = accumulator<T>;
     int64_t N, C, h, H, W, P, k;
     int threads;
-    Convolution<A> conv1, conv2;
+    PlannedConvolution<T> conv1, conv2;
 
     explicit Geometry(const GcsaForward& p)
         : N(p.gate.map.batch),
@@ -135,10 +134,10 @@ struct Geometry {
           P(H * W),
           k(p.kernel),
           threads(p.gate.map.threads),
-          conv1(plan_convolution<A>(N, C, h, H, W, k, threads, false)),
-          conv2(plan_convolution<A>(N, h, C, H, W, k, threads, false)) {
-        const Convolution<A> apart1 = plan_convolution<A>(N, C, h, H, W, k, threads, true);
-        const Convolution<A> apart2 = plan_convolution<A>(N, h, C, H, W, k, threads, true);
+          conv1(plan<T>(N, C, h, H, W, k, threads, false)),
+          conv2(plan<T>(N, h, C, H, W, k, threads, false)) {
+        const PlannedConvolution<T> apart1 = plan<T>(N, C, h, H, W, k, threads, true);
+        const PlannedConvolution<T> apart2 = plan<T>(N, h, C, H, W, k, threads, true);
         if (better_apart(apart1, conv1, threads) && better_apart(apart2, conv2, threads)) conv1 = apart1, conv2 = apart2;
     }
 
@@ -169,17 +168,17 @@ void infer(const GcsaForward& p) {
     using A = accumulator<T>;
     constexpr int L = lanes<A>;
     Geometry<T> g(p);
-    Convolution<A>&c1 = g.conv1, &c2 = g.conv2;
+    PlannedConvolution<T>&c1 = g.conv1, &c2 = g.conv2;
     const bool apart = c1.team < g.threads;
     const int64_t N = g.N, C = g.C, h = g.h;
-    int64_t chunk = std::min(N, std::max<int64_t>(1, std::max(c1.group, c2.group) / c1.tiling.per_image()));
+    int64_t chunk = std::min(N, std::max(c1.images_per_group(), c2.images_per_group()));
     if (apart) chunk = std::min(chunk, (N + g.threads - 1) / g.threads);
     const PerceptronWeights<T> weights(p.gate);
 
     const int teams = apart ? g.threads : 1;
     using S = Pieces<A>;
     const int64_t vectors = Affine<A>::vectors * (S::size(round_up(C, L)) + S::size(round_up(h, L)));
-    const int64_t spectra_size = std::max(c1.spectra_size(), c2.spectra_size());
+    const int64_t spectra_size = std::max(c1.workspace_size(), c2.workspace_size());
     const int64_t per_team = S::size(g.map_size(C, chunk)) + S::size(g.map_size(h, chunk)) + spectra_size;
     const int64_t per_thread = S::size(std::max({c1.scratch_size(), c2.scratch_size(), BlockedGate<T>::scratch_size(C, h)}));
     const int64_t packed = S::size(BlockedGate<T>::packed_size(C, h));
@@ -209,7 +208,7 @@ void infer(const GcsaForward& p) {
             gate.run(team, first, count, z, scratch);
             team.barrier();
             convolve(
-                team, c1, z, {0, count * c1.tiling.per_image()}, g.taps1(p), spectra, scratch,
+                team, c1, z, c1.images(0, count), g.taps1(p), spectra, scratch,
                 [&](int64_t image, int64_t block, int64_t at, int64_t n, const A* run, int64_t step) {
                     relu_run(affine1, block, n, run, step, a1.block(image, block) + at * L);
                 },
@@ -217,7 +216,7 @@ void infer(const GcsaForward& p) {
             );
             T* const out = static_cast<T*>(p.gate.out) + first * C * g.P;
             convolve(
-                team, c2, a1, {0, count * c2.tiling.per_image()}, g.taps2(p), spectra, scratch,
+                team, c2, a1, c2.images(0, count), g.taps2(p), spectra, scratch,
                 [&](int64_t image, int64_t block, int64_t at, int64_t n, const A* run, int64_t step) {
                     A* const to = z.block(image, block) + at * L;
                     const auto affine = affine2.block(block);
@@ -256,7 +255,7 @@ void forward(const GcsaForward& p) {
     using A = accumulator<T>;
     constexpr int L = lanes<A>;
     Geometry<T> g(p);
-    Convolution<A>&c1 = g.conv1, &c2 = g.conv2;
+    PlannedConvolution<T>&c1 = g.conv1, &c2 = g.conv2;
     const bool apart = c1.team < g.threads;
     const int64_t N = g.N, C = g.C, h = g.h, C_blocks = g.blocks(C), h_blocks = g.blocks(h);
     const int64_t most_blocks = std::max(C_blocks, h_blocks);  // h may be more than C
@@ -264,7 +263,7 @@ void forward(const GcsaForward& p) {
 
     using S = Pieces<A>;
     const int teams = apart ? g.threads : 1;
-    const int64_t spectra_size = std::max(c1.spectra_size(), c2.spectra_size());
+    const int64_t spectra_size = std::max(c1.workspace_size(), c2.workspace_size());
     const int64_t saved = p.u1 ? 0 : S::size(g.map_size(C, N)) + S::size(g.map_size(h, N));
     const int64_t per_thread = S::size(std::max({c1.scratch_size(), c2.scratch_size(), BlockedGate<T>::scratch_size(C, h)}));
     const int64_t packed = S::size(BlockedGate<T>::packed_size(C, h));
@@ -321,8 +320,7 @@ void forward(const GcsaForward& p) {
         all.barrier();
         gate.run(team, begin, end - begin, z.from(begin), scratch);
         all.barrier();
-        const TileRangeOfBatch tiles1{begin * c1.tiling.per_image(), (end - begin) * c1.tiling.per_image()};
-        convolve(team, c1, z, tiles1, g.taps1(p), spectra, scratch, save(affine1, p.norm1, h, u1), NoFinish{});
+        convolve(team, c1, z, c1.images(begin, end - begin), g.taps1(p), spectra, scratch, save(affine1, p.norm1, h, u1), NoFinish{});
         finish(p.norm1, h, affine1);
         team.for_each(block_ranges(end - begin, h_blocks, g.P), [&](int64_t i) {
             const BlockRange r = block_range(i, h_blocks, g.P);
@@ -333,8 +331,7 @@ void forward(const GcsaForward& p) {
         });
         Statistics<A>(own_statistics, C_blocks).clear(C_blocks);
         team.barrier();
-        const TileRangeOfBatch tiles2{begin * c2.tiling.per_image(), (end - begin) * c2.tiling.per_image()};
-        convolve(team, c2, a1, tiles2, g.taps2(p), spectra, scratch, save(affine2, p.norm2, C, u2), NoFinish{});
+        convolve(team, c2, a1, c2.images(begin, end - begin), g.taps2(p), spectra, scratch, save(affine2, p.norm2, C, u2), NoFinish{});
         finish(p.norm2, C, affine2);
         T* const out = static_cast<T*>(p.gate.out);
         team.for_each(block_ranges(end - begin, C_blocks, g.P), [&](int64_t i) {
@@ -417,19 +414,19 @@ void backward(const GcsaBackward& q) {
     const int64_t most_blocks = std::max(C_blocks, h_blocks);  // h may be more than C
     const bool want_gate = q.grad_w1 != nullptr, want_z = want_gate || q.grad_x;
     // From the second convolution's output to its input, from the first's output to its input. All threads work together.
-    const Convolution<A> c2 = plan_convolution<A>(N, C, h, g.H, g.W, k, g.threads, false, true);
-    const Convolution<A> c1 = plan_convolution<A>(N, h, C, g.H, g.W, k, g.threads, false, true);
+    const PlannedConvolution<T> c2 = plan<T>(N, C, h, g.H, g.W, k, g.threads, false, true);
+    const PlannedConvolution<T> c1 = plan<T>(N, h, C, g.H, g.W, k, g.threads, false, true);
     const Taps<A> mirrored2{static_cast<const A*>(p.conv2.weight), h, C, k * k, h * k * k, k, true};
     const Taps<A> mirrored1{static_cast<const A*>(p.conv1.weight), C, h, k * k, C * k * k, k, true};
     const PerceptronWeights<T> weights(p.gate);
 
     using S = Pieces<A>;
-    const int64_t spectra_size = std::max(c1.gradient_spectra_size(), c2.gradient_spectra_size());
-    const auto sums_size = [&](const Convolution<A>& c, const void* wanted) {
-        return wanted && c.group < c.tiles() ? weight_gradient_units<A>(c.outputs, c.inputs) * unit_size<A>(c.tiling) : 0;
+    const int64_t spectra_size = std::max(gradient_workspace_size(c1), gradient_workspace_size(c2));
+    const auto sums_size = [](const PlannedConvolution<T>& c, const void* wanted) {
+        return wanted ? unit_sums_size(c) : 0;
     };
     const int64_t unit_sums = S::size(std::max(sums_size(c1, q.grad_conv1), sums_size(c2, q.grad_conv2)));
-    const int64_t unit = S::size(std::max(unit_size<A>(c1.tiling), unit_size<A>(c2.tiling)));
+    const int64_t unit = S::size(std::max(unit_size(c1), unit_size(c2)));
     const int64_t gate_size = std::max(GateGradient<A>::size(C, h, want_gate), BlockedGate<T>::scratch_size(C, h));
     const int64_t packed = S::size(BlockedGate<T>::packed_size(C, h));
     const int64_t per_thread = S::size(std::max(c1.scratch_size(), c2.scratch_size())) + S::size(gate_size) + unit +
@@ -590,6 +587,26 @@ void run(const GcsaForward& p) {
 
 }  // namespace
 
+#ifdef GCSA_EXT_MATRIX_REGISTERS
+namespace {
+
+bool takes(const GcsaForward& p) {
+    const bool wanted = p.gate.map.dtype == DType::bfloat16 || (p.mixed && p.gate.map.dtype == DType::float32);
+    return wanted && fills_registers(p.gate.map, p.width);
+}
+
+}  // namespace
+
+void gcsa_forward(const GcsaForward& p) {
+    if (!takes(p)) return avx512::table.gcsa_forward(p);
+    p.gate.map.dtype == DType::bfloat16 ? run<bfloat16>(p) : run<float>(p);
+}
+
+void gcsa_backward(const GcsaBackward& q) {
+    if (!takes(q.forward)) return avx512::table.gcsa_backward(q);
+    q.forward.gate.map.dtype == DType::bfloat16 ? backward<bfloat16>(q) : backward<float>(q);
+}
+#else
 void gcsa_forward(const GcsaForward& p) {
     switch (p.gate.map.dtype) {
         case DType::float32: return run<float>(p);
@@ -605,5 +622,6 @@ void gcsa_backward(const GcsaBackward& q) {
         case DType::bfloat16: return backward<bfloat16>(q);
     }
 }
+#endif
 
 }  // namespace gcsa_ext::cpu::GCSA_EXT_ISA

@@ -28,6 +28,12 @@ struct Kernels {
     double (*time_reading)(const void* data, int64_t bytes, int threads);
 };
 
+#ifdef GCSA_EXT_MATRIX_REGISTERS
+namespace avx512 {
+extern const Kernels table;
+}
+#endif
+
 #ifdef GCSA_EXT_ISA
 namespace GCSA_EXT_ISA {
 void channel_gate_forward(const ChannelGateForward&);

@@ -96,6 +96,7 @@ class Backend(Protocol):
         eps: tuple[float, float],
         groups: int,
         sigmoid: bool,
+        mixed: bool,
         save: bool,
         /,
     ) -> tuple[Tensor, ...]: ...
@@ -113,6 +114,7 @@ class Backend(Protocol):
         eps: tuple[float, float],
         groups: int,
         sigmoid: bool,
+        mixed: bool,
         need: Sequence[bool],
         /,
     ) -> Sequence[Tensor | None]: ...

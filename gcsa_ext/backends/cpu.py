@@ -56,7 +56,7 @@ def unsupported(operator: str, device: torch.device, dtype: torch.dtype) -> str 
 
 
 def isa() -> str:
-    """The instruction set in use: "baseline", "avx2" or "avx512".
+    """The instruction set in use: "baseline", "avx2", "avx512" or "amx".
 
     Raises:
         RuntimeError: GCSA_EXT_CPU_ISA names one that is unknown or that this processor lacks.
@@ -347,10 +347,12 @@ def gcsa(
     eps: tuple[float, float],
     groups: int,
     sigmoid: bool,
+    mixed: bool,
     save: bool,
 ) -> tuple[Tensor, ...]:
     """See reference.gcsa: w1, b1, w2, b2; weight and bias of both convolutions; of both normalisations;
-    mean and var of both, None for the batch's.
+    mean and var of both, None for the batch's. With `mixed` the convolutions of a float32 map round what they
+    multiply to bfloat16 where the processor has matrix registers (AMX); those of a bfloat16 map always do.
 
     Returns:
         The result; if `save`, the convolutions' outputs in the kernels' own layout (else empty tensors);
@@ -382,6 +384,7 @@ def gcsa(
         h,
         groups,
         sigmoid,
+        mixed,
         k,
         batch_statistics,
         eps,
@@ -402,6 +405,7 @@ def gcsa_backward(
     eps: tuple[float, float],
     groups: int,
     sigmoid: bool,
+    mixed: bool,
     need: Sequence[bool],
 ) -> list[Tensor | None]:
     """The gradients of x, gate, convolutions and norms, None where not needed; `used` and `saved` are
@@ -428,6 +432,7 @@ def gcsa_backward(
         h,
         groups,
         sigmoid,
+        mixed,
         k,
         batch_statistics,
         eps,

@@ -323,6 +323,7 @@ class Operators:
         eps: tuple[float, float],
         groups: int,
         sigmoid: bool,
+        mixed: bool,
         save: bool,
     ) -> tuple[Tensor, ...]:
         """See reference.gcsa; arguments and results as those of cpu.gcsa.
@@ -373,6 +374,7 @@ class Operators:
         eps: tuple[float, float],
         groups: int,
         sigmoid: bool,
+        mixed: bool,
         need: Sequence[bool],
     ) -> list[Tensor | None]:
         """The gradients of x, gate, convolutions and norms, None where not needed; `used` and `saved` are

@@ -145,6 +145,7 @@ def gcsa(
     eps: tuple[float, float],
     groups: int,
     sigmoid: bool,
+    mixed: bool,
     save: bool,
 ) -> tuple[Tensor, ...]:
     """See reference.gcsa; arguments and results as those of cpu.gcsa, but what is kept has no values."""
@@ -169,6 +170,7 @@ def gcsa_backward(
     eps: tuple[float, float],
     groups: int,
     sigmoid: bool,
+    mixed: bool,
     need: Sequence[bool],
 ) -> list[Tensor | None]:
     """The gradients of x, gate, convolutions and norms, None where not needed; the statistics of a

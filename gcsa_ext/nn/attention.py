@@ -182,7 +182,8 @@ class GCSA(nn.Module):
         direct = goes_directly(*tensors, differentiable=True)
         operator = ops.gcsa.direct if direct else torch.ops.gcsa_ext.gcsa
         out: Tensor
-        out, _, _, *used = operator(*tensors, *plan.statistics, *plan.settings, save)
+        mixed = x.is_cpu and is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
+        out, _, _, *used = operator(*tensors, *plan.statistics, *plan.settings, mixed, save)
         for i, norm, mean, var, batches in plan.updated:
             values = x.numel() // x.shape[1]
             functional.update_statistics(mean, var, used[i], used[i + 1], values, norm.momentum, batches)

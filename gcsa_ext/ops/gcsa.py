@@ -23,12 +23,16 @@ _INPUTS = (
     "Tensor conv1_weight, Tensor? conv1_bias, Tensor conv2_weight, Tensor? conv2_bias, "
     "Tensor? norm1_weight, Tensor? norm1_bias, Tensor? norm2_weight, Tensor? norm2_bias"
 )
-_SETTINGS = "float eps1, float eps2, int groups, bool sigmoid"
+_SETTINGS = "float eps1, float eps2, int groups, bool sigmoid, bool mixed"
 _DIFFERENTIABLE = 13
 
 
 class Arguments(NamedTuple):
-    """Of reference.gcsa, in its order, which is that of the schema; shapes as there."""
+    """Of reference.gcsa, in its order, which is that of the schema; shapes as there.
+
+    With `mixed` the convolutions may round what they multiply to bfloat16, as under autocast; sums and results
+    stay as they are.
+    """
 
     x: Tensor
     w1: Tensor
@@ -51,6 +55,7 @@ class Arguments(NamedTuple):
     eps2: float
     groups: int
     sigmoid: bool
+    mixed: bool
 
     @property
     def differentiable(self) -> tuple[Tensor | None, ...]:
@@ -122,7 +127,8 @@ def _run(*args: Any) -> tuple[Tensor, ...]:
     a = Arguments(*inputs)
     _check(a)
     backend = backends.select("gcsa", a.x.device, a.x.dtype, a.x.shape)
-    return backend.gcsa(a.x, a.gate, a.convolutions, a.norms, a.statistics, a.eps, a.groups, a.sigmoid, save)
+    settings = a.eps, a.groups, a.sigmoid, a.mixed
+    return backend.gcsa(a.x, a.gate, a.convolutions, a.norms, a.statistics, *settings, save)
 
 
 def _forward(*args: Any) -> tuple[Tensor, ...]:
@@ -216,6 +222,7 @@ def _differentiate(
         a.eps,
         a.groups,
         a.sigmoid,
+        a.mixed,
         need,
     )
 
@@ -258,7 +265,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     a = Arguments(*arguments)
     _, *others = output
     ctx.batch = a.mean1 is None, a.mean2 is None
-    ctx.settings = *a.eps, a.groups, a.sigmoid
+    ctx.settings = *a.eps, a.groups, a.sigmoid, a.mixed
     ctx.mark_non_differentiable(*others)
     ctx.set_materialize_grads(False)  # no zeros, as large as u1 and u2, for what has no gradient
     ctx.save_for_backward(*a.differentiable, *others)

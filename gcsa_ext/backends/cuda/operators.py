@@ -29,12 +29,13 @@ def gcsa(
     eps: tuple[float, float],
     groups: int,
     sigmoid: bool,
+    mixed: bool,
     save: bool,
 ) -> tuple[Tensor, ...]:
     """See reference.gcsa; arguments and results as those of cpu.gcsa. Small maps in eval take one launch."""
     hidden, kernel_size = gate[0].shape[0], convolutions[0].shape[-1]
     if not takes(x, hidden, kernel_size, groups, statistics, save):
-        return _operators.gcsa(x, gate, convolutions, norms, statistics, eps, groups, sigmoid, save)
+        return _operators.gcsa(x, gate, convolutions, norms, statistics, eps, groups, sigmoid, mixed, save)
     given = cast("Sequence[Tensor]", statistics)
     with torch.cuda.device_of(x):
         out, *used = small_gcsa(x, gate, convolutions, norms, given, eps, groups, sigmoid)
