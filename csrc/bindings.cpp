@@ -288,11 +288,11 @@ PYBIND11_MODULE(_C, module) {
     module.def(
         "gcsa_forward",
         [](int dtype, bool channels_last, int64_t batch, int64_t channels, int64_t height, int64_t width, int threads,
-           int64_t hidden, int64_t groups, bool sigmoid, bool mixed, int64_t kernel,
-           std::array<bool, 2> batch_statistics, std::array<double, 2> eps, const std::array<Address, 20>& addresses) {
+           int64_t hidden, int64_t groups, bool sigmoid, bool mixed, int64_t kernel, std::array<bool, 2> batch_statistics,
+           std::array<double, 2> eps, const std::array<Address, 20>& addresses) {
             const auto call = gcsa(
-                dtype, channels_last, batch, channels, height, width, threads, hidden, groups, sigmoid, mixed,
-                kernel, batch_statistics, eps, addresses
+                dtype, channels_last, batch, channels, height, width, threads, hidden, groups, sigmoid, mixed, kernel,
+                batch_statistics, eps, addresses
             );
             require_addresses(addresses[17]);
             const py::gil_scoped_release release;
@@ -302,12 +302,12 @@ PYBIND11_MODULE(_C, module) {
     module.def(
         "gcsa_backward",
         [](int dtype, bool channels_last, int64_t batch, int64_t channels, int64_t height, int64_t width, int threads,
-           int64_t hidden, int64_t groups, bool sigmoid, bool mixed, int64_t kernel,
-           std::array<bool, 2> batch_statistics, std::array<double, 2> eps, const std::array<Address, 20>& addresses, Address grad_out,
+           int64_t hidden, int64_t groups, bool sigmoid, bool mixed, int64_t kernel, std::array<bool, 2> batch_statistics,
+           std::array<double, 2> eps, const std::array<Address, 20>& addresses, Address grad_out,
            const std::array<Address, 13>& grads) {
             const auto call = gcsa(
-                dtype, channels_last, batch, channels, height, width, threads, hidden, groups, sigmoid, mixed,
-                kernel, batch_statistics, eps, addresses
+                dtype, channels_last, batch, channels, height, width, threads, hidden, groups, sigmoid, mixed, kernel,
+                batch_statistics, eps, addresses
             );
             require_addresses(addresses[18], grad_out);
             if (grads[1]) require_addresses(grads[2], grads[3], grads[4]);

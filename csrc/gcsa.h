@@ -34,9 +34,9 @@ struct GcsaForward {
     int64_t kernel;
     Convolution2d conv1, conv2;
     BatchNorm norm1, norm2;
-    bool mixed;  // of a float32 map the convolutions may round what they multiply to bfloat16
-    void* u1;  // saved for the backward pass in the kernels' own layout, saved_size(h) elements, or null: not wanted
-    void* u2;  // saved_size(C) elements; both or none
+    bool mixed;  // the layers of a float32 map may round what they multiply to bfloat16
+    void* u1;    // saved for the backward pass in the kernels' own layout, saved_size(h) elements, or null: not wanted
+    void* u2;    // saved_size(C) elements; both or none
 };
 
 struct GcsaBackward {

@@ -56,11 +56,12 @@ def channel_gate(
 def conv2d_same(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Convolve with 'same' zero padding and stride 1, as ``F.conv2d(x, weight, bias, padding=k // 2)`` does.
 
-    On a CPU, kernels of 3 to 11 are convolved by Fourier transforms of tiles (overlap-save) wherever that was
-    measured to be faster than torch's convolution; `explain_convolution` says which it is and why.
+    On a CPU, kernels of 3 to 11 are convolved by Fourier transforms of tiles (overlap-save), or in bfloat16
+    on the processor's matrix registers (AMX), wherever that was measured to be faster than torch's
+    convolution; `explain_convolution` says which it is and why.
 
     Args:
-        x: (N, C, H, W), float32, float64 or bfloat16 (float32 inside); contiguous or channels_last, kept;
+        x: (N, C, H, W), float32, float64 or bfloat16 (sums in float32); contiguous or channels_last, kept;
             other strides are copied. Tensors of other dtypes and devices are computed by torch.
         weight: (O, C, k, k) with odd k, bias: (O,) or None; of x's dtype and device. Under autocast all are
             cast as for torch's convolution.
@@ -79,12 +80,16 @@ def conv2d_same(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 
 def explain_convolution(x: Tensor, weight: Tensor) -> str:
-    """How `conv2d_same` computes these (shapes, dtype and device count), and why, in words."""
+    """How `conv2d_same` computes these (shapes, layout, dtype and device count), and why, in words."""
     reason = unsupported("cpu", "conv2d_same", x.device, x.dtype)
     if reason is None and (forced := forced_backend()) not in (None, "cpu"):
         reason = f"backend {forced!r} is forced"
     algorithm, reason = ("direct", reason) if reason else cpu.explain_convolution(x, weight)
-    names = {"fft": "Fourier transforms of tiles", "direct": "torch's convolution"}
+    names = {
+        "fft": "Fourier transforms of tiles",
+        "amx": "the processor's matrix registers (AMX)",
+        "direct": "torch's convolution",
+    }
     return f"{names[algorithm]}: {reason}"
 
 

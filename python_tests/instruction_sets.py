@@ -9,16 +9,17 @@ import torch
 
 import gcsa_ext
 
-ISAS = ("baseline", "avx2", "avx512")
+ISAS = ("baseline", "avx2", "avx512", "amx")
 CPUINFO = Path("/proc/cpuinfo")
 
 
 def skip_unless_it_runs(isa: str) -> None:
     """Others than gcsa_ext say what the processor has, or kernels that are never picked would not show."""
     if isa not in gcsa_ext.info()["build"]["isas"]:
-        pytest.skip(f"gcsa_ext was built for a processor architecture that has no {isa}")
+        pytest.skip(f"gcsa_ext was built for a processor architecture, or by a compiler, that has no {isa}")
     if CPUINFO.exists():
-        runs = {"baseline": "", "avx2": "avx2", "avx512": "avx512dq"}[isa] in CPUINFO.read_text()
+        flag = {"baseline": "", "avx2": "avx2", "avx512": "avx512dq", "amx": "amx_bf16"}[isa]
+        runs = flag in CPUINFO.read_text()
     else:  # not Linux
         capabilities = {"baseline": "", "avx2": "AVX", "avx512": "AVX512"}
         runs = torch.backends.cpu.get_cpu_capability().startswith(capabilities[isa])

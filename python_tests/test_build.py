@@ -39,6 +39,8 @@ X86_64 = {
     "avx2": (32, ("-mavx2", "-mfma", "-mprfchw")),
     "avx512": (64, ("-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mfma", "-mprfchw")),
 }
+AMX = ("-mamx-tile", "-mamx-bf16", "-mavx512bf16", "-DGCSA_EXT_MATRIX_REGISTERS")
+X86_64["amx"] = (64, (*X86_64["avx512"][1], *AMX))
 COMPILERS = [(compiler, isa) for compiler in ("g++", "g++-11", "clang++") for isa in X86_64]
 COMPILERS += [("aarch64-linux-gnu-g++", "baseline")]
 
@@ -51,12 +53,14 @@ def test_other_compilers_and_processors_take_the_sources(compiler: str, isa: str
         pytest.skip(f"{compiler} compiles for {platform.machine()} here, which has no {isa} of x86-64")
     folder = Path(__file__).parents[1] / "csrc"
     sources = [*sorted(folder.glob("cpu/*.cpp")), folder / "scratch.cpp"]
+    if isa == "amx":
+        sources = [folder / "cpu" / name for name in ("convolution.cpp", "gcsa.cpp", "kernels.cpp")]
     vector_bytes, flags = X86_64[isa]
     command = [compiler, "-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", *flags]
     command += [f"-DGCSA_EXT_ISA={isa}", f"-DGCSA_EXT_VECTOR_BYTES={vector_bytes}", *map(str, sources)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert len(sources) > 8
+    assert len(sources) > 8 or isa == "amx"
 
 
 def test_build_info() -> None:
@@ -65,7 +69,7 @@ def test_build_info() -> None:
     assert (info["cuda"] is None) != (info["cuda_missing"] is None)
     assert info["cuda"] is None or re.match(r"nvcc [\d.]+ for (sm_\d+ )+compute_\d+$", info["cuda"])
     assert re.match(r"(GNU|Clang|AppleClang) \d+\.", info["compiler"])
-    assert info["isas"][0] == "baseline" and set(info["isas"]) <= {"baseline", "avx2", "avx512"}
+    assert info["isas"][0] == "baseline" and set(info["isas"]) <= {*X86_64}
     assert isinstance(info["openmp"], bool)
     assert _C.cpu_isa() in info["isas"]
 

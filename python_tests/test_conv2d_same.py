@@ -34,6 +34,9 @@ SIZES = (
 )
 
 
+FORMATS = (torch.contiguous_format, torch.channels_last)
+
+
 @pytest.fixture(params=["fft", "direct"])
 def algorithm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Each of both, whatever the rule says."""
@@ -265,6 +268,29 @@ def test_the_rule_is_followed(kernel: int, monkeypatch: pytest.MonkeyPatch) -> N
     words = functional.explain_convolution(*inputs[:2])
     assert words.startswith("torch's convolution" if called else "Fourier transforms")
     assert bool(called) == (kernel == 3)
+
+
+def test_the_rule_for_matrix_registers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On any machine: it says what is done where the processor has them."""
+    monkeypatch.setattr(cpu, "_HAS_AMX", True)
+
+    def words(C: int, outputs: int, kernel: int, *sizes: int, dtype: torch.dtype = torch.bfloat16) -> str:
+        x = torch.empty(sizes[0], C, *sizes[1:], dtype=dtype)
+        weight = torch.empty(outputs, C, kernel, kernel, dtype=dtype)
+        found = [functional.explain_convolution(x.contiguous(memory_format=f), weight) for f in FORMATS]
+        return " | ".join(f.split(":")[0] for f in found)
+
+    registers, torchs = "the processor's matrix registers (AMX)", "torch's convolution"
+    assert words(64, 16, 7, 2, 14, 14) == f"{registers} | {torchs}"
+    assert words(128, 128, 7, 8, 7, 7) == f"{registers} | {registers}"
+    for shape in (
+        (64, 16, 3, 8, 14, 14),
+        (8, 64, 7, 8, 14, 14),
+        (512, 128, 7, 1, 7, 7),
+        (32, 32, 7, 1, 40, 3),
+    ):
+        assert words(*shape) == f"{torchs} | {torchs}", shape
+    assert words(64, 16, 7, 2, 14, 14, dtype=torch.float32).startswith("Fourier transforms")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64], ids=str)

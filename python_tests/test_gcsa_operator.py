@@ -137,21 +137,24 @@ def opcheck(name: str, *arguments: object) -> None:
 
 
 @pytest.mark.parametrize("batch", [(True, True), (True, False), (False, False)], ids=str)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
-def test_opcheck(dtype: torch.dtype, batch: tuple[bool, bool]) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "mixed"), [(torch.float32, False), (torch.float32, True), (torch.float64, False)], ids=str
+)
+def test_opcheck(dtype: torch.dtype, mixed: bool, batch: tuple[bool, bool]) -> None:
     tensors = operator_arguments(dtype)
+    settings = (*SETTINGS[:-1], mixed)
     given = [None if batch[i // 2] else value.to(dtype, copy=True) for i, value in enumerate(STATISTICS)]
-    _, u1, u2, *used = torch.ops.gcsa_ext.gcsa(*tensors, *given, *SETTINGS, True)
+    _, u1, u2, *used = torch.ops.gcsa_ext.gcsa(*tensors, *given, *settings, True)
     grad_out = torch.randn_like(tensors[0])
     for need in (13 * [True], [i % 3 == 0 for i in range(13)]):
-        opcheck("gcsa_backward", grad_out, u1, u2, *batch, need, *tensors, *used, *SETTINGS)
-    opcheck("gcsa", *tensors, *given, *SETTINGS, False)
+        opcheck("gcsa_backward", grad_out, u1, u2, *batch, need, *tensors, *used, *settings)
+    opcheck("gcsa", *tensors, *given, *settings, False)
     without = [*tensors[:6], None, tensors[7], None, None, None, *tensors[11:]]
     for arguments in (tensors, without):
         for tensor in arguments:
             if tensor is not None:
                 tensor.requires_grad_()
-        opcheck("gcsa", *arguments, *given, *SETTINGS, True)
+        opcheck("gcsa", *arguments, *given, *settings, True)
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
 // Convolution of bfloat16 with 'same' zero padding on the processor's matrix registers (matrix_registers.h), where so many
 // products are made at a time that none need be saved.
 //
-// A tile of sums is a run of positions of one row of the map by one block of outputs. Its left factor is read from the map as it
-// lies, [position][channel], from the position that a tap looks at on; the right one are that tap's weights.
+// A tile of sums is a run of positions of one row of the map by one block of outputs. Its left factor is read from the map
+// as it lies, [position][channel], from the position that a tap looks at on; the right one are that tap's weights.
 #pragma once
 
 #include <algorithm>
@@ -37,9 +37,10 @@ struct DirectConvolution {
     // Blocks of outputs at a time: two save every other load of a left factor.
     int64_t blocks_at_once() const { return out_blocks() >= 2 * team ? 2 : 1; }
 
-    // The map in bfloat16: [images' bundle][group of channels][row][column][image][channel of the group] with a margin of zeros
-    // all around. Narrow maps are bundled so that a row of one bundle fills the sums. A factor is 32 channels of one tap or,
-    // where there are only 16, of two taps beside each other: they lie there twice, a second time beside their left neighbours.
+    // The map in bfloat16: [images' bundle][group of channels][row][column][image][channel of the group] with a margin of
+    // zeros all around. Narrow maps are bundled so that a row of one bundle fills the sums. A factor is 32 channels of one
+    // tap or, where there are only 16, of two taps beside each other: they lie there twice, a second time beside their left
+    // neighbours.
     int64_t bundle() const {
         const int64_t fit = std::max<int64_t>(most_runs * matrix_rows / width, 1), bundles = (group + fit - 1) / fit;
         return (group + bundles - 1) / bundles;
@@ -52,8 +53,8 @@ struct DirectConvolution {
     int64_t column_size() const { return bundle() * matrix_depth; }
     int64_t factor_step() const { return (two_taps() ? 2 : 1) * column_size(); }
 
-    // A row of a bundle is computed in `runs` tiles of sums, `parts` times over if these are too many at a time; if they are few,
-    // several rows at a time.
+    // A row of a bundle is computed in `runs` tiles of sums, `parts` times over if these are too many at a time; if they are
+    // few, several rows at a time.
     int64_t runs() const { return (width * bundle() + matrix_rows - 1) / matrix_rows; }
     int64_t run_length() const { return (width * bundle() + runs() - 1) / runs(); }  // the last one may hold fewer
     int64_t parts() const { return (runs() + most_runs - 1) / most_runs; }
@@ -61,7 +62,8 @@ struct DirectConvolution {
     int64_t sets_per_bundle() const { return parts() * ((height + rows_at_once() - 1) / rows_at_once()); }
 
     int64_t row_size() const {
-        return std::max(runs() * run_length() + 2 * radius() * bundle(), (width + 2 * radius() + 1) * bundle()) * matrix_depth;
+        return std::max(runs() * run_length() + 2 * radius() * bundle(), (width + 2 * radius() + 1) * bundle()) *
+               matrix_depth;
     }
     int64_t group_size() const { return (height + 2 * radius()) * row_size(); }
     int64_t bundle_size() const { return groups() * group_size(); }
@@ -116,8 +118,7 @@ inline void round_map(
             const auto value = [&](const float* from, int64_t x) { return load(from + x * L, Full<float>{}); };
             if (two_taps) {
                 store_rounded(at, vec<float>{}, value(first, 0));
-                for (int64_t x = 0; x < c.width - 1; ++x)
-                    store_rounded(at += step, value(first, x), value(first, x + 1));
+                for (int64_t x = 0; x < c.width - 1; ++x) store_rounded(at += step, value(first, x), value(first, x + 1));
                 store_rounded(at + step, value(first, c.width - 1), vec<float>{});
             } else if (block + 1 < map.blocks()) {
                 for (int64_t x = 0; x < c.width; ++x, at += step) store_rounded(at, value(first, x), value(second, x));
@@ -137,8 +138,7 @@ inline void round_weights(
     constexpr int L = lanes<float>;
     const int64_t G = c.channels_per_group(), k = c.kernel, size = k * k, input = first * G;
     const int64_t inputs = std::min(count * G, c.inputs - input), outputs = std::min<int64_t>(c.outputs - block * L, L);
-    if (c.two_taps() || inputs < count * G)
-        std::fill(to, to + count * c.factors_per_group() * matrix_elements, bfloat16{});
+    if (c.two_taps() || inputs < count * G) std::fill(to, to + count * c.factors_per_group() * matrix_elements, bfloat16{});
     for (int64_t i = 0; i < inputs; i += L) {
         const int64_t some = std::min<int64_t>(inputs - i, L);
         const float* const from = taps.at(block * L, input + i);
@@ -164,15 +164,16 @@ inline void round_weights(
 }
 
 // Adds what some groups of channels contribute to `runs` tiles of sums for one block of outputs or two, whose right factors
-// lie `block` apart, and whose sums as many tiles as are computed at a time. The left factors of the first tap begin at `left`;
-// rows of taps [top, bottom).
+// lie `block` apart, and whose sums as many tiles as are computed at a time. The left factors of the first tap begin at
+// `left`; rows of taps [top, bottom).
 template <int runs, int blocks>
 inline void multiply_runs(
     const DirectConvolution& c, const bfloat16* const* left, const bfloat16* right, int64_t groups, int64_t top,
     int64_t bottom, float* sums, bool accumulate
 ) {
     const int64_t factors = c.factors_per_row(), row_size = c.row_size(), step = c.factor_step();
-    const int64_t size = c.run_length() * matrix_lanes, block_size = DirectConvolution::most_runs * matrix_rows * matrix_lanes;
+    const int64_t size = c.run_length() * matrix_lanes,
+                  block_size = DirectConvolution::most_runs * matrix_rows * matrix_lanes;
     const int64_t block = c.weights_of_block();
     const auto for_runs = [](const auto& body) { for_each_number(std::make_integer_sequence<int, runs>{}, body); };
     const auto for_blocks = [](const auto& body) { for_each_number(std::make_integer_sequence<int, blocks>{}, body); };
@@ -202,8 +203,8 @@ inline void multiply_runs(
 }
 template <int blocks, int most = DirectConvolution::most_runs / blocks>
 inline void multiply_runs(
-    int64_t runs, const DirectConvolution& c, const bfloat16* const* left, const bfloat16* right, int64_t groups, int64_t top,
-    int64_t bottom, float* sums, bool accumulate
+    int64_t runs, const DirectConvolution& c, const bfloat16* const* left, const bfloat16* right, int64_t groups,
+    int64_t top, int64_t bottom, float* sums, bool accumulate
 ) {
     for (; runs >= most; runs -= most, left += most, sums += most * c.run_length() * matrix_lanes)
         multiply_runs<most, blocks>(c, left, right, groups, top, bottom, sums, accumulate);
@@ -236,7 +237,8 @@ inline void convolve(
         shares = (team.size + units - 1) / units;
         const auto [begin, end] = team.share(units * shares);
         for (int64_t unit = begin; unit < end; ++unit) {
-            const int64_t block = unit / shares * c.blocks_at_once(), together = std::min(c.blocks_at_once(), blocks - block);
+            const int64_t block = unit / shares * c.blocks_at_once(),
+                          together = std::min(c.blocks_at_once(), blocks - block);
             const int64_t first = total * (unit % shares) / shares, last = total * (unit % shares + 1) / shares;
             for (int64_t group = 0; group < c.groups(); group += at_once) {
                 const int64_t groups = std::min(at_once, c.groups() - group);
@@ -290,8 +292,8 @@ inline DirectConvolution plan_direct(
     bool = false
 ) {
     DirectConvolution c{batch, inputs, outputs, kernel, height, width, 1, apart ? 1 : threads};
-    // Of a group, all that lies between the map and the result stays in the second-level caches; but weights are rounded once per
-    // group, which takes as long as to multiply them by about 200 positions.
+    // Of a group, all that lies between the map and the result stays in the second-level caches; but weights are rounded
+    // once per group, which takes as long as to multiply them by about 200 positions.
     constexpr int64_t cache = int64_t(2) << 20, least_positions = 2500;
     const int64_t padded = (height + 2 * c.radius()) * (width + 2 * c.radius()), positions = height * width;
     const int64_t image = std::max(inputs, outputs) * (padded * 2 + positions * 5);

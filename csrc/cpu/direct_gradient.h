@@ -1,16 +1,16 @@
 // The backward pass of a convolution on the processor's matrix registers (direct_convolution.h).
 //
-// The gradient of the input is a convolution of the output's gradient g with the mirrored weights. That of a weight at offset d
-// is sum_q in[q] g[q - d]: products of channels by channels, summed over positions. The map with fewer channels is the one that
-// is shifted, as left factors, which may begin anywhere in a row.
+// The gradient of the input is a convolution of the output's gradient g with the mirrored weights. That of a weight at
+// offset d is sum_q in[q] g[q - d]: products of channels by channels, summed over positions. The map with fewer channels is
+// the one that is shifted, as left factors, which may begin anywhere in a row.
 #pragma once
 
 #include "direct_convolution.h"
 
 namespace gcsa_ext::cpu::GCSA_EXT_ISA {
 
-// How sums over all positions of a batch of maps are computed for every offset. Sums are over one row of a bundle of images at a
-// time, image after image at each column, which together are about a whole number of factors.
+// How sums over all positions of a batch of maps are computed for every offset. Sums are over one row of a bundle of images
+// at a time, image after image at each column, which together are about a whole number of factors.
 struct OffsetSums {
     int64_t batch, shifted, still, kernel, height, width;  // channels of the two maps
     int64_t bundle;                                        // images
@@ -31,7 +31,9 @@ struct OffsetSums {
 
     // The shifted map: [row][channel][position], with margins of zeros; an odd number of cache lines between channels.
     int64_t margin() const { return radius() * bundle; }
-    int64_t line_size() const { return ((factors() * matrix_depth + 2 * margin() + matrix_depth) / matrix_depth | 1) * matrix_depth; }
+    int64_t line_size() const {
+        return ((factors() * matrix_depth + 2 * margin() + matrix_depth) / matrix_depth | 1) * matrix_depth;
+    }
     int64_t shifted_row_size() const { return shifted_blocks() * L * line_size(); }
     // The other one: [row][block of channels][two positions][channel][position of the two].
     int64_t still_row_size() const { return still_blocks() * factors() * matrix_elements; }
@@ -123,7 +125,9 @@ inline void sum_rows(
         const bfloat16* b = right + at * s.still_row_size();
         for (int64_t factor = 0; factor < factors; ++factor, a += matrix_depth, b += matrix_elements) {
             for_each_number(all_offsets, [&](auto i) { load_register<4 + i>(a + i * n, line); });
-            for_each_number(all_blocks, [&](auto j) { load_register<6 + j>(b + j * factors * matrix_elements, matrix_depth); });
+            for_each_number(all_blocks, [&](auto j) {
+                load_register<6 + j>(b + j * factors * matrix_elements, matrix_depth);
+            });
             for_all([&](auto i, auto j) { multiply_registers<2 * i + j, 4 + i, 6 + j>(); });
         }
     }
@@ -155,7 +159,7 @@ inline void weight_gradient(
         const int64_t blocks = std::min<int64_t>(s.still_blocks() - first, 2);
         const bfloat16* const left = shifted + block * L * s.line_size();
         const bfloat16* const right = still + first * s.factors() * matrix_elements;
-            // Sums lie as [block][shifted channel][tap][other channel]. With g shifted the taps come in reverse.
+        // Sums lie as [block][shifted channel][tap][other channel]. With g shifted the taps come in reverse.
         const int64_t block_size = taps * matrix_rows * L, step = input_shifted ? L : -L;
         for (int64_t row = 0; row < s.rows(); row += rows_at_once)
             for (int64_t tap = 0, offsets; tap < taps; tap += offsets) {
@@ -167,7 +171,8 @@ inline void weight_gradient(
                     sums + (input_shifted ? tap : taps - 1 - tap) * L, step, block_size, taps * L, row > 0);
             }
         const int64_t first_tap = (input_shifted ? top : k - bottom) * k;
-        const int64_t shifted_step = input_shifted ? kk : input.channels * kk, still_step = input_shifted ? input.channels * kk : kk;
+        const int64_t shifted_step = input_shifted ? kk : input.channels * kk,
+                      still_step = input_shifted ? input.channels * kk : kk;
         const int64_t channels = std::min<int64_t>(s.shifted - block * L, L);
         for (int64_t j = 0; j < blocks; ++j) {
             const int64_t others = std::min<int64_t>(s.still - (first + j) * L, L);

@@ -33,9 +33,8 @@ inline int64_t unit_sums_size(const Convolution<A>& c) {
 // The gradient of the weights needs the spectra of two maps.
 template <class A>
 inline int64_t gradient_workspace_size(const Convolution<A>& c) {
-    return c.by_outputs()
-               ? c.input_size(c.inputs) + std::max(c.turns_size(c.outputs), c.team * c.output_size(lanes<A>))
-               : c.input_size(c.outputs) + c.turns_size(c.inputs) + c.output_size(c.outputs);
+    return c.by_outputs() ? c.input_size(c.inputs) + std::max(c.turns_size(c.outputs), c.team * c.output_size(lanes<A>))
+                          : c.input_size(c.outputs) + c.turns_size(c.inputs) + c.output_size(c.outputs);
 }
 
 // Both gradients for the tiles of a batch. `c` is the convolution of g with the mirrored weights; without want_input its

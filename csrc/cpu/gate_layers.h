@@ -1,5 +1,5 @@
-// The two layers of the channel gate's perceptron for a tile of positions, in vectors. The second one is computed a square at a
-// time: as many positions as a vector has lanes of one block of the shuffled channels.
+// The two layers of the channel gate's perceptron for a tile of positions, in vectors. The second one is computed a square
+// at a time: as many positions as a vector has lanes of one block of the shuffled channels.
 #pragma once
 
 #include "gate_tile.h"

@@ -320,7 +320,10 @@ void forward(const GcsaForward& p) {
         all.barrier();
         gate.run(team, begin, end - begin, z.from(begin), scratch);
         all.barrier();
-        convolve(team, c1, z, c1.images(begin, end - begin), g.taps1(p), spectra, scratch, save(affine1, p.norm1, h, u1), NoFinish{});
+        convolve(
+            team, c1, z, c1.images(begin, end - begin), g.taps1(p), spectra, scratch, save(affine1, p.norm1, h, u1),
+            NoFinish{}
+        );
         finish(p.norm1, h, affine1);
         team.for_each(block_ranges(end - begin, h_blocks, g.P), [&](int64_t i) {
             const BlockRange r = block_range(i, h_blocks, g.P);
@@ -331,7 +334,10 @@ void forward(const GcsaForward& p) {
         });
         Statistics<A>(own_statistics, C_blocks).clear(C_blocks);
         team.barrier();
-        convolve(team, c2, a1, c2.images(begin, end - begin), g.taps2(p), spectra, scratch, save(affine2, p.norm2, C, u2), NoFinish{});
+        convolve(
+            team, c2, a1, c2.images(begin, end - begin), g.taps2(p), spectra, scratch, save(affine2, p.norm2, C, u2),
+            NoFinish{}
+        );
         finish(p.norm2, C, affine2);
         T* const out = static_cast<T*>(p.gate.out);
         team.for_each(block_ranges(end - begin, C_blocks, g.P), [&](int64_t i) {
@@ -422,9 +428,7 @@ void backward(const GcsaBackward& q) {
 
     using S = Pieces<A>;
     const int64_t spectra_size = std::max(gradient_workspace_size(c1), gradient_workspace_size(c2));
-    const auto sums_size = [](const PlannedConvolution<T>& c, const void* wanted) {
-        return wanted ? unit_sums_size(c) : 0;
-    };
+    const auto sums_size = [](const PlannedConvolution<T>& c, const void* wanted) { return wanted ? unit_sums_size(c) : 0; };
     const int64_t unit_sums = S::size(std::max(sums_size(c1, q.grad_conv1), sums_size(c2, q.grad_conv2)));
     const int64_t unit = S::size(std::max(unit_size(c1), unit_size(c2)));
     const int64_t gate_size = std::max(GateGradient<A>::size(C, h, want_gate), BlockedGate<T>::scratch_size(C, h));

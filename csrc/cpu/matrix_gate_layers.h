@@ -91,7 +91,8 @@ class GateLayers {
     static int64_t factors_size_(int64_t C, int64_t h) {
         return (blocks_(h) * factors_(C) + blocks_(C) * factors_(h)) * matrix_elements / 2;
     }
-    // Right factors of the tile, [32 channels][run][pair of channels][position][channel of the two], and sums, [channel][position].
+    // Right factors of the tile, [32 channels][run][pair of channels][position][channel of the two], and sums,
+    // [channel][position].
     struct Parts {
         bfloat16 *x, *hidden;
         A* sums;

@@ -1,5 +1,5 @@
-// The processor's matrix registers (Intel AMX): eight of at most 16 rows of 64 bytes, which multiply matrices of bfloat16 into
-// sums in float32.
+// The processor's matrix registers (Intel AMX): eight of at most 16 rows of 64 bytes, which multiply matrices of bfloat16
+// into sums in float32.
 #pragma once
 
 #include <cstdint>
@@ -40,7 +40,8 @@ class MatrixRegisters {
             uint8_t rows[16] = {};
         } shapes;
         static_assert(sizeof(shapes) == 64);
-        for (int i = 0; i < 8; ++i) shapes.row_bytes[i] = 64, shapes.rows[i] = static_cast<uint8_t>(i < 6 ? rows : matrix_rows);
+        for (int i = 0; i < 8; ++i)
+            shapes.row_bytes[i] = 64, shapes.rows[i] = static_cast<uint8_t>(i < 6 ? rows : matrix_rows);
         asm volatile("ldtilecfg %0" ::"m"(shapes));
     }
     ~MatrixRegisters() { asm volatile("tilerelease"); }

@@ -1,5 +1,5 @@
-// The convolution of a map of elements T: by Fourier transforms or, where the kernels for the processor's matrix registers are
-// compiled, directly in bfloat16.
+// The convolution of a map of elements T: by Fourier transforms or, where the kernels for the processor's matrix registers
+// are compiled, directly in bfloat16.
 #pragma once
 
 #ifdef GCSA_EXT_MATRIX_REGISTERS
@@ -19,7 +19,7 @@ using PlannedConvolution = DirectConvolution;
 inline bool fills_registers(const FeatureMap& map, int64_t width) { return map.batch * width >= 8; }
 #else
 template <class T>
-using PlannedConvolution = Convolution<accumulator<T>>;
+using PlannedConvolution = Convolution<accumulator<T> >;
 #endif
 
 // See plan_convolution.
@@ -28,7 +28,7 @@ inline PlannedConvolution<T> plan(const Arguments&... arguments) {
 #ifdef GCSA_EXT_MATRIX_REGISTERS
     return plan_direct(arguments...);
 #else
-    return plan_convolution<accumulator<T>>(arguments...);
+    return plan_convolution<accumulator<T> >(arguments...);
 #endif
 }
 

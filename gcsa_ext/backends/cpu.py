@@ -74,6 +74,7 @@ def _find_isa_error() -> str | None:
 
 
 _isa_error = None if native.extension is None else _find_isa_error()
+_HAS_AMX = native.extension is not None and _isa_error is None and isa() == "amx"
 
 
 def _threads() -> int:
@@ -258,15 +259,25 @@ def _spatial_sizes(x: Tensor, layout: torch.memory_format) -> tuple[int, bool, i
 
 
 def explain_convolution(x: Tensor, weight: Tensor) -> tuple[str, str]:
-    """How `conv2d_same` computes: "fft" or "direct" (torch's convolution), and the reason in words.
+    """How `conv2d_same` computes: "fft", "amx" (the matrix registers) or "direct" (torch's convolution), and
+    the reason in words.
 
-    The limits were measured against torch's convolution (oneDNN) on 2 cores with AVX-512, with kernels of 3
-    to 11, 4 to 256 channels and maps of 7x7 to 56x56: ``python benchmarks/crossover.py``.
+    The limits were measured against torch's convolution (oneDNN) on 2 cores with AVX-512, those for bfloat16
+    with AMX, with kernels of 3 to 11, 4 to 256 channels and maps of 7x7 to 56x56:
+    ``python benchmarks/crossover.py``.
     """
     (N, C, H, W), (out_channels, k) = x.shape, weight.shape[::3]
     positions = N * H * W
     if k > 11:
         return "direct", f"no tile for a {k}x{k} kernel"
+    few = positions < 100 and C * out_channels > 4000
+    if _HAS_AMX and x.dtype == torch.bfloat16:
+        words = f"{k}x{k} taps for {C}x{out_channels} channels at {positions} positions"
+        if k < 5 or min(C, out_channels) < 16 or few or N * W < 8:
+            return "direct", f"it uses the matrix registers too, and there is little to gain with {words}"
+        if memory_format(x) == torch.channels_last and H * W > 64:
+            return "direct", "it uses the matrix registers too, and takes channels_last as it is"
+        return "amx", words
     if k < 3 or (k == 3 and (min(C, out_channels) < 16 or positions < 300)):
         return (
             "direct",
@@ -274,7 +285,7 @@ def explain_convolution(x: Tensor, weight: Tensor) -> tuple[str, str]:
         )
     if k == 5 and max(C, out_channels) < 8:
         return "direct", f"{C} and {out_channels} channels leave most of a vector empty"
-    if k == 5 and positions < 100 and C * out_channels > 4000:
+    if k == 5 and few:
         return "direct", f"{C}x{out_channels} weights are transformed for {positions} positions only"
     return "fft", f"{k}x{k} taps cost more than the transforms of {positions} positions"
 
@@ -351,8 +362,8 @@ def gcsa(
     save: bool,
 ) -> tuple[Tensor, ...]:
     """See reference.gcsa: w1, b1, w2, b2; weight and bias of both convolutions; of both normalisations;
-    mean and var of both, None for the batch's. With `mixed` the convolutions of a float32 map round what they
-    multiply to bfloat16 where the processor has matrix registers (AMX); those of a bfloat16 map always do.
+    mean and var of both, None for the batch's. With `mixed` the layers of a float32 map round what they multiply
+    to bfloat16 where the processor has matrix registers (AMX); those of a bfloat16 map always do there.
 
     Returns:
         The result; if `save`, the convolutions' outputs in the kernels' own layout (else empty tensors);

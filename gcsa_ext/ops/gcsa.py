@@ -30,8 +30,8 @@ _DIFFERENTIABLE = 13
 class Arguments(NamedTuple):
     """Of reference.gcsa, in its order, which is that of the schema; shapes as there.
 
-    With `mixed` the convolutions may round what they multiply to bfloat16, as under autocast; sums and results
-    stay as they are.
+    With `mixed` the layers may round what they multiply to bfloat16, as under autocast; sums and results stay
+    as they are.
     """
 
     x: Tensor
