@@ -362,8 +362,9 @@ def gcsa(
     save: bool,
 ) -> tuple[Tensor, ...]:
     """See reference.gcsa: w1, b1, w2, b2; weight and bias of both convolutions; of both normalisations;
-    mean and var of both, None for the batch's. With `mixed` the layers of a float32 map round what they multiply
-    to bfloat16 where the processor has matrix registers (AMX); those of a bfloat16 map always do there.
+    mean and var of both, None for the batch's. With `mixed` the layers of a float32 map round what they
+    multiply to bfloat16 where the processor has matrix registers (AMX); those of a bfloat16 map always do
+    there.
 
     Returns:
         The result; if `save`, the convolutions' outputs in the kernels' own layout (else empty tensors);
