@@ -130,18 +130,13 @@ void backward(const ConvolutionBackward& q) {
 }  // namespace
 
 #ifdef GCSA_EXT_MATRIX_REGISTERS
-namespace {
-
-bool takes(const ConvolutionForward& p) { return p.map.dtype == DType::bfloat16 && fills_registers(p.map, p.width); }
-
-}  // namespace
-
 void convolution_forward(const ConvolutionForward& p) {
-    takes(p) ? forward<bfloat16>(p) : avx512::table.convolution_forward(p);
+    uses_registers(p.map, p.width, false) ? forward<bfloat16>(p) : avx512::convolution_forward(p);
 }
 
 void convolution_backward(const ConvolutionBackward& q) {
-    takes(q.forward) ? backward<bfloat16>(q) : avx512::table.convolution_backward(q);
+    const ConvolutionForward& p = q.forward;
+    uses_registers(p.map, p.width, false) ? backward<bfloat16>(q) : avx512::convolution_backward(q);
 }
 #else
 void convolution_forward(const ConvolutionForward& p) {

@@ -43,8 +43,9 @@ bool has_avx512() {
 }
 #endif
 #ifdef GCSA_EXT_AMX
-// Linux saves the matrix registers of those processes only that have asked for it. It refuses where a thread's alternate
-// signal stack is too small for them, and older kernels do not know the question.
+// Linux saves the matrix registers of those processes only that have asked for it: this asks, so it is called only where
+// they would be chosen. It refuses where a thread's alternate signal stack is too small for them, and older kernels do not
+// know the question.
 bool has_amx() {
     constexpr unsigned amx_bf16 = 1 << 22, amx_tile = 1 << 24, avx512_bf16 = 1 << 5;  // leaf 7
     constexpr long ask_for_state = 0x1023, matrix_registers = 18;
@@ -77,7 +78,8 @@ const Kernels& choose() {
             if (std::string(wanted) != candidate.table->isa) continue;
             if (!candidate.runs_here())
                 throw std::runtime_error(
-                    "GCSA_EXT_CPU_ISA=" + std::string(wanted) + ": this processor lacks these instructions"
+                    "GCSA_EXT_CPU_ISA=" + std::string(wanted) +
+                    ": this processor or operating system lacks these instructions"
                 );
             return *candidate.table;
         }

@@ -592,23 +592,15 @@ void run(const GcsaForward& p) {
 }  // namespace
 
 #ifdef GCSA_EXT_MATRIX_REGISTERS
-namespace {
-
-bool takes(const GcsaForward& p) {
-    const bool wanted = p.gate.map.dtype == DType::bfloat16 || (p.mixed && p.gate.map.dtype == DType::float32);
-    return wanted && fills_registers(p.gate.map, p.width);
-}
-
-}  // namespace
-
 void gcsa_forward(const GcsaForward& p) {
-    if (!takes(p)) return avx512::table.gcsa_forward(p);
+    if (!uses_registers(p.gate.map, p.width, p.mixed)) return avx512::gcsa_forward(p);
     p.gate.map.dtype == DType::bfloat16 ? run<bfloat16>(p) : run<float>(p);
 }
 
 void gcsa_backward(const GcsaBackward& q) {
-    if (!takes(q.forward)) return avx512::table.gcsa_backward(q);
-    q.forward.gate.map.dtype == DType::bfloat16 ? backward<bfloat16>(q) : backward<float>(q);
+    const GcsaForward& p = q.forward;
+    if (!uses_registers(p.gate.map, p.width, p.mixed)) return avx512::gcsa_backward(q);
+    p.gate.map.dtype == DType::bfloat16 ? backward<bfloat16>(q) : backward<float>(q);
 }
 #else
 void gcsa_forward(const GcsaForward& p) {

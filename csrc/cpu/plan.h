@@ -15,8 +15,10 @@ namespace gcsa_ext::cpu::GCSA_EXT_ISA {
 template <class T>
 using PlannedConvolution = DirectConvolution;
 
-// Whether maps of this width fill the registers: if not, the kernels for AVX-512 are called.
-inline bool fills_registers(const FeatureMap& map, int64_t width) { return map.batch * width >= 8; }
+// Whether a call is for them: of bfloat16, or of float32 that may be rounded to it, with maps that fill the registers.
+inline bool uses_registers(const FeatureMap& map, int64_t width, bool mixed) {
+    return (map.dtype == DType::bfloat16 || (mixed && map.dtype == DType::float32)) && map.batch * width >= 8;
+}
 #else
 template <class T>
 using PlannedConvolution = Convolution<accumulator<T> >;

@@ -88,13 +88,12 @@ inline vec<float> widen(half_width_bits bits) {
     return bit_cast<vec<float>>(__builtin_convertvector(bits, vec<uint32_t>) << 16);
 }
 
-// The bits of a bfloat16, rounded to nearest even, in the lower half of each lane; NaN stays NaN.
-inline vec<uint32_t> rounded(vec<float> value) {
+// Round to nearest even; NaN stays NaN.
+inline half_width_bits narrow(vec<float> value) {
     const auto bits = bit_cast<vec<uint32_t>>(value);
     const auto rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    return value == value ? rounded : vec<uint32_t>{} + 0x7fc0;
+    return __builtin_convertvector(value == value ? rounded : vec<uint32_t>{} + 0x7fc0, half_width_bits);
 }
-inline half_width_bits narrow(vec<float> value) { return __builtin_convertvector(rounded(value), half_width_bits); }
 
 template <class T>
 inline vec<accumulator<T>> load(const T* from, Full<T>) {

@@ -56,7 +56,7 @@ def unsupported(operator: str, device: torch.device, dtype: torch.dtype) -> str 
 
 
 def isa() -> str:
-    """The instruction set in use: "baseline", "avx2", "avx512" or "amx".
+    """The instruction set in use: "baseline", "avx2", "avx512" or "amx" (AVX-512 and matrix registers).
 
     Raises:
         RuntimeError: GCSA_EXT_CPU_ISA names one that is unknown or that this processor lacks.
@@ -363,8 +363,8 @@ def gcsa(
 ) -> tuple[Tensor, ...]:
     """See reference.gcsa: w1, b1, w2, b2; weight and bias of both convolutions; of both normalisations;
     mean and var of both, None for the batch's. With `mixed` the layers of a float32 map round what they
-    multiply to bfloat16 where the processor has matrix registers (AMX); those of a bfloat16 map always do
-    there.
+    multiply to bfloat16 where the processor has matrix registers (AMX) and the map fills them; those of a
+    bfloat16 map then always do. Gradients of the channel gate are computed in float32.
 
     Returns:
         The result; if `save`, the convolutions' outputs in the kernels' own layout (else empty tensors);
