@@ -6,6 +6,7 @@ The tests that are imported run with every new tensor on the GPU; they are descr
 from __future__ import annotations
 
 import copy
+import importlib.util
 import threading
 from collections.abc import Callable, Iterator
 
@@ -95,8 +96,11 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     if name == "cuda" and request.function.__module__ == "test_triton_convolution":
         pytest.skip("the kernels of this test are Triton's")
     reason = backends.unsupported(name, "gcsa", torch.device(DEVICE), torch.float32)
-    if reason is not None:
-        pytest.skip(reason)
+    if name == "cuda" and gcsa_ext.info()["build"]["cuda"] is None:
+        pytest.skip(f"gcsa_ext was built without CUDA kernels: {reason}")
+    if name == "triton" and importlib.util.find_spec("triton") is None:
+        pytest.skip("triton is not installed")
+    assert reason is None  # whatever else is wrong with it is an error
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # the yardstick is float32
     monkeypatch.setattr(backends.triton.tuning, "enabled", False)
     with torch.device(DEVICE), gcsa_ext.use_backend(name):

@@ -59,7 +59,16 @@ struct DirectConvolution {
     int64_t run_length() const { return (width * bundle() + runs() - 1) / runs(); }  // the last one may hold fewer
     int64_t parts() const { return (runs() + most_runs - 1) / most_runs; }
     int64_t rows_at_once() const { return std::max<int64_t>(most_runs / runs(), 1); }
+    struct Set {
+        int64_t bundle, y, rows;  // from y on
+        int64_t run, across;      // runs of each row, from `run` on
+    };
     int64_t sets_per_bundle() const { return parts() * ((height + rows_at_once() - 1) / rows_at_once()); }
+    Set set(int64_t i) const {
+        const int64_t part = i % parts(), y = i % sets_per_bundle() / parts() * rows_at_once(),
+                      run = runs() * part / parts();
+        return {i / sets_per_bundle(), y, std::min(rows_at_once(), height - y), run, runs() * (part + 1) / parts() - run};
+    }
 
     int64_t row_size() const {
         return std::max(runs() * run_length() + 2 * radius() * bundle(), (width + 2 * radius() + 1) * bundle()) *
@@ -201,15 +210,16 @@ inline void multiply_runs(
         for_blocks([&](auto j) { store_register<blocks * i + j>(sums + j * block_size + i * size, matrix_lanes); });
     });
 }
+// The same for any number of runs.
 template <int blocks, int most = DirectConvolution::most_runs / blocks>
-inline void multiply_runs(
+inline void multiply_all(
     int64_t runs, const DirectConvolution& c, const bfloat16* const* left, const bfloat16* right, int64_t groups,
     int64_t top, int64_t bottom, float* sums, bool accumulate
 ) {
     for (; runs >= most; runs -= most, left += most, sums += most * c.run_length() * matrix_lanes)
         multiply_runs<most, blocks>(c, left, right, groups, top, bottom, sums, accumulate);
     if constexpr (most > 1)
-        if (runs > 0) multiply_runs<blocks, most - 1>(runs, c, left, right, groups, top, bottom, sums, accumulate);
+        if (runs > 0) multiply_all<blocks, most - 1>(runs, c, left, right, groups, top, bottom, sums, accumulate);
 }
 
 // epilogue and finish as for a convolution by Fourier transforms.
@@ -224,8 +234,7 @@ inline void convolve(
     float* const gathered = scratch;
     bfloat16* const weights = reinterpret_cast<bfloat16*>(gathered + c.gathered_size());
     float* const sums = gathered + c.gathered_size() + c.weights_size();
-    const int64_t blocks = c.out_blocks(), k = c.kernel, n = c.bundle(), runs = c.runs(), R = c.run_length();
-    const int64_t sets = c.sets_per_bundle(), parts = c.parts(), at_once = c.groups_at_once();
+    const int64_t blocks = c.out_blocks(), n = c.bundle(), R = c.run_length(), at_once = c.groups_at_once();
     const MatrixRegisters registers(static_cast<int>(R));
     int64_t shares = 1;
     for (int64_t done = 0; done < range.count; done += c.group) {
@@ -233,40 +242,39 @@ inline void convolve(
         round_map(team, c, in, images, map);
         team.barrier();
         // Where there are fewer units of outputs than threads, some share one and divide its sets of sums.
-        const int64_t units = (blocks + c.blocks_at_once() - 1) / c.blocks_at_once(), total = sets * c.bundles(images.count);
+        const int64_t units = (blocks + c.blocks_at_once() - 1) / c.blocks_at_once();
+        const int64_t sets = c.sets_per_bundle() * c.bundles(images.count);
         shares = (team.size + units - 1) / units;
         const auto [begin, end] = team.share(units * shares);
         for (int64_t unit = begin; unit < end; ++unit) {
             const int64_t block = unit / shares * c.blocks_at_once(),
                           together = std::min(c.blocks_at_once(), blocks - block);
-            const int64_t first = total * (unit % shares) / shares, last = total * (unit % shares + 1) / shares;
+            const int64_t first = sets * (unit % shares) / shares, last = sets * (unit % shares + 1) / shares;
             for (int64_t group = 0; group < c.groups(); group += at_once) {
                 const int64_t groups = std::min(at_once, c.groups() - group);
                 const bool complete = group + groups == c.groups();
                 for (int64_t j = 0; j < together; ++j)
                     round_weights(c, taps, block + j, group, groups, gathered, weights + j * c.weights_of_block());
-                for (int64_t set = first; set < last; ++set) {
-                    const int64_t bundle = set / sets, part = set % parts, y0 = set % sets / parts * c.rows_at_once(),
-                                  rows = std::min(c.rows_at_once(), c.height - y0);
-                    const int64_t run = runs * part / parts, across = runs * (part + 1) / parts - run;
+                for (int64_t i = first; i < last; ++i) {
+                    const auto [bundle, y0, rows, run, across] = c.set(i);
                     const bfloat16* const from = map + bundle * c.bundle_size() + group * c.group_size();
                     const bfloat16* left[most];
-                    for (int64_t i = 0; i < rows * across; ++i)
-                        left[i] = from + (y0 + i / across) * c.row_size() + (run + i % across) * R * matrix_depth;
+                    for (int64_t j = 0; j < rows * across; ++j)
+                        left[j] = from + (y0 + j / across) * c.row_size() + (run + j % across) * R * matrix_depth;
                     // The rows of taps that reach beyond the map for all rows are left out.
                     const int64_t top = std::max<int64_t>(c.radius() - (y0 + rows - 1), 0),
-                                  bottom = std::min(k, c.height + c.radius() - y0);
-                    float* const own = sums + (at_once < c.groups() ? (set - first) * c.blocks_at_once() * block_size : 0);
-                    const auto multiply = together == 2 ? multiply_runs<2> : multiply_runs<1>;
+                                  bottom = std::min(c.kernel, c.height + c.radius() - y0);
+                    float* const own = sums + (at_once < c.groups() ? (i - first) * c.blocks_at_once() * block_size : 0);
+                    const auto multiply = together == 2 ? multiply_all<2> : multiply_all<1>;
                     multiply(rows * across, c, left, weights, groups, top, bottom, own, group > 0);
                     // Either one image or whole rows.
                     const int64_t x = run * R / n, count = n == 1 ? std::min(across * R, c.width - x) : c.width;
                     for (int64_t j = 0; complete && j < together; ++j)
                         for (int64_t y = 0; y < rows; ++y)
-                            for (int64_t i = 0; i < n && bundle * n + i < images.count; ++i)
+                            for (int64_t image = 0; image < n && bundle * n + image < images.count; ++image)
                                 epilogue(
-                                    images.first + bundle * n + i, block + j, (y0 + y) * c.width + x, count,
-                                    own + j * block_size + (y * across * R + i) * L, n * L
+                                    images.first + bundle * n + image, block + j, (y0 + y) * c.width + x, count,
+                                    own + j * block_size + (y * across * R + image) * L, n * L
                                 );
                 }
             }
@@ -286,7 +294,7 @@ inline void convolve(
     }
 }
 
-// How a convolution is carried out; `apart` and the gradient as for one by Fourier transforms.
+// How a convolution is carried out; `apart` as for one by Fourier transforms, and a gradient of the weights changes nothing.
 inline DirectConvolution plan_direct(
     int64_t batch, int64_t inputs, int64_t outputs, int64_t height, int64_t width, int64_t kernel, int threads, bool apart,
     bool = false

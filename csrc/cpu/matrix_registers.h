@@ -13,10 +13,11 @@ constexpr int matrix_rows = 16, matrix_lanes = 16;  // of sums
 constexpr int matrix_depth = 32;                    // how many products are added to a sum at a time
 constexpr int matrix_elements = matrix_rows * matrix_depth;
 
-template <class Vector, int... i>
-GCSA_EXT_INLINE Vector halves_in_pairs(Vector v, std::integer_sequence<int, i...>) {
+template <int... i>
+GCSA_EXT_INLINE vec<uint16_t> alternate_halves(vec<uint16_t> v, std::integer_sequence<int, i...>) {
     constexpr int half = sizeof...(i) / 2;
-    return __builtin_shufflevector(v, v, (i / 2 + i % 2 * half)...);
+    const vec<uint16_t> from{static_cast<uint16_t>(i / 2 + i % 2 * half)...};
+    return bit_cast<vec<uint16_t>>(_mm512_permutexvar_epi16(bit_cast<__m512i>(from), bit_cast<__m512i>(v)));
 }
 
 // Two vectors as bfloat16, one behind the other or with their lanes in pairs; denormal numbers become zero.
@@ -25,8 +26,8 @@ GCSA_EXT_INLINE void store_rounded(bfloat16* to, vec<float> first, vec<float> se
     __builtin_memcpy(to, &both, sizeof(both));
 }
 GCSA_EXT_INLINE void store_pairs_rounded(bfloat16* to, vec<float> first, vec<float> second) {
-    const auto both = bit_cast<typename VectorOf<uint16_t, 64>::type>(_mm512_cvtne2ps_pbh(second, first));
-    const auto pairs = halves_in_pairs(both, std::make_integer_sequence<int, 32>{});
+    const auto both = bit_cast<vec<uint16_t>>(_mm512_cvtne2ps_pbh(second, first));
+    const auto pairs = alternate_halves(both, std::make_integer_sequence<int, 32>{});
     __builtin_memcpy(to, &pairs, sizeof(pairs));
 }
 
