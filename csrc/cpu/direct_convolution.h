@@ -297,7 +297,7 @@ inline void convolve(
 // How a convolution is carried out; `apart` as for one by Fourier transforms, and a gradient of the weights changes nothing.
 inline DirectConvolution plan_direct(
     int64_t batch, int64_t inputs, int64_t outputs, int64_t height, int64_t width, int64_t kernel, int threads, bool apart,
-    bool = false
+    bool /*with_gradient*/ = false
 ) {
     DirectConvolution c{batch, inputs, outputs, kernel, height, width, 1, apart ? 1 : threads};
     // Of a group, all that lies between the map and the result stays in the second-level caches; but weights are rounded

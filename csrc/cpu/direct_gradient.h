@@ -148,7 +148,7 @@ inline void weight_gradient(
     round_still(team, s, input_shifted ? g : input, still);
     team.barrier();
     // What they are computed from stays in the first-level cache for all offsets, while sums come from memory and go there.
-    constexpr int64_t factors_at_once = 16;
+    constexpr int64_t factors_at_once = 8;
     const int64_t k = s.kernel, kk = k * k, pairs = (s.still_blocks() + 1) / 2;
     const int64_t units = s.shifted_blocks() * pairs, parts = std::min(k, (team.size + units - 1) / units);
     const int64_t rows_at_once = std::max<int64_t>(factors_at_once / s.factors(), 1);
