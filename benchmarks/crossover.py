@@ -1,7 +1,8 @@
-"""Where Fourier transforms beat torch's convolution: ``python benchmarks/crossover.py --help``.
+"""Where our convolution beats torch's: ``python benchmarks/crossover.py --help``.
 
 The limits in ``cpu.explain_convolution`` rest on what this prints: one Markdown table per size of kernel,
-torch's time over that of the transforms, which are forced on every shape.
+torch's time over that of Fourier transforms, or for bfloat16 of the matrix registers where the processor has
+them, which are forced on every shape.
 """
 
 from __future__ import annotations
@@ -27,8 +28,8 @@ MAPS = ((1, 7), (1, 14), (1, 28), (1, 56), (8, 7), (8, 14), (8, 28), (8, 56))
 
 QUICK_KERNELS, QUICK_CHANNELS, QUICK_MAPS = (3, 7), ((4, 4), (16, 16), (64, 16)), ((1, 7), (8, 14))
 
-TOLERANCE = 1e-5
-"""Largest `relative_error` of float32 against torch."""
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
+"""Largest `relative_error` against torch."""
 
 MARGIN = 1.1
 """The rule is wrong where the other way is faster by more than this factor."""
@@ -55,8 +56,8 @@ class Found:
     """What was measured of one shape.
 
     Attributes:
-        ratio: torch's time over that of the transforms, median.
-        rule: "fft" or "direct", what `conv2d_same` would have done.
+        ratio: torch's time over ours, median.
+        rule: "fft", "amx" or "direct" (torch's), what `conv2d_same` would have done.
         disturbed: other processes were in the way.
     """
 
@@ -67,7 +68,7 @@ class Found:
     @property
     def loss(self) -> float:
         """The time of what the rule takes over that of the faster way."""
-        return max(1.0, 1.0 / self.ratio if self.rule == "fft" else self.ratio)
+        return max(1.0, self.ratio if self.rule == "direct" else 1.0 / self.ratio)
 
 
 def map_name(batch: int, size: int) -> str:
@@ -86,16 +87,21 @@ def shapes(quick: bool) -> Iterator[Shape]:
                 yield Shape(kernel, inputs, outputs, batch, size)
 
 
-def compare(shape: Shape, seconds: float) -> Found:
+def compare(
+    shape: Shape,
+    seconds: float,
+    dtype: torch.dtype = torch.float32,
+    layout: torch.memory_format = torch.contiguous_format,
+) -> Found:
     """Time both ways in turn, in this process, for about so many seconds.
 
     Raises:
-        RuntimeError: the transforms cannot run here, or their result is wrong.
+        RuntimeError: ours cannot run here, or its result is wrong.
     """
     torch.manual_seed(0)
-    x = torch.randn(shape.batch, shape.inputs, shape.size, shape.size)
+    x = torch.randn(shape.batch, shape.inputs, shape.size, shape.size).to(dtype, memory_format=layout)
     weight = torch.randn(shape.outputs, shape.inputs, shape.kernel, shape.kernel) / shape.kernel
-    bias = torch.randn(shape.outputs)
+    weight, bias = weight.to(dtype, memory_format=layout), torch.randn(shape.outputs, dtype=dtype)
     reason = cpu.unsupported("conv2d_same", x.device, x.dtype)
     if reason is None and forced_backend() not in (None, "cpu"):
         reason = f"backend {forced_backend()!r} is forced"
@@ -104,16 +110,16 @@ def compare(shape: Shape, seconds: float) -> Found:
     rule = cpu.explain_convolution(x, weight)[0]
     calls = {
         "direct": lambda: F.conv2d(x, weight, bias, padding=shape.kernel // 2),
-        "fft": lambda: functional.conv2d_same(x, weight, bias),
+        "ours": lambda: functional.conv2d_same(x, weight, bias),
     }
     with torch.no_grad(), mock.patch.object(cpu, "explain_convolution", return_value=("fft", "")):
-        error = relative_error([calls["fft"]()], [calls["direct"]()])
-        if error > TOLERANCE:
+        error = relative_error([calls["ours"]()], [calls["direct"]()])
+        if error > TOLERANCE[dtype]:
             raise RuntimeError(f"{shape}: error {error:.1e}")
         start, before = time.perf_counter(), waited()
         spans = measure(calls, seconds)
         waiting = (waited() - before) / (time.perf_counter() - start)
-    ratio = statistics.median(spans["direct"]) / statistics.median(spans["fft"])
+    ratio = statistics.median(spans["direct"]) / statistics.median(spans["ours"])
     return Found(ratio, rule, waiting > DISTURBED)
 
 
@@ -137,7 +143,7 @@ def tables(found: dict[Shape, Found]) -> str:
 def _cell(found: Found | None) -> str:
     if found is None:
         return ""
-    text = f"{found.ratio:.2f}" if found.rule == "fft" else f"({found.ratio:.2f})"
+    text = f"({found.ratio:.2f})" if found.rule == "direct" else f"{found.ratio:.2f}"
     text = f"**{text}**" if found.loss > MARGIN else text
     return f"{text} disturbed" if found.disturbed else text
 
@@ -156,11 +162,13 @@ def summary(found: Iterable[Found]) -> str:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="Where Fourier transforms beat torch's convolution, and whether conv2d_same knows."
+        description="Where our convolution beats torch's, and whether conv2d_same knows."
     )
     parser.add_argument("--quick", action="store_true", help="few shapes; seconds")
     parser.add_argument("--seconds", type=float, help="for each shape (default 0.5; 0.1 with --quick)")
     parser.add_argument("--threads", type=int, default=2, help="torch threads (default 2)")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--channels-last", action="store_true", help="maps and weights (default contiguous)")
     return parser.parse_args()
 
 
@@ -170,13 +178,16 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     seconds = arguments.seconds if arguments.seconds is not None else 0.1 if arguments.quick else 0.5
     found, wanted = {}, list(shapes(arguments.quick))
+    dtype: torch.dtype = getattr(torch, arguments.dtype)
+    layout = torch.channels_last if arguments.channels_last else torch.contiguous_format
     for index, shape in enumerate(wanted, 1):
         print(f"[{index}/{len(wanted)}] {shape}", file=sys.stderr, flush=True)
-        found[shape] = compare(shape, seconds)
+        found[shape] = compare(shape, seconds, dtype, layout)
+    name = "channels_last" if arguments.channels_last else "contiguous"
     print(
-        f"The time of torch's convolution over that of Fourier transforms of tiles, forward, float32, "
-        f"{arguments.threads} threads, torch {torch.__version__}, {cpu.isa()}. In brackets: shapes for which "
-        f"conv2d_same takes torch's. **Bold**: the other way would be faster by more than {MARGIN - 1:.0%}.\n"
+        f"The time of torch's convolution over ours, forward, {arguments.dtype}, {name}, {arguments.threads} "
+        f"threads, torch {torch.__version__}, {cpu.isa()}. In brackets: shapes for which conv2d_same takes "
+        f"torch's. **Bold**: the other way would be faster by more than {MARGIN - 1:.0%}.\n"
     )
     print(tables(found))
 

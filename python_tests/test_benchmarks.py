@@ -376,7 +376,9 @@ def test_crossover_forces_the_transforms() -> None:
     found = crossover.compare(asked, 0.0)
     assert found.ratio > 0.0 and found.rule == "direct"
     assert cpu.explain_convolution is rule
-    assert crossover.compare(crossover.Shape(7, 16, 16, 1, 7), 0.0).rule == "fft"
+    wide = crossover.Shape(7, 16, 16, 1, 7)
+    assert crossover.compare(wide, 0.0).rule == "fft"
+    assert crossover.compare(wide, 0.0, torch.bfloat16, torch.channels_last).rule in ("fft", "amx", "direct")
     with use_backend("reference"), pytest.raises(RuntimeError, match="'reference' is forced"):
         crossover.compare(asked, 0.0)
 
