@@ -281,15 +281,16 @@ def test_the_rule_for_matrix_registers(monkeypatch: pytest.MonkeyPatch) -> None:
         return " | ".join(f.split(":")[0] for f in found)
 
     registers, torchs = "the processor's matrix registers (AMX)", "torch's convolution"
-    assert words(64, 16, 7, 2, 14, 14) == f"{registers} | {torchs}"
-    assert words(128, 128, 7, 8, 7, 7) == f"{registers} | {registers}"
+    for shape in ((64, 16, 7, 2, 14, 14), (4, 4, 5, 8, 14, 14), (16, 16, 3, 8, 7, 7)):
+        assert words(*shape) == f"{registers} | {torchs}", shape
     for shape in (
-        (64, 16, 3, 8, 14, 14),
-        (8, 64, 7, 8, 14, 14),
+        (64, 64, 3, 8, 28, 28),
+        (4, 4, 7, 8, 28, 28),
         (512, 128, 7, 1, 7, 7),
         (32, 32, 7, 1, 40, 3),
     ):
         assert words(*shape) == f"{torchs} | {torchs}", shape
+    assert words(32, 32, 13, 1, 40, 30) == f"{torchs} | {torchs}"
     assert words(64, 16, 7, 2, 14, 14, dtype=torch.float32).startswith("Fourier transforms")
 
 

@@ -270,13 +270,17 @@ def explain_convolution(x: Tensor, weight: Tensor) -> tuple[str, str]:
     positions = N * H * W
     if k > 11:
         return "direct", f"no tile for a {k}x{k} kernel"
-    few = positions < 100 and C * out_channels > 4000
     if _HAS_AMX and x.dtype == torch.bfloat16:
-        words = f"{k}x{k} taps for {C}x{out_channels} channels at {positions} positions"
-        if k < 5 or min(C, out_channels) < 16 or few or N * W < 8:
-            return "direct", f"it uses the matrix registers too, and there is little to gain with {words}"
-        if memory_format(x) == torch.channels_last and H * W > 64:
+        if memory_format(x) == torch.channels_last:
             return "direct", "it uses the matrix registers too, and takes channels_last as it is"
+        words = f"{k}x{k} taps for {C}x{out_channels} channels at {positions} positions"
+        if (
+            k < 3
+            or N * W < 8
+            or (positions >= 2000 and (k == 3 or max(C, out_channels) < 16))
+            or (positions < 100 and C * out_channels > 20000)
+        ):
+            return "direct", f"it uses the matrix registers too, and is as fast with {words}"
         return "amx", words
     if k < 3 or (k == 3 and (min(C, out_channels) < 16 or positions < 300)):
         return (
@@ -285,7 +289,7 @@ def explain_convolution(x: Tensor, weight: Tensor) -> tuple[str, str]:
         )
     if k == 5 and max(C, out_channels) < 8:
         return "direct", f"{C} and {out_channels} channels leave most of a vector empty"
-    if k == 5 and few:
+    if k == 5 and positions < 100 and C * out_channels > 4000:
         return "direct", f"{C}x{out_channels} weights are transformed for {positions} positions only"
     return "fft", f"{k}x{k} taps cost more than the transforms of {positions} positions"
 
