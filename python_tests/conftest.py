@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterator
 from types import ModuleType
@@ -73,8 +74,8 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     name: str = request.param
     if name == "triton" and torch.cuda.is_available():
         pytest.skip("where there is a GPU Triton compiles its kernels, and these take no tensors on the CPU")
-    if name == "triton" and (reason := gcsa_ext.backends.triton.load_error) is not None:
-        pytest.skip(reason)
+    if name == "triton" and importlib.util.find_spec("triton") is None:
+        pytest.skip("triton is not installed: torch's builds for the CPU come without it")
     if name == "cuda":
         request.getfixturevalue("emulated_cuda")
     with gcsa_ext.use_backend(name):
