@@ -5,18 +5,17 @@
 #include <pybind11/stl.h>
 
 #include <array>
-#include <memory>
-#include <optional>
 #include <stdexcept>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "attention.h"
 #include "cpu/dispatch.h"
-#include "dlpack.h"
+#include "masking.h"
 #include "objects.h"
-#include "running_statistics.h"
 #include "scratch.h"
+#include "tensors.h"
 #ifndef GCSA_EXT_CUDA_MISSING
 #include "cuda/bindings.h"
 #endif
@@ -131,27 +130,6 @@ gcsa_ext::FrequencyMask frequency_mask(
     return {batch, bins, frames, bands, start, width, shared, element_size, value, pointer(input), pointer(output), threads};
 }
 
-// Start and width, both (batch, bands), from uniform random numbers (bands, 2, batch): the first of the two times `widest`
-// is the width, the second times what the width leaves of the bins is the start; both truncated.
-struct RandomBands {
-    std::vector<int64_t> start, width;
-
-    RandomBands(int64_t batch, int64_t bands, int64_t bins, int64_t widest, const float* draws)
-        : start(batch * bands), width(batch * bands) {
-        for (int64_t band = 0; band < bands; ++band) {
-            const float *for_width = draws + band * 2 * batch, *for_start = for_width + batch;
-            for (int64_t sample = 0; sample < batch; ++sample) {
-                // The bits of float32 arithmetic, whatever the compiler fuses: in double these products are exact.
-                const auto wide = static_cast<float>(static_cast<double>(for_width[sample]) * widest);
-                const auto room = static_cast<float>(static_cast<double>(bins) - wide);
-                const auto from = static_cast<float>(static_cast<double>(for_start[sample]) * room);
-                width[sample * bands + band] = static_cast<int64_t>(wide);
-                start[sample * bands + band] = static_cast<int64_t>(from);
-            }
-        }
-    }
-};
-
 }  // namespace
 
 PYBIND11_MODULE(_C, module) {
@@ -240,21 +218,6 @@ PYBIND11_MODULE(_C, module) {
             const auto call = frequency_mask(
                 batch, bins, frames, threads, bands, shared, element_size, value,
                 static_cast<const int64_t*>(pointer(start)), static_cast<const int64_t*>(pointer(width)), input, output
-            );
-            const py::gil_scoped_release release;
-            kernels().frequency_mask(call);
-        }
-    );
-    module.def(
-        "random_frequency_mask",
-        [](int64_t batch, int64_t bins, int64_t frames, int threads, int64_t bands, bool shared, int element_size,
-           uint64_t value, int64_t widest, Address draws, Address input, Address output) {
-            require(batch >= 1 && bands >= 1, "a batch and bands of at least 1");
-            require_addresses(draws);
-            const RandomBands random(shared ? 1 : batch, bands, bins, widest, static_cast<const float*>(pointer(draws)));
-            const auto call = frequency_mask(
-                batch, bins, frames, threads, bands, shared, element_size, value, random.start.data(), random.width.data(),
-                input, output
             );
             const py::gil_scoped_release release;
             kernels().frequency_mask(call);
@@ -356,42 +319,14 @@ PYBIND11_MODULE(_C, module) {
         const py::gil_scoped_release release;
         return kernels().time_reading(pointer(data), bytes, threads);
     });
-    // A DLPack capsule; dtype as code and bits of DLPack.
-    module.def("empty", [](uint8_t code, uint8_t bits, std::vector<int64_t> shape, std::vector<int64_t> strides) {
-        require(shape.size() == strides.size(), "a stride for every dimension");
-        auto tensor = std::make_unique<gcsa_ext::RecycledTensor>(
-            gcsa_ext::DLDataType{code, bits, 1}, std::move(shape), std::move(strides)
-        );
-        // Who takes the tensor over gives the capsule another name.
-        py::capsule capsule(tensor->managed(), "dltensor", [](PyObject* object) {
-            if (!PyCapsule_IsValid(object, "dltensor")) return;
-            auto* const managed = static_cast<gcsa_ext::DLManagedTensor*>(PyCapsule_GetPointer(object, "dltensor"));
-            managed->deleter(managed);
-        });
-        tensor.release();
-        return capsule;
+    module.def("use_torch", &gcsa_ext::use_torch);
+    module.def("empty", [](const std::vector<int64_t>& shape, const py::object& dtype, bool channels_last) {
+        return gcsa_ext::empty(shape, dtype.ptr(), channels_last);
     });
-    module.def(
-        "update_running_statistics", [](int dtype, Address running_mean, Address running_var, Address batches, Address mean,
-                                        Address var, int64_t channels, int64_t values, std::optional<double> momentum) {
-            require(dtype == 0 || dtype == 1, "a dtype code of 0 (float32) or 1 (float64)");
-            require(values >= 2, "at least 2 values per channel");
-            require_addresses(running_mean, running_var, batches, mean, var);
-            const int64_t seen = ++*static_cast<int64_t*>(pointer(batches));
-            const double share = momentum ? *momentum : 1 / static_cast<double>(seen);
-            const auto update = [&](auto type) {
-                using T = decltype(type);
-                gcsa_ext::update_running_statistics(
-                    static_cast<T*>(pointer(running_mean)), static_cast<T*>(pointer(running_var)),
-                    static_cast<const T*>(pointer(mean)), static_cast<const T*>(pointer(var)), channels, values, share
-                );
-            };
-            dtype == 0 ? update(float{}) : update(double{});
-        }
-    );
+    module.def("go_directly", &gcsa_ext::go_directly);
+    module.def("mask_randomly", &gcsa_ext::mask_randomly);
     module.def("unchanged", &gcsa_ext::unchanged);
-    module.def("ordinary_tensors", &gcsa_ext::ordinary_tensors);
-    module.def("have_shapes", &gcsa_ext::have_shapes);
-    module.def("plain_addresses", &gcsa_ext::plain_addresses);
+    module.def("attend", &gcsa_ext::attend);
+    module.def("differentiate", &gcsa_ext::differentiate);
     module.def("release_scratch", &gcsa_ext::release_scratch);
 }

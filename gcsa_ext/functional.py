@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from gcsa_ext import ops, reference
-from gcsa_ext.backends import cpu, forced_backend, select, unsupported
+from gcsa_ext.backends import cpu, forced_backend, unsupported
 from gcsa_ext.ops.direct import goes_directly, transformed
 
 __all__ = [
@@ -184,18 +185,6 @@ def update_statistics(
     """
     if values < 2:
         return
-    if (
-        running_mean is not None
-        and running_var is not None
-        and batches is not None
-        and not isinstance(momentum, Tensor)
-        and goes_directly(running_mean, running_var, batches, mean, var)
-        and cpu.updates_statistics(running_mean, running_var, batches, mean, var)
-    ):
-        cpu.update_statistics(running_mean, running_var, batches, mean, var, values, momentum)
-        for changed in (running_mean, running_var, batches):
-            torch.autograd.graph.increment_version(changed)
-        return
     with torch.no_grad():
         if batches is not None:
             batches.add_(1)
@@ -285,15 +274,13 @@ def random_frequency_mask(
         )
     draws = _uniform(bands, spectrogram if iid else None)
     if (
-        draws.dtype == torch.float32
-        and goes_directly(spectrogram)
-        and (spectrogram.is_contiguous() or not inplace)
-        and select("frequency_mask", spectrogram.device, spectrogram.dtype) is cpu
+        not is_compiling()
+        and forced_backend() in (None, "cpu")
+        and cpu.unsupported("frequency_mask", spectrogram.device, spectrogram.dtype) is None
     ):
-        out = cpu.random_frequency_mask(spectrogram, draws, widest, value, inplace)
-        if inplace:
-            torch.autograd.graph.increment_version(spectrogram)
-        return out
+        out = cpu.mask_randomly(spectrogram, draws, widest, value, inplace)
+        if out is not None:
+            return out
     u, v = draws.movedim(0, -1).unbind(0)
     width = u * widest
     start = v * (spectrogram.shape[-2] - width)

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 import torch
 from subprocesses import python
-from torch.utils.dlpack import from_dlpack
 
 from gcsa_ext import backends
 
@@ -109,7 +108,7 @@ def test_a_result_is_hardly_larger_than_asked_for() -> None:
     """Large pages at its beginning, small ones at its end, so that a map of 3.1 MB does not take 4."""
     _C.release_scratch()
     shape, stride = [8, 128, 28, 28], [128 * 28 * 28, 28 * 28, 28, 1]
-    result = from_dlpack(_C.empty(2, 32, shape, stride))
+    result = _C.empty(shape, torch.float32, False)
     assert result.dtype == torch.float32 and list(result.shape) == shape and list(result.stride()) == stride
     assert result.data_ptr() % 4096 == 0
     bytes_ = result.fill_(1).nbytes
@@ -121,19 +120,32 @@ def test_a_result_is_hardly_larger_than_asked_for() -> None:
 
 
 def test_a_result_that_nobody_takes_over_goes_back() -> None:
+    def refuse(capsule: object) -> None:
+        raise BufferError("no")
+
     _C.release_scratch()
-    capsule = _C.empty(2, 32, [4096], [1])
-    del capsule
-    assert _C.release_scratch() == 4 * 4096
+    _C.use_torch({**backends.native._TORCH, "from_dlpack": refuse})
+    try:
+        with pytest.raises(BufferError, match="no"):
+            _C.empty([1 << 20], torch.float32, False)
+    finally:
+        _C.use_torch(backends.native._TORCH)
+    assert _C.release_scratch() == 4 << 20
 
 
-def test_statistics_check_their_arguments() -> None:
-    good = (0, A, A, A, A, A, 4, 9, 0.1)
-    for i, wrong in ((0, 2), (0, -1), *((i, 0) for i in range(1, 6)), (7, 1)):
-        with pytest.raises(ValueError, match=r"gcsa_ext\._C: expected "):
-            _C.update_running_statistics(*good[:i], wrong, *good[i + 1 :])
-    with pytest.raises(ValueError, match=r"gcsa_ext\._C: expected "):
-        _C.empty(2, 32, [4, 4], [1])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("shape", [(2, 3, 5, 7), (3, 96, 70, 41)], ids=str)
+def test_a_new_tensor(shape: tuple[int, ...], channels_last: bool, dtype: torch.dtype) -> None:
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    found, expected = _C.empty(shape, dtype, channels_last), torch.empty(shape, memory_format=layout)
+    assert found.shape == shape and found.dtype == dtype and found.stride() == expected.stride()
+    assert not found.requires_grad
+
+
+def test_a_new_tensor_of_integers_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"gcsa_ext\._C: expected float32"):
+        _C.empty([4], torch.int32, False)
 
 
 def test_a_missing_nvcc_is_an_error_where_it_is_asked_for(tmp_path: Path) -> None:
@@ -183,10 +195,6 @@ CALLS: dict[str, dict[str, Any]] = {
     "frequency_mask": {
         "batch": 1, "bins": 4, "frames": 4, "threads": 1, "bands": 1, "shared": True, "element_size": 4,
         "value": 0, "start": A, "width": A, "input": A, "output": A,
-    },
-    "random_frequency_mask": {
-        "batch": 1, "bins": 4, "frames": 4, "threads": 1, "bands": 1, "shared": True, "element_size": 4,
-        "value": 0, "widest": 2, "draws": A, "input": A, "output": A,
     },
 }  # fmt: skip
 OPTIONAL = {"weight", "bias", "grad_x", "grad_u", "grad_z", "grad_weight", "grad_bias", "grad_w1"}

@@ -33,18 +33,23 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     seen: list[str] = []
     torch.set_num_threads(1)
 
-    def recording(module: ModuleType, name: str) -> Callable[..., Any]:
+    def recording(module: ModuleType, name: str, known_as: str = "") -> Callable[..., Any]:
         kernel = getattr(module, name)
 
         def record(*args: Any) -> Any:
-            seen.append(name)
-            return kernel(*args)
+            result = kernel(*args)
+            if result is not None:  # which says that another way has to be taken
+                seen.append(known_as or name)
+            return result
 
         return record
 
     for module in (backends.cpu, backends.triton, backends.cuda):
         for name in ("gcsa", "gcsa_backward") if hasattr(module, "gcsa") else ():
             monkeypatch.setattr(module, name, recording(module, name))
+    extension = backends.native.extension
+    for name, known_as in (("attend", "gcsa"), ("differentiate", "gcsa_backward")):
+        monkeypatch.setattr(extension, name, recording(extension, name, known_as))
     yield seen
 
 
@@ -508,19 +513,14 @@ def test_a_graph_past_the_dispatcher_can_be_differentiated_again_and_saved_elsew
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("momentum", [0.1, None])
 def test_running_statistics(momentum: float | None, dtype: torch.dtype) -> None:
-    """In one call of the kernels and by torch's operations; a graph that has saved them notices."""
     mean, var, batches = torch.randn(37, dtype=dtype), torch.rand(37, dtype=dtype), torch.tensor(3)
     new_mean, new_var = torch.randn(37, dtype=dtype), torch.rand(37, dtype=dtype)
-    found, expected = ([t.clone() for t in (mean, var, batches)] for _ in range(2))
-    before = [t._version for t in found]
+    found = [t.clone() for t in (mean, var, batches)]
     functional.update_statistics(*found[:2], new_mean, new_var, 9, momentum, found[2])
-    with PassedOn():
-        functional.update_statistics(*expected[:2], new_mean, new_var, 9, momentum, expected[2])
-    torch.testing.assert_close(found, expected)
-    assert found[2].item() == 4
-    assert all(t._version > version for t, version in zip(found, before, strict=True))
     share = 0.25 if momentum is None else momentum
-    torch.testing.assert_close(found[0], mean.lerp(new_mean, share))
+    torch.testing.assert_close(
+        found, [mean.lerp(new_mean, share), var.lerp(new_var * 9 / 8, share), torch.tensor(4)]
+    )
 
 
 @pytest.mark.parametrize("momentum", [1.0, None])

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import functools
 import math
-import os
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.utils.dlpack import from_dlpack
 
 from gcsa_ext import reference
 from gcsa_ext.backends import native
@@ -29,17 +27,6 @@ MASK_DTYPES = {
 }
 
 _CPU = torch.device("cpu")
-_forked = False
-
-
-def _after_fork() -> None:
-    global _forked
-    _forked = True
-
-
-# OpenMP's threads do not survive a fork, and its runtime would wait for them for ever: a forked child
-# computes on one thread.
-os.register_at_fork(after_in_child=_after_fork)
 
 
 def unsupported(operator: str, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -77,16 +64,10 @@ _isa_error = None if native.extension is None else _find_isa_error()
 _HAS_AMX = native.extension is not None and _isa_error is None and isa() == "amx"
 
 
-def _threads() -> int:
-    return 1 if _forked else torch.get_num_threads()
-
-
 def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
 
 
-_DLPACK = {torch.float32: (2, 32), torch.float64: (2, 64), torch.bfloat16: (4, 16), torch.float16: (2, 16)}
-_LARGE_RESULT = 1 << 20
 _ALWAYS_FRESH = 32 << 20
 """From this size on glibc gets every block from the system, and gives it back."""
 
@@ -96,18 +77,10 @@ def _empty(
     dtype: torch.dtype,
     layout: torch.memory_format = torch.contiguous_format,
 ) -> Tensor:
-    """An uninitialised tensor. A large one lies in memory that is kept from call to call (csrc/scratch.h) and
-    goes back there when the last tensor that uses it is gone."""
-    if math.prod(shape) * dtype.itemsize < _LARGE_RESULT:
-        return torch.empty(shape, dtype=dtype, memory_format=layout)
-    if layout == torch.channels_last:
-        _, C, H, W = shape
-        stride = [C * H * W, 1, W * C, C]
-    else:
-        stride = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
+    """An uninitialised tensor, if it is large in memory that is kept from call to call (csrc/tensors.h)."""
     assert native.extension is not None
-    # Few calls, since the code of each is out of the caches when the last map has gone through them.
-    return from_dlpack(native.extension.empty(*_DLPACK[dtype], shape, stride))
+    out: Tensor = native.extension.empty(shape, dtype, layout == torch.channels_last)
+    return out
 
 
 def _contiguous(x: Tensor, layout: torch.memory_format) -> Tensor:
@@ -117,7 +90,7 @@ def _contiguous(x: Tensor, layout: torch.memory_format) -> Tensor:
 
 def _map_sizes(x: Tensor, layout: torch.memory_format) -> tuple[int, bool, int, int, int, int]:
     N, C, H, W = x.shape
-    return DTYPES[x.dtype], layout == torch.channels_last, N, C, H * W, _threads()
+    return DTYPES[x.dtype], layout == torch.channels_last, N, C, H * W, native.threads()
 
 
 def channel_gate(
@@ -255,7 +228,7 @@ def norm_gate_backward(
 
 def _spatial_sizes(x: Tensor, layout: torch.memory_format) -> tuple[int, bool, int, int, int, int, int]:
     N, C, H, W = x.shape
-    return DTYPES[x.dtype], layout == torch.channels_last, N, C, H, W, _threads()
+    return DTYPES[x.dtype], layout == torch.channels_last, N, C, H, W, native.threads()
 
 
 def explain_convolution(x: Tensor, weight: Tensor) -> tuple[str, str]:
@@ -353,6 +326,15 @@ def saved_shape(channels: int, x: Tensor) -> tuple[int, int, int, int]:
     return N, (channels + lanes - 1) // lanes * lanes, H, W
 
 
+def take_apart(kept: Tensor, x: Tensor, h: int) -> list[Tensor]:
+    """Of what csrc/attention.h keeps: both convolutions' outputs, mean and var of both normalisations."""
+    shapes = [saved_shape(channels, x) for channels in (h, x.shape[1])]
+    sizes = [math.prod(shape) for shape in shapes]
+    u1, u2, rest = kept.split([*sizes, kept.numel() - sum(sizes)])
+    statistics = rest.view(accumulator_dtype(x.dtype)).split([h, h, x.shape[1], x.shape[1]])
+    return [u1.view(shapes[0]), u2.view(shapes[1]), *statistics]
+
+
 def gcsa(
     x: Tensor,
     gate: Sequence[Tensor],
@@ -389,12 +371,9 @@ def gcsa(
     ]
     x = _contiguous(x, layout)
     saved = (_address(u1), _address(u2)) if save else (0, 0)
+    gate, layers = _gcsa_vectors(x, gate, (*convolutions, *norms))
+    tensors = (x, *gate, *layers[:6], *used[:2], *layers[6:], *used[2:], out)
     assert native.extension is not None
-    tensors = (*gate, *convolutions, *norms[:2], *used[:2], *norms[2:], *used[2:])
-    addresses = native.extension.plain_addresses(tensors, dtype) if x.dtype == dtype else None
-    if addresses is None:
-        gate, layers = _gcsa_vectors(x, gate, (*convolutions, *norms))
-        addresses = [_address(t) for t in (*gate, *layers[:6], *used[:2], *layers[6:], *used[2:])]
     native.extension.gcsa_forward(
         *_spatial_sizes(x, layout),
         h,
@@ -404,7 +383,7 @@ def gcsa(
         k,
         batch_statistics,
         eps,
-        [_address(x), *addresses, _address(out), *saved],
+        [*map(_address, tensors), *saved],
     )
     return out, u1, u2, *used
 
@@ -462,43 +441,6 @@ def gcsa_backward(
     ]
 
 
-def updates_statistics(
-    running_mean: Tensor, running_var: Tensor, batches: Tensor, mean: Tensor, var: Tensor
-) -> bool:
-    """Whether `update_statistics` takes these: contiguous, of one shape and dtype (float32 or float64)."""
-    return (
-        native.extension is not None
-        and DTYPES.get(mean.dtype, 2) < 2
-        and batches.dtype == torch.int64
-        and batches.numel() == 1
-        and all(
-            t.dtype == mean.dtype and t.shape == mean.shape and t.is_contiguous()
-            for t in (running_mean, running_var, mean, var)
-        )
-    )
-
-
-def update_statistics(
-    running_mean: Tensor,
-    running_var: Tensor,
-    batches: Tensor,
-    mean: Tensor,
-    var: Tensor,
-    values: int,
-    momentum: float | None,
-) -> None:
-    """See functional.update_statistics. One call in place of ten operations of torch, whose code is out of
-    the caches when a map has gone through them: together they take as long as a small map."""
-    assert native.extension is not None
-    native.extension.update_running_statistics(
-        DTYPES[mean.dtype],
-        *map(_address, (running_mean, running_var, batches, mean, var)),
-        mean.numel(),
-        values,
-        momentum,
-    )
-
-
 def release_workspace() -> int:
     """Give back the memory that kernels keep to work in; returns how many bytes that was."""
     return 0 if native.extension is None else int(native.extension.release_scratch())
@@ -523,7 +465,7 @@ def _mask_sizes(
         spectrogram.numel() // (freq * time),
         freq,
         time,
-        _threads(),
+        native.threads(),
         bands,
         shared,
         spectrogram.element_size(),
@@ -570,22 +512,11 @@ def frequency_mask_(spectrogram: Tensor, start: Tensor, width: Tensor, value: fl
     _mask(spectrogram, start, width, value, spectrogram)
 
 
-def random_frequency_mask(
+def mask_randomly(
     spectrogram: Tensor, draws: Tensor, widest: int, value: float, inplace: bool
-) -> Tensor:
-    """See functional.random_frequency_mask; draws in float32; in place contiguous spectrograms only."""
-    spectrogram = spectrogram.contiguous()
-    out = spectrogram if inplace else _empty_like(spectrogram)
-    if out.numel() == 0:
-        return out
-    draws = draws.contiguous()
-    bands = draws.shape[0]
+) -> Tensor | None:
+    """See functional.random_frequency_mask; None where this is not for the tensors (csrc/masking.h)."""
     assert native.extension is not None
-    native.extension.random_frequency_mask(
-        *_mask_sizes(spectrogram, bands, draws.numel() == 2 * bands, value),
-        widest,
-        _address(draws),
-        _address(spectrogram),
-        _address(out),
-    )
+    bits = _bits(value, math.copysign(1.0, value), spectrogram.dtype)
+    out: Tensor | None = native.extension.mask_randomly(spectrogram, draws, widest, bits, inplace)
     return out

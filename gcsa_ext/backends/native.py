@@ -3,16 +3,71 @@
 from __future__ import annotations
 
 import importlib
+import os
 from pathlib import Path
 from types import ModuleType
 
-import torch  # noqa: F401  (first: the extension then shares the OpenMP threads that torch has loaded)
+import torch  # first: the extension then shares the OpenMP threads that torch has loaded
+from torch.autograd import forward_ad
+from torch.utils.dlpack import from_dlpack
 
 extension: ModuleType | None = None
 load_error: str | None = None
 
+_forked = False
+
+
+def _after_fork() -> None:
+    global _forked
+    _forked = True
+
+
+# OpenMP's threads do not survive a fork, and its runtime would wait for them for ever: a forked child
+# computes on one thread.
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def threads() -> int:
+    """How many threads a kernel on the CPU may use."""
+    return 1 if _forked else torch.get_num_threads()
+
+
+def _differentiates_forward() -> bool:
+    return forward_ad._current_level >= 0
+
+
+# See csrc/tensors.h.
+_TORCH = {
+    "Tensor": torch.Tensor,
+    "Parameter": torch.nn.Parameter,
+    "float32": torch.float32,
+    "float64": torch.float64,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "int64": torch.int64,
+    "channels_last": torch.channels_last,
+    "contiguous_format": torch.contiguous_format,
+    "empty": torch.empty,
+    "from_dlpack": from_dlpack,
+    "threads": threads,
+    "increment_version": torch.autograd.graph.increment_version,
+    "is_grad_enabled": torch.is_grad_enabled,
+    "is_inference_mode_enabled": torch.is_inference_mode_enabled,
+    "is_autocast_enabled": torch.is_autocast_enabled,
+    "get_autocast_dtype": torch.get_autocast_dtype,
+    "observers": (
+        torch._C._are_functorch_transforms_active,
+        torch._C._len_torch_dispatch_stack,
+        torch._C._len_torch_function_stack,
+        torch._C._get_tracing_state,
+        torch._C._autograd._profiler_enabled,
+        _differentiates_forward,
+    ),
+}
+
 try:
     extension = importlib.import_module("gcsa_ext._C")
+    extension.use_torch(_TORCH)
 except ImportError as error:
     folder = Path(__file__).parents[1]
     load_error = f"the compiled module gcsa_ext._C cannot be loaded: {error} (gcsa_ext is in {folder})"

@@ -13,7 +13,8 @@ from torch.compiler import is_compiling
 
 from gcsa_ext import functional, ops, reference
 from gcsa_ext.backends import has_kernels, native
-from gcsa_ext.ops.direct import goes_directly, transformed
+from gcsa_ext.ops.direct import transformed
+from gcsa_ext.ops.gcsa import Plan
 
 _BatchNorm: TypeAlias = nn.BatchNorm2d | nn.SyncBatchNorm
 _Layer = TypeVar("_Layer", bound=nn.Module)
@@ -112,12 +113,24 @@ class GCSA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Attend to x (N, C, H, W)."""
+        memory = None if is_compiling() else self.__dict__.get("_memory")
+        out = self._directly(x, memory)
+        if out is not None:
+            return out
         plan = self._fusing_plan(x)
-        if plan is not None:
-            return self._fused(x, plan)
-        return self._spatial_gate(self._channel_gate(x))
+        if plan is None:
+            return self._spatial_gate(self._channel_gate(x))
+        if not is_compiling() and (made := self.__dict__.get("_memory")) is not memory:
+            out = self._directly(x, made)
+        return self._fused(x, plan) if out is None else out
 
-    def _fusing_plan(self, x: Tensor) -> _Plan | None:
+    def _directly(self, x: Tensor, memory: _Memory | None) -> Tensor | None:
+        """All layers as the plan says that is remembered from the last call, unless it no longer holds."""
+        if memory is None or memory.plan is None or memory.notes is None or memory.kind is not type(self):
+            return None
+        return ops.gcsa.directly(self.__dict__, x, memory.notes, memory.plan)
+
+    def _fusing_plan(self, x: Tensor) -> Plan | None:
         """What one operator needs to compute what all layers do, if a backend has it for x."""
         if (
             x.dim() != 4
@@ -133,7 +146,7 @@ class GCSA(nn.Module):
         if first.shape[0] != conv1.shape[0]:
             return None
         # One value per channel has no variance: batch normalisation refuses it with a good message.
-        if plan.uses_batch and x.numel() == x.shape[1]:
+        if any(plan.batch) and x.numel() == x.shape[1]:
             return None
         device, dtype = "cpu" if x.is_cpu else x.device.type, x.dtype
         if is_autocast_enabled(device):
@@ -145,7 +158,7 @@ class GCSA(nn.Module):
                 return None
         return plan
 
-    def _plan(self) -> _Plan | None:
+    def _plan(self) -> Plan | None:
         """_make_plan(self), from the last call if nothing that it rests on has changed since."""
         if is_compiling() or native.extension is None:
             return _make_plan(self)
@@ -155,7 +168,7 @@ class GCSA(nn.Module):
             memory is not None
             and memory.notes is not None
             and memory.kind is type(self)
-            and native.extension.unchanged(own, *memory.notes)
+            and native.extension.unchanged(own, memory.notes)
         ):
             return memory.plan
         own.pop("_memory", None)
@@ -176,14 +189,12 @@ class GCSA(nn.Module):
         self.__dict__.pop("_memory", None)
         super()._load_from_state_dict(*args, **kwargs)
 
-    def _fused(self, x: Tensor, plan: _Plan) -> Tensor:
+    def _fused(self, x: Tensor, plan: Plan) -> Tensor:
         tensors = (x, *plan.weights)
         save = is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-        direct = goes_directly(*tensors, differentiable=True)
-        operator = ops.gcsa.direct if direct else torch.ops.gcsa_ext.gcsa
         out: Tensor
         mixed = x.is_cpu and is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-        out, _, _, *used = operator(*tensors, *plan.statistics, *plan.settings, mixed, save)
+        out, _, _, *used = torch.ops.gcsa_ext.gcsa(*tensors, *plan.statistics, *plan.settings, mixed, save)
         for i, norm, mean, var, batches in plan.updated:
             values = x.numel() // x.shape[1]
             functional.update_statistics(mean, var, used[i], used[i + 1], values, norm.momentum, batches)
@@ -283,28 +294,13 @@ class _Notes(NamedTuple):
     """A dict without entries."""
 
 
-class _Plan(NamedTuple):
-    """What the operator gcsa needs of the layers."""
-
-    weights: tuple[Tensor | None, ...]
-    """Of both linear layers, both convolutions, both normalisations: weight and bias."""
-    statistics: tuple[Tensor | None, ...]
-    """Mean and variance of both normalisations, None for the batch's."""
-    settings: tuple[float, float, int, bool]
-    uses_batch: bool
-    """Whether one of them is the batch's."""
-    updated: tuple[tuple[int, _BatchNorm, Tensor | None, Tensor | None, Tensor | None], ...]
-    """The place of its statistics, a normalisation, its running mean and variance that move, its count of
-    batches."""
-
-
 class _Memory:
     """A module's plan and what it rests on; a copy or a pickle of it is empty."""
 
     __slots__ = ("kind", "notes", "plan")
 
     def __init__(
-        self, kind: type[GCSA] | None = None, plan: _Plan | None = None, notes: _Notes | None = None
+        self, kind: type[GCSA] | None = None, plan: Plan | None = None, notes: _Notes | None = None
     ) -> None:
         self.kind, self.plan, self.notes = kind, plan, notes
 
@@ -312,14 +308,14 @@ class _Memory:
         return _Memory, ()
 
 
-def _make_plan(module: GCSA) -> _Plan | None:
+def _make_plan(module: GCSA) -> Plan | None:
     """The plan if one operator computes what all layers do."""
     branches = [module._modules.get(name) for name in _LAYERS]
     if not _fuses_channel_gate(branches[0]) or not _fuses_spatial_gate(branches[1]):
         return None
     first, second, conv1, norm1, conv2, norm2 = _layers(module)
     norms = (norm1, norm2)
-    return _Plan(
+    return Plan(
         tuple(t for layer in (first, second, conv1, conv2, norm1, norm2) for t in _weights(layer)),
         tuple(
             None if _uses_batch(norm) else value
@@ -327,7 +323,7 @@ def _make_plan(module: GCSA) -> _Plan | None:
             for value in (norm.running_mean, norm.running_var)
         ),
         (norm1.eps, norm2.eps, module.groups, module.channel_sigmoid),
-        any(map(_uses_batch, norms)),
+        (_uses_batch(norm1), _uses_batch(norm2)),
         tuple(
             (2 * i, norm, norm.running_mean, norm.running_var, norm.num_batches_tracked)
             for i, norm in enumerate(norms)
@@ -349,7 +345,7 @@ _ATTRIBUTES: dict[type[nn.Module], tuple[str, ...]] = {
 _BUFFERS = ("running_mean", "running_var", "num_batches_tracked")
 
 
-def _take_notes(module: GCSA, plan: _Plan) -> _Notes | None:
+def _take_notes(module: GCSA, plan: Plan) -> _Notes | None:
     """What _make_plan saw when it made a plan, if notes can tell all of it and may keep it alive."""
     # Weights that were computed hold on to all that they were computed from.
     if any(type(weight) not in (nn.Parameter, type(None)) for weight in plan.weights):

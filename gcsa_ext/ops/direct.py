@@ -2,15 +2,8 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, is_grad_enabled
-from torch._C import (
-    _are_functorch_transforms_active,
-    _get_tracing_state,
-    _len_torch_dispatch_stack,
-    _len_torch_function_stack,
-)
-from torch._C._autograd import _profiler_enabled
+from torch._C import _are_functorch_transforms_active
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
@@ -26,29 +19,16 @@ def transformed() -> bool:
     return _are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
-_ORDINARY = (Tensor, torch.nn.Parameter)
-
-
-def goes_directly(*tensors: Tensor | None, differentiable: bool = False) -> bool:
+def goes_directly(*tensors: Tensor | None) -> bool:
     """Whether a call can go past PyTorch's dispatcher, whose way here takes as long as masking a small batch.
 
     It can where the dispatcher would only pass it on: ordinary tensors on the CPU (no subclass, negative
-    view, inference or zero tensor), no gradient wanted (or, if `differentiable`, the call records one
-    itself), and no compiler, transform, mode, trace or profiler that wants to see the call.
+    view, inference or zero tensor), no gradient wanted, and no compiler, transform, mode, trace or profiler
+    that wants to see the call.
     """
-    # Bound names, since each attribute looked up on the way costs a wait for memory when the caches are full
-    # of spectrograms.
-    if (
-        is_compiling()
-        or _are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-        or _len_torch_dispatch_stack() > 0
-        or _len_torch_function_stack() > 0
-        or _get_tracing_state() is not None
-        or _profiler_enabled()
-    ):
-        return False
-    if native.extension is None:  # nothing here is fast enough for the way to matter
-        return False
-    without_gradient = not differentiable and is_grad_enabled()
-    return bool(native.extension.ordinary_tensors(tensors, _ORDINARY, without_gradient))
+    # Without the compiled module nothing here is fast enough for the way to matter.
+    return (
+        not is_compiling()
+        and native.extension is not None
+        and bool(native.extension.go_directly(tensors, is_grad_enabled()))
+    )

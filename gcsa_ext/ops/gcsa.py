@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from gcsa_ext import backends, reference
-from gcsa_ext.backends import native
+from gcsa_ext.backends import forced, native
 from gcsa_ext.layout import memory_format
 from gcsa_ext.ops import registration
-from gcsa_ext.ops.direct import goes_directly
 
 _INPUTS = (
     "Tensor x, Tensor w1, Tensor b1, Tensor w2, Tensor b2, "
@@ -99,15 +98,6 @@ def _check(a: Arguments) -> None:
     layers = ((h, C), hidden, (C, h), full, (h, C, k, k), hidden, (C, h, k, k), full)
     shapes = (*layers, hidden, hidden, full, full, hidden, hidden, full, full)
     tensors = cast("tuple[Tensor | None, ...]", a[1:17])
-    if native.extension is None or not native.extension.have_shapes(tensors, shapes, x.device):
-        _check_each(x, tensors, shapes)
-    for number, mean, var in ((1, a.mean1, a.var1), (2, a.mean2, a.var2)):
-        if (mean is None) != (var is None):
-            raise ValueError(f"gcsa: expected both mean{number} and var{number}, or neither")
-
-
-def _check_each(x: Tensor, tensors: Sequence[Tensor | None], shapes: Sequence[tuple[int, ...]]) -> None:
-    """Of the tensors after x in Arguments."""
     for name, tensor, shape in zip(Arguments._fields[1:17], tensors, shapes, strict=True):
         if tensor is None:
             continue
@@ -120,43 +110,20 @@ def _check_each(x: Tensor, tensors: Sequence[Tensor | None], shapes: Sequence[tu
                 f"gcsa: expected {name} of a floating dtype on {x.device}, "
                 f"got {tensor.dtype}, {tensor.device}"
             )
+    for number, mean, var in ((1, a.mean1, a.var1), (2, a.mean2, a.var2)):
+        if (mean is None) != (var is None):
+            raise ValueError(f"gcsa: expected both mean{number} and var{number}, or neither")
 
 
-def _run(*args: Any) -> tuple[Tensor, ...]:
+def _forward(*args: Any) -> tuple[Tensor, ...]:
     *inputs, save = args
     a = Arguments(*inputs)
     _check(a)
     backend = backends.select("gcsa", a.x.device, a.x.dtype, a.x.shape)
     settings = a.eps, a.groups, a.sigmoid, a.mixed
-    return backend.gcsa(a.x, a.gate, a.convolutions, a.norms, a.statistics, *settings, save)
-
-
-def _forward(*args: Any) -> tuple[Tensor, ...]:
-    out, u1, u2, *used = _run(*args)
+    out, u1, u2, *used = backend.gcsa(a.x, a.gate, a.convolutions, a.norms, a.statistics, *settings, save)
     # What an operator returns must not be an argument of it.
-    given = Arguments(*args[:-1]).statistics
-    return out, u1, u2, *(u.clone() if u is g else u for u, g in zip(used, given, strict=True))
-
-
-class _Direct(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
-        output = _run(*args)
-        _setup_context(ctx, args, output)
-        return output
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        return _autograd(ctx, *grads)
-
-
-def direct(*args: Any) -> tuple[Tensor, ...]:
-    """The operator without the way through PyTorch's dispatcher, which takes as long as a small map; for
-    calls that the dispatcher would only pass on (see goes_directly). The statistics in the result
-    may be those given."""
-    save = args[-1]
-    outputs: tuple[Tensor, ...] = (_Direct.apply if save else _run)(*args)
-    return outputs
+    return out, u1, u2, *(u.clone() if u is g else u for u, g in zip(used, a.statistics, strict=True))
 
 
 def _saved_shapes(a: Arguments) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -279,18 +246,88 @@ def _autograd(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Tensor | None
     need, others = ctx.needs_input_grad[:_DIFFERENTIABLE], ctx.needs_input_grad[_DIFFERENTIABLE:]
     if any(others):
         raise RuntimeError("gcsa: mean and var are constants and have no gradient; detach them")
-    arguments = (*inputs, *used, *ctx.settings)
-    grads: Sequence[Tensor | None]
+    a = Arguments(*inputs, *used, *ctx.settings)
+    return *_gradients_of(grad_out, a, (u1, u2), ctx.batch, need, ctx.save), *len(others) * (None,)
+
+
+def _gradients_of(
+    grad_out: Tensor,
+    a: Arguments,
+    saved: tuple[Tensor, Tensor],
+    batch: tuple[bool, bool],
+    need: Sequence[bool],
+    save: bool,
+) -> Sequence[Tensor | None]:
+    """None where not needed; `saved` is of a forward pass with `save`."""
     # With create_graph=True the gradient must itself be differentiable: the definition's is, to any order.
-    if torch.is_grad_enabled() or not ctx.save:
-        grads = _differentiate(backends.reference, grad_out, Arguments(*arguments), (u1, u2), ctx.batch, need)
-    else:
-        run = _gradients if goes_directly(grad_out, u1, u2) else torch.ops.gcsa_ext.gcsa_backward
-        found = run(grad_out, u1, u2, *ctx.batch, list(need), *arguments)
-        grads = [grad if needed else None for grad, needed in zip(found, need, strict=True)]
-    return *grads, *len(others) * (None,)
+    if torch.is_grad_enabled() or not save:
+        return _differentiate(backends.reference, grad_out, a, saved, batch, need)
+    found = torch.ops.gcsa_ext.gcsa_backward(grad_out, *saved, *batch, list(need), *a)
+    return [grad if needed else None for grad, needed in zip(found, need, strict=True)]
 
 
 torch.library.register_autograd(
     "gcsa_ext::gcsa", _autograd, setup_context=_setup_context, lib=registration.LIBRARY
 )
+
+
+class Plan(NamedTuple):
+    """What a module with all layers of the attention asks of the operator, as csrc/attention.h takes it."""
+
+    weights: tuple[Tensor | None, ...]
+    """Of both linear layers, both convolutions, both normalisations: weight and bias."""
+    statistics: tuple[Tensor | None, ...]
+    """Mean and variance of both normalisations, None for the batch's."""
+    settings: tuple[float, float, int, bool]
+    """eps of both, groups, sigmoid."""
+    batch: tuple[bool, bool]
+    """Whether each normalisation uses the statistics of the batch."""
+    updated: tuple[
+        tuple[
+            int, torch.nn.BatchNorm2d | torch.nn.SyncBatchNorm, Tensor | None, Tensor | None, Tensor | None
+        ],
+        ...,
+    ]
+    """The place of its statistics, a normalisation, its running mean and variance that move, its count of
+    batches."""
+
+
+class _Recorded(torch.autograd.Function):
+    """The gradient of what `directly` has computed."""
+
+    @staticmethod
+    def forward(ctx: Any, found: tuple[Tensor, Tensor, bool], plan: Plan, *inputs: Tensor | None) -> Tensor:
+        out, kept, ctx.mixed = found
+        ctx.settings, ctx.batch = plan.settings, plan.batch
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*inputs, kept)
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor | None) -> tuple[Tensor | None, ...]:
+        need, saved = ctx.needs_input_grad[2:], ctx.saved_tensors
+        if grad_out is None:
+            return (2 + len(need)) * (None,)
+        grads = None
+        if forced.name is None:
+            assert native.extension is not None
+            grads = native.extension.differentiate(grad_out, saved, ctx.settings, ctx.batch, ctx.mixed, need)
+        if grads is None:
+            *inputs, kept = saved
+            u1, u2, *used = backends.cpu.take_apart(kept, inputs[0], inputs[1].shape[0])
+            a = Arguments(*(*inputs, *used, *ctx.settings, ctx.mixed))
+            grads = _gradients_of(grad_out, a, (u1, u2), ctx.batch, need, save=True)
+        return None, None, *grads
+
+
+def directly(own: dict[str, Any], x: Tensor, notes: tuple[Any, ...], plan: Plan) -> Tensor | None:
+    """The attention of a module in one step past PyTorch's dispatcher and all of Python, whose way takes as
+    long as a small map; also moves the running statistics. None where this is not for x, see
+    csrc/attention.h, or no longer for the module with the dictionary `own`, whose plan rests on the notes."""
+    if forced.name is not None:
+        return None
+    assert native.extension is not None
+    found = native.extension.attend(own, x, notes, plan)
+    if type(found) is tuple:
+        found = _Recorded.apply(found, plan, x, *plan.weights)  # type: ignore[no-untyped-call]
+    return cast("Tensor | None", found)

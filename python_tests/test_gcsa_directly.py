@@ -1,0 +1,300 @@
+"""GCSA in one step past the dispatcher (csrc/attention.h): the same numbers, only where nobody notices."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+from pairs import pair, step
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.checkpoint import checkpoint
+
+from gcsa_ext import GCSA, backends, use_backend
+
+
+@pytest.fixture(autouse=True)
+def steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """The steps, forward and backward, that were not left to the long way."""
+    seen: list[str] = []
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+
+    def recorded(name: str) -> Callable[..., Any]:
+        function = getattr(backends.native.extension, name)
+
+        def record(*args: Any) -> Any:
+            result = function(*args)
+            if result is not None:
+                seen.append(name)
+            return result
+
+        return record
+
+    for name in ("attend", "differentiate"):
+        monkeypatch.setattr(backends.native.extension, name, recorded(name))
+    yield seen
+    torch.set_num_threads(before)
+
+
+class PassedOn(TorchDispatchMode):
+    """Lets every call through, and makes GCSA go by the dispatcher."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return func(*args, **(kwargs or {}))
+
+
+def no_biases(module: GCSA) -> None:
+    module.spatial_attention[0].bias = module.spatial_attention[3].bias = None
+
+
+def not_affine(module: GCSA) -> None:
+    module.spatial_attention[1] = nn.BatchNorm2d(len(module.spatial_attention[1].weight), affine=False)
+    module.spatial_attention[4].bias = None
+
+
+def frozen(module: GCSA) -> None:
+    module.channel_attention.requires_grad_(False)
+    module.spatial_attention[3].weight.requires_grad_(False)
+
+
+def half_frozen(module: GCSA) -> None:
+    module.channel_attention[0].requires_grad_(False)
+
+
+def cumulative(module: GCSA) -> None:
+    module.spatial_attention[1].momentum = None
+
+
+def exactly(module: GCSA) -> None:
+    module.spatial_attention[4].momentum = 1.0
+
+
+def mixed_training(module: GCSA) -> None:
+    module.spatial_attention[1].train(not module.spatial_attention[1].training)
+
+
+CHANGES = (no_biases, not_affine, frozen, half_frozen, cumulative, exactly, mixed_training)
+
+
+def assert_same_both_ways(
+    module: GCSA,
+    x: Tensor,
+    grad: Tensor,
+    steps: list[str],
+    context: Callable[[], Any] = contextlib.nullcontext,
+) -> None:
+    other = copy.deepcopy(module)
+    for _ in range(2):  # the second time by what was noted in the first
+        steps.clear()
+        with context():
+            past = step(module, x, grad)
+        assert steps == ["attend", "differentiate"]
+        steps.clear()
+        with PassedOn(), context():
+            by = step(other, x, grad)
+        assert not steps
+        for a, b in zip(past, by, strict=True):
+            assert a.dtype == b.dtype and a.stride() == b.stride()
+            assert torch.equal(a, b) and a.isfinite().all()
+    for a, b in zip(module.buffers(), other.buffers(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_same_numbers(
+    dtype: torch.dtype, layout: torch.memory_format, training: bool, steps: list[str]
+) -> None:
+    module = pair(torch.float32 if dtype == torch.bfloat16 else dtype, channels=20)[0].train(training)
+    x, grad = (torch.randn(3, 20, 9, 8, dtype=dtype).to(memory_format=layout) for _ in range(2))
+    rounded = dtype == torch.bfloat16
+    context = (lambda: torch.autocast("cpu", torch.bfloat16)) if rounded else contextlib.nullcontext
+    assert_same_both_ways(module, x, grad, steps, context)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("change", CHANGES, ids=lambda f: f.__name__)
+def test_same_numbers_of_other_layers(
+    change: Callable[[GCSA], None], training: bool, steps: list[str]
+) -> None:
+    module = pair(channels=12)[0].train(training)
+    change(module)
+    assert_same_both_ways(module, torch.randn(2, 12, 6, 7) + 1, torch.randn(2, 12, 6, 7), steps)
+
+
+def test_same_numbers_of_a_float32_map_under_autocast(steps: list[str]) -> None:
+    def autocast() -> Any:
+        return torch.autocast("cpu", torch.bfloat16)
+
+    module = pair(channels=32)[0]
+    assert_same_both_ways(module, torch.randn(2, 32, 9, 8), torch.randn(2, 32, 9, 8), steps, autocast)
+
+
+def test_a_module_of_bfloat16(steps: list[str]) -> None:
+    """Its running statistics are rounded too, which only the long way converts."""
+    module = pair(channels=16)[0].bfloat16().eval()
+    x = torch.randn(2, 16, 7, 7).bfloat16()
+    module(x)
+    assert not steps
+    module.spatial_attention[1].float()
+    module.spatial_attention[4].float()
+    found = module(x)
+    assert steps == ["attend"]
+    with PassedOn():
+        assert torch.equal(found, module(x))
+
+
+@pytest.mark.parametrize("of", ["expanded", "another layout", "a slice"])
+def test_gradients_that_lie_otherwise(of: str, steps: list[str]) -> None:
+    module, x = pair(channels=8)[0], torch.randn(2, 8, 6, 5)
+    grad = {
+        "expanded": torch.tensor(0.3).expand(2, 8, 6, 5),
+        "another layout": torch.randn(2, 8, 6, 5).to(memory_format=torch.channels_last),
+        "a slice": torch.randn(4, 8, 6, 10)[::2, :, :, ::2],
+    }[of]
+    expected = step(copy.deepcopy(module), x, grad.clone(memory_format=torch.contiguous_format))
+    steps.clear()
+    for a, b in zip(step(module, x, grad), expected, strict=True):
+        assert torch.equal(a, b)
+    assert steps == ["attend", "differentiate"]
+
+
+def test_inference_mode(steps: list[str]) -> None:
+    module, x = pair(channels=8)[0].eval(), torch.randn(2, 8, 6, 5)
+    expected = module(x).detach()
+    steps.clear()
+    with torch.inference_mode():
+        for map_ in (x, x.clone()):
+            found = module(map_)
+            assert found.is_inference() and torch.equal(found, expected)
+    assert steps == ["attend", "attend"]
+    module(x.requires_grad_()).sum().backward()
+
+
+def test_maps_for_the_long_way(steps: list[str]) -> None:
+    module = pair(channels=8)[0].eval()
+    x = torch.randn(2, 8, 6, 6)
+    expected = module(x).detach()
+    steps.clear()
+
+    class Own(Tensor):
+        pass
+
+    with torch.inference_mode():
+        of_inference = x.clone()
+    maps = (x.as_subclass(Own), x.transpose(2, 3).contiguous().transpose(2, 3), of_inference)
+    for map_ in maps:
+        with torch.no_grad():
+            found = module(map_)
+        torch.testing.assert_close(found.as_subclass(Tensor), expected)
+    assert not steps
+    with pytest.raises(TypeError, match="dtype"):
+        module(x.double())
+    with pytest.raises(ValueError, match="expected"):
+        module(x[0])
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_profiler_sees_the_operator(training: bool, steps: list[str]) -> None:
+    module, x = pair(channels=8)[0].train(training), torch.randn(2, 8, 6, 5, requires_grad=True)
+    out = module(x)
+    with profile(activities=[ProfilerActivity.CPU], acc_events=True) as seen:
+        module(x)
+        out.sum().backward()
+    names = [event.name for event in seen.events()]
+    assert "gcsa_ext::gcsa" in names and "gcsa_ext::gcsa_backward" in names
+    assert steps == ["attend"]
+
+
+@pytest.mark.parametrize("where", ["forward", "backward"])
+def test_a_forced_backend(where: str, steps: list[str]) -> None:
+    module = pair(channels=8)[0]
+    x, grad = torch.randn(2, 8, 6, 5), torch.randn(2, 8, 6, 5)
+    expected = step(copy.deepcopy(module), x, grad)
+    steps.clear()
+    x.requires_grad_()
+    wanted = [x, *module.parameters()]
+    with use_backend("reference") if where == "forward" else contextlib.nullcontext():
+        out = module(x)
+    with use_backend("reference") if where == "backward" else contextlib.nullcontext():
+        grads = torch.autograd.grad(out, wanted, grad)
+    assert steps == (["attend"] if where == "backward" else [])
+    torch.testing.assert_close([out, *grads], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_weights_of_another_shape_or_kind_under_the_same_name(steps: list[str]) -> None:
+    module, x = pair(channels=8)[0].eval(), torch.randn(2, 8, 6, 5)
+    module(x)
+    steps.clear()
+    weight = module.spatial_attention[0].weight
+    own = weight.data
+    weight.data = own[:, :, :5, :5].contiguous()
+    with pytest.raises((ValueError, RuntimeError)):
+        module(x)
+    weight.data = own.transpose(2, 3).contiguous().transpose(2, 3)
+    found = module(x)
+    assert not steps
+    weight.data = own
+    assert torch.equal(found, module(x)) and steps == ["attend"]
+
+
+def test_what_was_saved_must_not_change() -> None:
+    module, x = pair(channels=8)[0], torch.randn(2, 8, 6, 5, requires_grad=True)
+    out = module(x)
+    with torch.no_grad():
+        module.spatial_attention[0].weight.mul_(2)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        out.sum().backward()
+
+
+def test_a_graph_is_freed_once() -> None:
+    x = torch.randn(2, 8, 6, 5, requires_grad=True)
+    out = pair(channels=8)[0](x).sum()
+    (first,) = torch.autograd.grad(out, x, retain_graph=True)
+    (second,) = torch.autograd.grad(out, x)
+    assert torch.equal(first, second)
+    with pytest.raises(RuntimeError, match="second time"):
+        torch.autograd.grad(out, x)
+
+
+def test_checkpoints(steps: list[str]) -> None:
+    module, x = pair(channels=8)[0].eval(), torch.randn(2, 8, 6, 5)
+    expected = step(copy.deepcopy(module), x, x)
+
+    class Checkpointed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = module
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = checkpoint(self.inner, x, use_reentrant=False)
+            return out
+
+    steps.clear()
+    found = step(Checkpointed(), x, x)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert steps == ["attend", "attend", "differentiate"]
+
+
+def test_running_statistics_move_and_say_so(steps: list[str]) -> None:
+    module = pair(channels=8)[0]
+    norm = module.spatial_attention[1]
+    module(torch.randn(2, 8, 6, 5))
+    steps.clear()
+    before = [(t.clone(), t._version) for t in norm.buffers()]
+    with torch.no_grad():
+        module(torch.randn(2, 8, 6, 5))
+    assert steps == ["attend"]
+    assert all(
+        t._version > v and not torch.equal(t, old) for t, (old, v) in zip(norm.buffers(), before, strict=True)
+    )
+    norm.momentum = torch.tensor(0.25)  # which only the long way knows
+    module(torch.randn(2, 8, 6, 5))
+    assert steps == ["attend"]
