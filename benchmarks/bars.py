@@ -219,14 +219,23 @@ def _thread_scaling(shape: tuple[int, ...], seconds: float = 4.0) -> Measured:
     """How much faster GCSA's inference is on two threads than on one, for about so many seconds."""
     case, calls_in_a_row = gcsa_case(shape), 5
     before = torch.get_num_threads()
-    calls = {
-        f"{name} {threads}": functools.partial(_on_threads, build(), threads, calls_in_a_row)
-        for name, build in (("ours", case.ours["gcsa_ext"]), ("eager", case.peers["eager"]))
-        for threads in (1, 2)
-    }
+    built = {"ours": case.ours["gcsa_ext"](), "eager": case.peers["eager"]()}
+    calls, settings = {}, {}
+    for name, call in built.items():
+        for threads in (1, 2):
+            calls[f"{name} {threads}"] = functools.partial(_repeat, call, calls_in_a_row)
+            settings[f"{name} {threads}"] = call, threads
+
+    def start(name: str) -> None:
+        # A thread that has to be created, on a core that slept while others computed on one thread, comes
+        # milliseconds late.
+        call, threads = settings[name]
+        torch.set_num_threads(threads)
+        call()
+
     trips = cores.RoundTrips()
     try:
-        spans = measure(calls, seconds, between=trips)
+        spans = measure(calls, seconds, between=trips, prepare=start)
     finally:
         torch.set_num_threads(before)
     median = {name: statistics.median(span) / calls_in_a_row for name, span in spans.items()}
@@ -237,9 +246,7 @@ def _thread_scaling(shape: tuple[int, ...], seconds: float = 4.0) -> Measured:
     return Measured(one / two, "; ".join([note, apart] if apart else [note]))
 
 
-def _on_threads(call: Callable[[], object], threads: int, times: int) -> None:
-    """Several calls, as the first after a change of the number of threads may have to start them."""
-    torch.set_num_threads(threads)
+def _repeat(call: Callable[[], object], times: int) -> None:
     for _ in range(times):
         call()
 

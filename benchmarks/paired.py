@@ -21,6 +21,7 @@ def measure(
     least_rounds: int = 5,
     most_rounds: int = 1000,
     between: Callable[[], object] = lambda: None,
+    prepare: Callable[[str], object] = lambda name: None,
 ) -> dict[str, list[float]]:
     """Time every call once per round, in a new random order each round, with the garbage collector off.
 
@@ -31,6 +32,7 @@ def measure(
         seconds: stop after the round in which this much time has passed.
         least_rounds, most_rounds: bounds on the number of rounds, whatever the time.
         between: called, untimed, before every round and after the last.
+        prepare: called, untimed, with the name of every call before it.
 
     Returns:
         Seconds per call, by name, in the order of the rounds.
@@ -41,6 +43,7 @@ def measure(
     while warm_ups < 1 or (warm_ups < 3 and time.perf_counter() - begin < 0.2 * seconds):
         warm_ups += 1
         for name in order:
+            prepare(name)
             calls[name]()
     collecting = gc.isenabled()
     gc.collect()
@@ -54,6 +57,7 @@ def measure(
             shuffled.shuffle(order)
             for name in order:
                 call = calls[name]
+                prepare(name)
                 start = time.perf_counter()
                 call()
                 times[name].append(time.perf_counter() - start)

@@ -4,6 +4,7 @@
 
 #include "cpu/dispatch.h"
 #include "frequency_mask.h"
+#include "objects.h"
 #include "tensors.h"
 
 namespace py = pybind11;
@@ -41,31 +42,32 @@ int64_t product(const Shape& shape) {
 }  // namespace
 
 py::object mask_randomly(
-    const py::object& spectrogram, const py::object& draws, int64_t widest, uint64_t value, bool inplace
+    const py::object& spectrogram, int64_t widest, int64_t bands, bool iid, uint64_t value, bool inplace
 ) {
+    static const Name uniform("uniform_");
     // glibc gets every block of this size from the system, and gives it back. What it keeps below is used by everybody, so
     // that it is likelier to be in the caches than memory of our own.
     constexpr int64_t always_fresh = 32 << 20;
     const Torch& t = torch();
-    if (!is_ordinary(spectrogram.ptr()) || !is_ordinary(draws.ptr()) || !unobserved()) return py::none();
-    if (requires_gradient(spectrogram.ptr()) && is_true(call(t.is_grad_enabled))) return py::none();
-    const bool dense = is_dense(spectrogram.ptr());
+    if (!is_ordinary(spectrogram.ptr()) || !unobserved() ||
+        (requires_gradient(spectrogram.ptr()) && is_true(call(t.is_grad_enabled))))
+        return py::none();
     const py::object dtype = dtype_of(spectrogram.ptr());
-    const Shape shape = shape_of(spectrogram.ptr()), drawn = shape_of(draws.ptr());
-    const int element_size = dtype.ptr() == t.float64                                ? 8
-                             : dtype.ptr() == t.float32                              ? 4
-                             : dtype.ptr() == t.bfloat16 || dtype.ptr() == t.float16 ? 2
-                                                                                     : 0;
-    if (shape.size() < 2 || element_size == 0 || product(shape) == 0 || (inplace && !dense) || drawn.size() < 2 ||
-        drawn[1] != 2 || product(drawn) == 0 || dtype_of(draws.ptr()).ptr() != t.float32 || !is_dense(draws.ptr()))
+    const bool dense = is_dense(spectrogram.ptr());
+    const Shape shape = shape_of(spectrogram.ptr());
+    // Numbers of other dtypes are drawn in another way.
+    if (!(iid ? dtype : call(t.get_default_dtype)).is(py::handle(t.float32)) || shape.size() < 2 || product(shape) == 0 ||
+        bands < 1 || (inplace && !dense))
         return py::none();
     const int64_t frames = shape.back(), bins = shape[shape.size() - 2], batch = product(shape) / (bins * frames);
-    const int64_t bands = drawn[0], samples = product(drawn) / (2 * bands);
-    if (samples != 1 && samples != batch) return py::none();
 
+    Shape drawn{bands, 2};
+    if (iid) drawn.insert(drawn.end(), shape.begin(), shape.end() - 2);
+    const py::object draws = empty(drawn, t.float32);
+    uniform.call(draws.ptr());
+    const RandomBands random(iid ? batch : 1, bands, bins, widest, static_cast<const float*>(address(draws.ptr())));
     const py::object from = dense ? spectrogram : spectrogram.attr("contiguous")();
     const py::object to = inplace ? spectrogram : empty(shape, dtype.ptr(), false, always_fresh);
-    const RandomBands random(samples, bands, bins, widest, static_cast<const float*>(address(draws.ptr())));
     const FrequencyMask mask{
         batch,
         bins,
@@ -73,8 +75,8 @@ py::object mask_randomly(
         bands,
         random.start.data(),
         random.width.data(),
-        samples == 1,
-        element_size,
+        !iid,
+        element_size(dtype.ptr()),
         value,
         address(from.ptr()),
         address(to.ptr()),

@@ -8,11 +8,11 @@
 
 namespace gcsa_ext {
 
-// The masked spectrogram (..., bins, frames), or with `inplace` itself. The bands are those of
-// functional.random_frequency_mask, from uniform random numbers (bands, 2) or (bands, 2, ...) in float32; `value` are the
-// bits of what masked bins become.
+// The masked spectrogram (..., bins, frames), or with `inplace` itself; the arguments are those of
+// functional.random_frequency_mask, but that `value` are the bits of what masked bins become. Nothing is drawn where the
+// answer is None.
 pybind11::object mask_randomly(
-    const pybind11::object& spectrogram, const pybind11::object& draws, int64_t widest, uint64_t value, bool inplace
+    const pybind11::object& spectrogram, int64_t widest, int64_t bands, bool iid, uint64_t value, bool inplace
 );
 
 }  // namespace gcsa_ext

@@ -80,6 +80,7 @@ void use_torch(const py::dict& names) {
         {&t.is_inference_mode_enabled, "is_inference_mode_enabled"},
         {&t.is_autocast_enabled, "is_autocast_enabled"},
         {&t.get_autocast_dtype, "get_autocast_dtype"},
+        {&t.get_default_dtype, "get_default_dtype"},
         {&t.observers, "observers"},
     };
     for (const auto& [to, name] : all) *to = py::object((*kept)[name]).ptr();
@@ -102,6 +103,7 @@ void* address(PyObject* tensor) {
     static const Name name("data_ptr");
     return PyLong_AsVoidPtr(name.call(tensor).ptr());
 }
+int element_size(PyObject* dtype) { return element_type(dtype).bits / 8; }
 bool is_dense(PyObject* tensor) {
     static const Name name("is_contiguous");
     return name.call(tensor).ptr() == Py_True;

@@ -17,7 +17,7 @@ struct Torch {
     PyObject *float32, *float64, *bfloat16, *float16, *int64, *channels_last, *contiguous_format;
     PyObject *empty, *from_dlpack;
     PyObject *threads, *increment_version;
-    PyObject *is_grad_enabled, *is_inference_mode_enabled, *is_autocast_enabled, *get_autocast_dtype;
+    PyObject *is_grad_enabled, *is_inference_mode_enabled, *is_autocast_enabled, *get_autocast_dtype, *get_default_dtype;
     PyObject* observers;  // a tuple of functions: all return something false when nobody wants to see a call
 };
 void use_torch(const pybind11::dict& names);
@@ -27,7 +27,8 @@ using Shape = std::vector<int64_t>;
 Shape shape_of(PyObject* tensor);
 pybind11::object dtype_of(PyObject* tensor);
 void* address(PyObject* tensor);
-bool is_dense(PyObject* tensor);  // and contiguous
+bool is_dense(PyObject* tensor);    // and contiguous
+int element_size(PyObject* dtype);  // std::invalid_argument unless a floating one of 2, 4 or 8 bytes
 
 pybind11::object call(PyObject* function);
 bool is_true(const pybind11::object& value);

@@ -272,15 +272,11 @@ def random_frequency_mask(
         raise TypeError(
             f"random_frequency_mask: expected a spectrogram of a floating dtype, got {spectrogram.dtype}"
         )
-    draws = _uniform(bands, spectrogram if iid else None)
-    if (
-        not is_compiling()
-        and forced_backend() in (None, "cpu")
-        and cpu.unsupported("frequency_mask", spectrogram.device, spectrogram.dtype) is None
-    ):
-        out = cpu.mask_randomly(spectrogram, draws, widest, value, inplace)
+    if not is_compiling() and forced_backend() in (None, "cpu"):
+        out = cpu.mask_randomly(spectrogram, widest, bands, iid, value, inplace)
         if out is not None:
             return out
+    draws = _uniform(bands, spectrogram if iid else None)
     u, v = draws.movedim(0, -1).unbind(0)
     width = u * widest
     start = v * (spectrogram.shape[-2] - width)

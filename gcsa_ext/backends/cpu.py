@@ -513,10 +513,12 @@ def frequency_mask_(spectrogram: Tensor, start: Tensor, width: Tensor, value: fl
 
 
 def mask_randomly(
-    spectrogram: Tensor, draws: Tensor, widest: int, value: float, inplace: bool
+    spectrogram: Tensor, widest: int, bands: int, iid: bool, value: float, inplace: bool
 ) -> Tensor | None:
-    """See functional.random_frequency_mask; None where this is not for the tensors (csrc/masking.h)."""
-    assert native.extension is not None
+    """See functional.random_frequency_mask; None, before anything is drawn, where this is not for the tensor
+    (csrc/masking.h)."""
+    if native.extension is None or _isa_error is not None or spectrogram.dtype not in MASK_DTYPES:
+        return None
     bits = _bits(value, math.copysign(1.0, value), spectrogram.dtype)
-    out: Tensor | None = native.extension.mask_randomly(spectrogram, draws, widest, bits, inplace)
+    out: Tensor | None = native.extension.mask_randomly(spectrogram, widest, bands, iid, bits, inplace)
     return out

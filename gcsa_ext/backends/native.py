@@ -55,6 +55,7 @@ _TORCH = {
     "is_inference_mode_enabled": torch.is_inference_mode_enabled,
     "is_autocast_enabled": torch.is_autocast_enabled,
     "get_autocast_dtype": torch.get_autocast_dtype,
+    "get_default_dtype": torch.get_default_dtype,
     "observers": (
         torch._C._are_functorch_transforms_active,
         torch._C._len_torch_dispatch_stack,
