@@ -21,8 +21,9 @@ namespace {
 constexpr int weights = 12;  // of both linear layers, both convolutions, both normalisations: weight and bias
 constexpr int gate_weights = 4, layer_weights = 8;
 
-bool is_channels_last(const py::object& tensor) {
-    return tensor.attr("is_contiguous")(py::arg("memory_format") = py::handle(torch().channels_last)).ptr() == Py_True;
+bool is_channels_last(PyObject* tensor) {
+    return py::handle(tensor).attr("is_contiguous")(py::arg("memory_format") = py::handle(torch().channels_last)).ptr() ==
+           Py_True;
 }
 py::object converted(const py::object& tensor, const py::object& dtype) {
     return dtype_of(tensor.ptr()).is(dtype) ? tensor : tensor.attr("to")(dtype);
@@ -57,7 +58,7 @@ class Operands {
         if (N * C * H * W == 0) return false;
         Layout layout = Layout::contiguous;
         if (!is_dense(x.ptr())) {
-            if (!is_channels_last(x)) return false;
+            if (!is_channels_last(x.ptr())) return false;
             layout = Layout::channels_last;
         }
         sums = brain ? py::reinterpret_borrow<py::object>(t.float32) : dtype;
@@ -75,8 +76,9 @@ class Operands {
                 at_[i] = nullptr;
                 continue;
             }
-            if (tensor == Py_None || !is_ordinary(tensor) || !is_dense(tensor) || shape_of(tensor) != shapes[i])
-                return false;
+            if (tensor == Py_None || !is_ordinary(tensor) || shape_of(tensor) != shapes[i]) return false;
+            channels_last_[i] = !is_dense(tensor);
+            if (channels_last_[i] && (shapes[i].size() != 4 || !is_channels_last(tensor))) return false;
             const py::object given = dtype_of(tensor);
             // Without autocast other dtypes are a mistake, and the layers say so; those of a normalisation are not.
             const bool fits = given.is(dtype) || (given.is(sums) && (any_dtype || i >= layer_weights));
@@ -98,7 +100,7 @@ class Operands {
         };
         call.gate = {map, h, settings.groups, settings.sigmoid, address(x.ptr()), at_[0], at_[1], at_[2], at_[3], nullptr};
         call.height = H, call.width = W, call.kernel = k;
-        call.conv1 = {at_[4], at_[5]}, call.conv2 = {at_[6], at_[7]};
+        call.conv1 = {at_[4], at_[5], layout_of(4)}, call.conv2 = {at_[6], at_[7], layout_of(6)};
         call.norm1 = {false, settings.eps[0], at_[8], at_[9], nullptr, nullptr};
         call.norm2 = {false, settings.eps[1], at_[10], at_[11], nullptr, nullptr};
         return true;
@@ -113,6 +115,7 @@ class Operands {
         return true;
     }
 
+    Layout layout_of(int weight) const { return channels_last_[weight] ? Layout::channels_last : Layout::contiguous; }
     Shape shape() const { return {N, C, H, W}; }
     bool channels_last() const { return call.gate.map.layout == Layout::channels_last; }
     int64_t bytes_per_element() const {
@@ -145,6 +148,7 @@ class Operands {
     }
 
    private:
+    bool channels_last_[weights] = {};
     void* at_[weights];
     py::object held_[weights];
 };
@@ -302,7 +306,7 @@ py::object differentiate(
         if (computed)
             grads[i] = empty(
                 shape_of(input), (i <= gate_weights ? operands.dtype : operands.sums).ptr(),
-                i == 0 && operands.channels_last()
+                i == 0 ? operands.channels_last() : operands.layout_of(i - 1) == Layout::channels_last
             );
         at[i] = computed ? address(grads[i].ptr()) : nullptr;
     }

@@ -23,8 +23,9 @@ struct BatchNorm {
 };
 
 struct Convolution2d {
-    const void* weight;  // (outputs, inputs, kernel, kernel) contiguous
-    const void* bias;    // (outputs) or null: 0
+    const void* weight;                  // (outputs, inputs, kernel, kernel)
+    const void* bias;                    // (outputs) or null: 0
+    Layout layout = Layout::contiguous;  // of the weight and of its gradient
 };
 
 // The vectors and the convolutions' weights are float32 (float64 for a float64 map), the rest has the map's dtype.

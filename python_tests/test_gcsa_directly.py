@@ -137,6 +137,26 @@ def test_same_numbers_of_a_float32_map_under_autocast(steps: list[str]) -> None:
     assert_same_both_ways(module, torch.randn(2, 32, 9, 8), torch.randn(2, 32, 9, 8), steps, autocast)
 
 
+@pytest.mark.parametrize("channels", [20, 32, 68])
+@pytest.mark.parametrize("kernel_size", [5, 7])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
+def test_weights_in_channels_last(
+    dtype: torch.dtype, kernel_size: int, channels: int, steps: list[str]
+) -> None:
+    """They are read as they lie, and so are their gradients written; by the dispatcher they are converted."""
+    module = GCSA(channels, kernel_size=kernel_size).to(memory_format=torch.channels_last)
+    if dtype == torch.float64:
+        module.double()
+    other = copy.deepcopy(module).to(memory_format=torch.contiguous_format)
+    x, grad = (torch.randn(4, channels, 9, 7, dtype=dtype) for _ in range(2))
+    with torch.autocast("cpu", torch.bfloat16, dtype == torch.bfloat16):
+        found, expected = step(module, x, grad), step(other, x, grad)
+    assert steps == 2 * ["attend", "differentiate"]
+    for a, b, p in zip(found, expected, (x, x, *module.parameters()), strict=True):
+        assert torch.equal(a, b) and a.isfinite().all()
+        assert a.stride() == p.stride()
+
+
 def test_a_module_of_bfloat16(steps: list[str]) -> None:
     """Its running statistics are rounded too, which only the long way converts."""
     module = pair(channels=16)[0].bfloat16().eval()

@@ -37,7 +37,7 @@ void forward(const ConvolutionForward& p) {
     FeatureMap out_map = p.map;
     out_map.channels = p.outputs;
     const PlannedConvolution<T> c = plan<T>(N, inputs, p.outputs, p.height, p.width, k, threads, false);
-    const Taps<A> taps{static_cast<const A*>(p.weight), p.outputs, inputs, inputs * k * k, k * k, k, false};
+    const auto taps = Taps<A>::forward(p.weight, Layout::contiguous, p.outputs, inputs, k);
 
     using S = Pieces<A>;
     BlockedMap<A> in{nullptr, inputs, p.height, p.width}, out{nullptr, p.outputs, p.height, p.width};
@@ -88,7 +88,7 @@ void backward(const ConvolutionBackward& q) {
     FeatureMap out_map = p.map;
     out_map.channels = outputs;
     const PlannedConvolution<T> c = plan<T>(N, outputs, inputs, p.height, p.width, k, threads, false, true);
-    const Taps<A> mirrored{static_cast<const A*>(p.weight), inputs, outputs, k * k, inputs * k * k, k, true};
+    const auto mirrored = Taps<A>::backward(p.weight, Layout::contiguous, outputs, inputs, k);
 
     using S = Pieces<A>;
     BlockedMap<A> x{nullptr, inputs, p.height, p.width}, grad{nullptr, outputs, p.height, p.width}, grad_x = x;
@@ -117,7 +117,7 @@ void backward(const ConvolutionBackward& q) {
         team.barrier();
         convolve_backward(
             team, c, grad, mirrored, spectra, unit_buffer, scratch,
-            {q.grad_weight ? &x : nullptr, static_cast<A*>(q.grad_weight), sums}, q.grad_x != nullptr,
+            {q.grad_weight ? &x : nullptr, static_cast<A*>(q.grad_weight), Layout::contiguous, sums}, q.grad_x != nullptr,
             [&](int64_t image, int64_t block, int64_t at, int64_t count, const A* run, int64_t step) {
                 A* const to = grad_x.block(image, block) + at * L;
                 for (int64_t i = 0; i < count; ++i) store(to + i * L, load(run + i * step, Full<A>{}), Full<A>{});

@@ -134,11 +134,11 @@ inline void sum_rows(
     for_all([&](auto i, auto j) { store_register<2 * i + j>(sums + j * block_step + i * offset_step, stride); });
 }
 
-// grad[output][input][offset] of a convolution of `input` with the output's gradient g; `memory` of size() floats, of each
-// thread `sums` of sums_size().
+// grad (outputs, inputs, kernel, kernel) of a convolution of `input` with the output's gradient g; `memory` of size()
+// floats, of each thread `sums` of sums_size().
 inline void weight_gradient(
     const Team& team, const OffsetSums& s, const BlockedMap<float>& input, const BlockedMap<float>& g, float* memory,
-    float* sums, float* grad
+    float* sums, float* grad, Layout layout
 ) {
     constexpr int L = lanes<float>;
     const bool input_shifted = input.channels <= g.channels;
@@ -149,7 +149,7 @@ inline void weight_gradient(
     team.barrier();
     // What they are computed from stays in the first-level cache for all offsets, while sums come from memory and go there.
     constexpr int64_t factors_at_once = 8;
-    const int64_t k = s.kernel, kk = k * k, pairs = (s.still_blocks() + 1) / 2;
+    const int64_t k = s.kernel, pairs = (s.still_blocks() + 1) / 2;
     const int64_t units = s.shifted_blocks() * pairs, parts = std::min(k, (team.size + units - 1) / units);
     const int64_t rows_at_once = std::max<int64_t>(factors_at_once / s.factors(), 1);
     const MatrixRegisters registers(matrix_rows);
@@ -171,18 +171,13 @@ inline void weight_gradient(
                     sums + (input_shifted ? tap : taps - 1 - tap) * L, step, block_size, taps * L, row > 0);
             }
         const int64_t first_tap = (input_shifted ? top : k - bottom) * k;
-        const int64_t shifted_step = input_shifted ? kk : input.channels * kk,
-                      still_step = input_shifted ? input.channels * kk : kk;
+        const TapStrides own = TapStrides::of(layout, input.channels, k);
+        const TapStrides strides = input_shifted ? own : own.exchanged();  // the other map's channels are in the lanes
         const int64_t channels = std::min<int64_t>(s.shifted - block * L, L);
         for (int64_t j = 0; j < blocks; ++j) {
             const int64_t others = std::min<int64_t>(s.still - (first + j) * L, L);
-            float* const to = grad + block * L * shifted_step + (first + j) * L * still_step + first_tap;
-            const float* const from = sums + j * block_size;
-            if (taps == shifted_step)
-                scatter_taps(from, still_step, others, channels * taps, 1.0f, to);
-            else
-                for (int64_t i = 0; i < channels; ++i)
-                    scatter_taps(from + i * taps * L, still_step, others, taps, 1.0f, to + i * shifted_step);
+            float* const to = grad + strides.at((first + j) * L, block * L, first_tap);
+            scatter_taps(sums + j * block_size, strides, others, channels, taps, 1.0f, to);
         }
     });
 }
@@ -204,7 +199,8 @@ inline void convolve_backward(
     const Team& team, const DirectConvolution& c, const BlockedMap<float>& g, const Taps<float>& taps, float* memory,
     float* unit_buffer, float* scratch, const WeightGradient<float>& weights, bool want_input, const Epilogue& epilogue
 ) {
-    if (weights.input) weight_gradient(team, offset_sums(c), *weights.input, g, memory, unit_buffer, weights.grad);
+    if (weights.input)
+        weight_gradient(team, offset_sums(c), *weights.input, g, memory, unit_buffer, weights.grad, weights.layout);
     team.barrier();
     if (want_input) convolve(team, c, g, c.images(0, c.batch), taps, memory, scratch, epilogue, NoFinish{});
 }

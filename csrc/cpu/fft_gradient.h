@@ -75,13 +75,13 @@ inline void convolve_backward(
                 if (!last) return;
                 const int64_t lanes_used = std::min<int64_t>(outputs - block * L, L),
                               count = std::min<int64_t>(rows, inputs - input);
-                A* const grad = weights.grad + (block * L * inputs + input) * kk;
-                // For scatter_taps, which writes to as many places as there are outputs.
-                for (int64_t i = 0; i < lanes_used; ++i) prefetch_to_write(grad + i * inputs * kk, count * kk);
+                const TapStrides strides = TapStrides::of(weights.layout, inputs, c.kernel);
+                A* const grad = weights.grad + strides.at(block * L, input, 0);
+                prefetch_taps_to_write(strides, lanes_used, count, kk, grad);
                 A* const row_spectra = scratch + rows * kk * L;
                 for (int64_t i = 0; i < count; ++i)
                     transform.backward(sums + i * 2 * L, unit_stride<A>, scratch + i * kk * L, row_spectra);
-                scatter_taps(scratch, inputs * kk, lanes_used, count * kk, transform.backward_scale(), grad);
+                scatter_taps(scratch, strides, lanes_used, count, kk, transform.backward_scale(), grad);
             });
         };
 

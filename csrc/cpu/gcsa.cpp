@@ -141,12 +141,8 @@ struct Geometry {
         if (better_apart(apart1, conv1, threads) && better_apart(apart2, conv2, threads)) conv1 = apart1, conv2 = apart2;
     }
 
-    Taps<A> taps1(const GcsaForward& p) const {
-        return {static_cast<const A*>(p.conv1.weight), h, C, C * k * k, k * k, k, false};
-    }
-    Taps<A> taps2(const GcsaForward& p) const {
-        return {static_cast<const A*>(p.conv2.weight), C, h, h * k * k, k * k, k, false};
-    }
+    Taps<A> taps1(const GcsaForward& p) const { return Taps<A>::forward(p.conv1.weight, p.conv1.layout, h, C, k); }
+    Taps<A> taps2(const GcsaForward& p) const { return Taps<A>::forward(p.conv2.weight, p.conv2.layout, C, h, k); }
     BlockedMap<A> map(A* data, int64_t channels) const { return {data, channels, H, W}; }
     int64_t blocks(int64_t channels) const { return (channels + lanes<A> - 1) / lanes<A>; }
     int64_t map_size(int64_t channels, int64_t images) const { return images * blocks(channels) * P * lanes<A>; }
@@ -422,8 +418,8 @@ void backward(const GcsaBackward& q) {
     // From the second convolution's output to its input, from the first's output to its input. All threads work together.
     const PlannedConvolution<T> c2 = plan<T>(N, C, h, g.H, g.W, k, g.threads, false, true);
     const PlannedConvolution<T> c1 = plan<T>(N, h, C, g.H, g.W, k, g.threads, false, true);
-    const Taps<A> mirrored2{static_cast<const A*>(p.conv2.weight), h, C, k * k, h * k * k, k, true};
-    const Taps<A> mirrored1{static_cast<const A*>(p.conv1.weight), C, h, k * k, C * k * k, k, true};
+    const auto mirrored2 = Taps<A>::backward(p.conv2.weight, p.conv2.layout, C, h, k);
+    const auto mirrored1 = Taps<A>::backward(p.conv1.weight, p.conv1.layout, h, C, k);
     const PerceptronWeights<T> weights(p.gate);
 
     using S = Pieces<A>;
@@ -525,7 +521,7 @@ void backward(const GcsaBackward& q) {
 
         convolve_backward(
             team, c2, grad_u2, mirrored2, spectra, unit_buffer, scratch,
-            {q.grad_conv2 ? &a1 : nullptr, static_cast<A*>(q.grad_conv2), unit_memory}, true,
+            {q.grad_conv2 ? &a1 : nullptr, static_cast<A*>(q.grad_conv2), p.conv2.layout, unit_memory}, true,
             [&](int64_t image, int64_t block, int64_t at, int64_t count, const A* run, int64_t step) {
                 const auto n = norm1.block(block);
                 const int64_t offset = ((image * h_blocks + block) * g.P + at) * L;
@@ -552,7 +548,7 @@ void backward(const GcsaBackward& q) {
         if (want_z || q.grad_conv1)
             convolve_backward(
                 team, c1, grad_u1, mirrored1, spectra, unit_buffer, scratch,
-                {q.grad_conv1 ? &z : nullptr, static_cast<A*>(q.grad_conv1), unit_memory}, want_z,
+                {q.grad_conv1 ? &z : nullptr, static_cast<A*>(q.grad_conv1), p.conv1.layout, unit_memory}, want_z,
                 [&](int64_t image, int64_t block, int64_t at, int64_t count, const A* run, int64_t step) {
                     A* const to = grad_z.block(image, block) + at * L;
                     for (int64_t i = 0; i < count; ++i)

@@ -94,8 +94,7 @@ double product_rate(const ProductRate& p) {
     const Scratch memory(count * static_cast<int64_t>(sizeof(A)));
     S pieces(static_cast<A*>(memory.data()));
     for (int64_t i = 0; i < count; ++i) static_cast<A*>(memory.data())[i] = static_cast<A>(i % 7 - 3) / 4;
-    const int64_t kk = p.kernel * p.kernel;
-    const Taps<A> taps{pieces.take(weights), p.outputs, p.inputs, p.inputs * kk, kk, p.kernel, false};
+    const auto taps = Taps<A>::forward(pieces.take(weights), Layout::contiguous, p.outputs, p.inputs, p.kernel);
     const InputSpectra<A> in = c.input_spectra(pieces.take(in_size), c.inputs);
     const OutputSpectra<A> out = c.output_spectra(pieces.take(out_size), c.outputs);
     A* const scratch = pieces.take(p.threads * per_thread);
@@ -115,7 +114,7 @@ ProductsTime time_products(const Products& p) {
     };
     const Convolution<A> c = better_apart(plan(true), plan(false), p.threads) ? plan(true) : plan(false);
     using S = Pieces<A>;
-    const int64_t kk = p.kernel * p.kernel, F = c.tiling.frequencies(), teams = p.threads / c.team;
+    const int64_t F = c.tiling.frequencies(), teams = p.threads / c.team;
     const int64_t per_thread = S::size(c.scratch_size()), in_size = c.input_size(c.inputs);
     const int64_t per_team = in_size + c.output_size(c.outputs);
     const int64_t count = teams * per_team + p.threads * per_thread;
@@ -124,7 +123,7 @@ ProductsTime time_products(const Products& p) {
     for (int64_t i = 0; i < count; ++i) static_cast<A*>(memory.data())[i] = static_cast<A>(i % 7 - 3) / 4;
     A* const team_memory = pieces.take(teams * per_team);
     A* const thread_memory = pieces.take(p.threads * per_thread);
-    const Taps<A> taps{static_cast<const A*>(p.weight), p.outputs, p.inputs, p.inputs * kk, kk, p.kernel, false};
+    const auto taps = Taps<A>::forward(p.weight, Layout::contiguous, p.outputs, p.inputs, p.kernel);
     const double begin = now();
     parallel_team(p.threads, [&](const Team& all) {
         const bool apart = teams > 1;

@@ -8,14 +8,39 @@
 
 namespace gcsa_ext::cpu::GCSA_EXT_ISA {
 
-// The weights of a convolution: element (output, input, tap) at output * output_stride + input * input_stride + tap.
+// Where an element (output, input, tap) of a convolution's weights lies.
+struct TapStrides {
+    int64_t output, input, tap;
+
+    // Of (outputs, inputs, kernel, kernel), or of their gradient.
+    static TapStrides of(Layout layout, int64_t inputs, int64_t kernel) {
+        const int64_t size = kernel * kernel;
+        if (layout == Layout::channels_last) return {inputs * size, 1, inputs};
+        return {inputs * size, size, 1};
+    }
+    TapStrides exchanged() const { return {input, output, tap}; }
+    int64_t at(int64_t o, int64_t i, int64_t t) const { return o * output + i * input + t * tap; }
+};
+
 template <class A>
 struct Taps {
     const A* data;
-    int64_t outputs, inputs, output_stride, input_stride, kernel;
+    int64_t outputs, inputs;
+    TapStrides strides;
+    int64_t kernel;
     bool mirrored;  // false: out[p] = sum_d w[d] in[p + d]; true: w[d] in[p - d], the gradient of the former's input
 
-    const A* at(int64_t output, int64_t input) const { return data + output * output_stride + input * input_stride; }
+    // Of a convolution with weights in this layout, and of the one from the gradient of its output to that of its input.
+    static Taps forward(const void* data, Layout layout, int64_t outputs, int64_t inputs, int64_t kernel) {
+        return {static_cast<const A*>(data), outputs, inputs, TapStrides::of(layout, inputs, kernel), kernel, false};
+    }
+    static Taps backward(const void* data, Layout layout, int64_t outputs, int64_t inputs, int64_t kernel) {
+        const TapStrides strides = TapStrides::of(layout, inputs, kernel).exchanged();
+        return {static_cast<const A*>(data), inputs, outputs, strides, kernel, true};
+    }
+    const A* at(int64_t output, int64_t input) const { return data + strides.at(output, input, 0); }
+    int64_t size() const { return kernel * kernel; }
+    int64_t outputs_in(int64_t block) const { return std::min<int64_t>(outputs - block * lanes<A>, lanes<A>); }
 };
 
 // What a gradient of the weights needs, with the convolution of the output's gradient g to the gradient of the input.
@@ -23,12 +48,13 @@ template <class A>
 struct WeightGradient {
     const BlockedMap<A>* input;  // of the convolution whose backward pass this is
     A* grad;                     // (channels of g, channels of input, kernel, kernel)
+    Layout layout;               // of grad
     A* sums;                     // memory for all units if there is more than one group, else null
 };
 
-// Between a block of outputs' taps, `count` scalars in a row per output, and vectors of all outputs for each.
+// Between a row of `count` scalars for each output and vectors of all outputs.
 template <class A>
-inline void gather_taps(const A* from, int64_t output_stride, int64_t outputs, int64_t count, A* to) {
+inline void gather_rows(const A* from, int64_t output_stride, int64_t outputs, int64_t count, A* to) {
     constexpr int L = lanes<A>;
     constexpr int64_t few = L / 4;
     for (int64_t tap = 0; tap < count; tap += L) {
@@ -46,7 +72,7 @@ inline void gather_taps(const A* from, int64_t output_stride, int64_t outputs, i
 // Stores that cross a cache line take several times as long: the first few scalars are stored on their own where the others
 // of all rows can then be aligned.
 template <class A>
-inline void scatter_taps(const A* from, int64_t output_stride, int64_t outputs, int64_t count, A factor, A* to) {
+inline void scatter_rows(const A* from, int64_t output_stride, int64_t outputs, int64_t count, A factor, A* to) {
     constexpr int L = lanes<A>;
     const auto address = reinterpret_cast<uintptr_t>(to) / sizeof(A);
     const int64_t head = output_stride % L == 0 ? L - static_cast<int64_t>(address % L) : L;
@@ -64,6 +90,61 @@ inline void scatter_taps(const A* from, int64_t output_stride, int64_t outputs, 
     }
 }
 
+// Between the taps of `outputs` outputs, at most as many as a vector has lanes, and `inputs` inputs, at most as many too,
+// and vectors of all outputs, [input][tap]. Of three strides one is 1.
+template <class A>
+inline void gather_taps(const A* from, TapStrides strides, int64_t outputs, int64_t inputs, int64_t taps, A* to) {
+    constexpr int L = lanes<A>;
+    if (strides.tap == 1 && strides.input == taps) {
+        gather_rows(from, strides.output, outputs, inputs * taps, to);
+    } else if (strides.tap == 1) {
+        for (int64_t i = 0; i < inputs; ++i)
+            gather_rows(from + i * strides.input, strides.output, outputs, taps, to + i * taps * L);
+    } else if (strides.output == 1) {
+        for (int64_t i = 0; i < inputs; ++i)
+            for (int64_t t = 0; t < taps; ++t) {
+                const A* const at = from + strides.at(0, i, t);
+                const vec<A> value = outputs == L ? load(at, Full<A>{}) : load(at, static_cast<int>(outputs));
+                store(to + (i * taps + t) * L, value, Full<A>{});
+            }
+    } else {
+        for (int64_t t = 0; t < taps; ++t)
+            transpose_rows(from + t * strides.tap, strides.output, outputs, inputs, [&](int i, vec<A> value) {
+                store(to + (i * taps + t) * L, value, Full<A>{});
+            });
+    }
+}
+template <class A>
+inline void scatter_taps(const A* from, TapStrides strides, int64_t outputs, int64_t inputs, int64_t taps, A factor, A* to) {
+    constexpr int L = lanes<A>;
+    const auto vector = [&](int64_t i, int64_t t) { return load(from + (i * taps + t) * L, Full<A>{}) * factor; };
+    if (strides.tap == 1 && strides.input == taps) {
+        scatter_rows(from, strides.output, outputs, inputs * taps, factor, to);
+    } else if (strides.tap == 1) {
+        for (int64_t i = 0; i < inputs; ++i)
+            scatter_rows(from + i * taps * L, strides.output, outputs, taps, factor, to + i * strides.input);
+    } else if (strides.output == 1) {
+        for (int64_t i = 0; i < inputs; ++i)
+            for (int64_t t = 0; t < taps; ++t) store(to + strides.at(0, i, t), vector(i, t), static_cast<int>(outputs));
+    } else {
+        for (int64_t t = 0; t < taps; ++t)
+            transpose_square<A>(
+                inputs, outputs, [&](int i) { return vector(i, t); },
+                [&](int o, vec<A> value) { store(to + strides.at(o, 0, t), value, static_cast<int>(inputs)); }
+            );
+    }
+}
+// For a later scatter_taps.
+template <class A>
+inline void prefetch_taps_to_write(TapStrides strides, int64_t outputs, int64_t inputs, int64_t taps, A* to) {
+    if (strides.tap == 1) {
+        for (int64_t o = 0; o < outputs; ++o) prefetch_to_write(to + o * strides.output, inputs * taps);
+    } else {
+        for (int64_t o = 0; o < outputs; ++o)
+            for (int64_t t = 0; t < taps; ++t) prefetch_to_write(to + strides.at(o, 0, t), 1);
+    }
+}
+
 // Calls take(i, vectors) for the taps of inputs first ... first + count and one block of outputs, i counted from `first`: a
 // vector of all outputs for each tap. `gathered` is scratch for kernel^2 vectors of as many inputs as a vector has lanes.
 // `next` is where the first weights of the next call are.
@@ -72,18 +153,28 @@ inline void for_each_taps(
     const Taps<A>& taps, int64_t block, int64_t first, int64_t count, const A* next, A* gathered, const Take& take
 ) {
     constexpr int L = lanes<A>;
-    const int64_t outputs = std::min<int64_t>(taps.outputs - block * L, L), size = taps.kernel * taps.kernel;
+    constexpr int64_t line = cache_line / static_cast<int64_t>(sizeof(A));
+    const TapStrides strides = taps.strides;
+    const int64_t outputs = taps.outputs_in(block), size = taps.size();
     const A* const from = taps.at(block * L, first);
     // Inputs that follow each other in memory are gathered together, in full squares.
-    const int64_t together = taps.input_stride == size ? L : 1;
+    const int64_t together = strides.input == 1 || strides.input == size ? L : 1;
     for (int64_t i = 0; i < count; i += together) {
         const int64_t inputs = std::min(together, count - i);
-        gather_taps(from + i * taps.input_stride, taps.output_stride, outputs, inputs * size, gathered);
+        gather_taps(from + i * strides.input, strides, outputs, inputs, size, gathered);
         for (int64_t j = 0; j < inputs; ++j) {
-            // As many streams as lanes are more than the processor's own prefetching follows.
-            for (int64_t k = 0; k < outputs; ++k)
-                for (int64_t tap = 0; tap < size; tap += cache_line / static_cast<int64_t>(sizeof(A)))
-                    __builtin_prefetch(next + k * taps.output_stride + (i + j) * taps.input_stride + tap, 0, 2);
+            // As many streams as there are outputs or taps are more than the processor's own prefetching follows.
+            const A* const at = next + (i + j) * strides.input;
+            if (strides.tap == 1) {
+                for (int64_t k = 0; k < outputs; ++k)
+                    for (int64_t tap = 0; tap < size; tap += line) __builtin_prefetch(at + k * strides.output + tap, 0, 2);
+            } else if (strides.output == 1) {
+                for (int64_t tap = 0; tap < size; ++tap) __builtin_prefetch(at + tap * strides.tap, 0, 2);
+            } else {  // a line holds the same tap of many inputs: each asks for its share
+                for (int64_t tap = j * size / inputs; tap < (j + 1) * size / inputs; ++tap)
+                    for (int64_t k = 0; k < outputs; ++k)
+                        __builtin_prefetch(next + i * strides.input + strides.at(k, 0, tap), 0, 2);
+            }
             take(i + j, gathered + j * size * L);
         }
     }
