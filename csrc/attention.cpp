@@ -4,6 +4,7 @@
 #include <array>
 #include <cstring>
 #include <optional>
+#include <stdexcept>
 #include <utility>
 #include <vector>
 
@@ -20,6 +21,7 @@ namespace {
 
 constexpr int weights = 12;  // of both linear layers, both convolutions, both normalisations: weight and bias
 constexpr int gate_weights = 4, layer_weights = 8;
+constexpr int statistics = 4;  // mean and variance of both normalisations
 
 bool is_channels_last(PyObject* tensor) {
     return py::handle(tensor).attr("is_contiguous")(py::arg("memory_format") = py::handle(torch().channels_last)).ptr() ==
@@ -106,44 +108,30 @@ class Operands {
         return true;
     }
 
-    // Mean or variance of h or C channels that somebody gives.
-    bool read_statistics(PyObject* tensor, int64_t channels, void*& to) const {
-        if (!is_ordinary(tensor) || dtype_of(tensor).ptr() != sums.ptr() || !is_dense(tensor) ||
-            shape_of(tensor) != Shape{channels})
-            return false;
-        to = address(tensor);
-        return true;
+    // Whether a vector of h or C channels is an ordinary one without a gradient, of the sums' dtype or at least the map's.
+    bool is_vector(PyObject* tensor, int64_t channels, bool any_dtype) const {
+        return is_ordinary(tensor) && (dtype_of(tensor).is(sums) || (any_dtype && dtype_of(tensor).is(dtype))) &&
+               is_dense(tensor) && shape_of(tensor) == Shape{channels} && !requires_gradient(tensor);
+    }
+    // Whether what a forward pass keeps of a convolution's output is what it was.
+    bool is_kept(PyObject* tensor, int64_t channels) const {
+        return is_ordinary(tensor) && dtype_of(tensor).is(dtype) && is_dense(tensor) &&
+               shape_of(tensor) == kept_shape(channels);
     }
 
     Layout layout_of(int weight) const { return channels_last_[weight] ? Layout::channels_last : Layout::contiguous; }
     Shape shape() const { return {N, C, H, W}; }
     bool channels_last() const { return call.gate.map.layout == Layout::channels_last; }
-    int64_t bytes_per_element() const {
-        const DType type = call.gate.map.dtype;
-        return type == DType::float64 ? 8 : type == DType::float32 ? 4 : 2;
+    // Channels padded to the lanes of the widest vector.
+    Shape kept_shape(int64_t channels) const {
+        const int64_t padding = 64 / element_size(sums.ptr());
+        return {N, (channels + padding - 1) / padding * padding, H, W};
     }
-    int64_t bytes_per_sum() const { return call.gate.map.dtype == DType::float64 ? 8 : 4; }
-
-    // What is kept, in elements of the map.
-    int64_t u_size(int64_t channels) const {
-        const int64_t lanes = 64 / bytes_per_sum();
-        return N * ((channels + lanes - 1) / lanes * lanes) * H * W;
-    }
-    int64_t statistics_bytes() const { return 2 * (h + C) * bytes_per_sum(); }
-    int64_t kept_size() const { return u_size(h) + u_size(C) + statistics_bytes() / bytes_per_element(); }
-    void use_kept(void* kept) {
-        char* const at = static_cast<char*>(kept);
-        call.u1 = at;
-        call.u2 = at + u_size(h) * bytes_per_element();
-        use_statistics(at + (u_size(h) + u_size(C)) * bytes_per_element());
-    }
-    void use_statistics(char* at) {
-        for (auto [to, channels] : statistics_()) {
-            *to = at;
-            at += channels * bytes_per_sum();
-        }
-    }
-    std::array<std::pair<void**, int64_t>, 4> statistics_() {
+    struct Statistic {
+        void** at;
+        int64_t channels;
+    };
+    std::array<Statistic, statistics> used() {
         return {{{&call.norm1.mean, h}, {&call.norm1.var, h}, {&call.norm2.mean, C}, {&call.norm2.var, C}}};
     }
 
@@ -167,53 +155,55 @@ class Attention {
     Operands operands;
 
     bool read(const py::object& x, const py::tuple& plan) {
-        const py::tuple tensors = plan[0], given = plan[1];
+        const py::tuple tensors = plan[0], given = plan[1], batch = plan[3];
         const bool autocast = is_true(py::handle(torch().is_autocast_enabled)(cpu_()));
         if (!operands.read(x, tensors, 0, Settings(plan[2]), autocast)) return false;
-        const int64_t h = operands.h, C = operands.C;
-        const int64_t channels[] = {h, h, C, C};
-        for (int i = 0; i < 4; ++i) {
-            given_[i] = nullptr;
-            if (item(given, i) != Py_None && !operands.read_statistics(item(given, i), channels[i], given_[i])) return false;
+        const auto used = operands.used();
+        for (int i = 0; i < statistics; ++i) {
+            const bool of_batch = item(batch, i / 2) == Py_True;
+            if (of_batch != (item(given, i) == Py_None)) return false;
+            if (of_batch) continue;
+            if (!operands.is_vector(item(given, i), used[i].channels, true)) return false;
+            given_[i] = converted(py::reinterpret_borrow<py::object>(item(given, i)), operands.sums);
         }
-        // Both of mean and variance or neither.
-        if (!given_[0] != !given_[1] || !given_[2] != !given_[3]) return false;
-        operands.call.norm1.batch_statistics = !given_[0];
-        operands.call.norm2.batch_statistics = !given_[2];
+        operands.call.norm1.batch_statistics = item(batch, 0) == Py_True;
+        operands.call.norm2.batch_statistics = item(batch, 1) == Py_True;
         // One value per channel has no variance, which batch normalisation says well.
         values_ = operands.N * operands.H * operands.W;
-        if ((!given_[0] || !given_[2]) && values_ < 2) return false;
+        if ((item(batch, 0) == Py_True || item(batch, 1) == Py_True) && values_ < 2) return false;
         for (const py::handle entry : py::tuple(plan[4]))
             if (!read_running_(py::reinterpret_borrow<py::tuple>(entry))) return false;
         operands.call.mixed = autocast && py::handle(torch().get_autocast_dtype)(cpu_()).ptr() == torch().bfloat16;
         return true;
     }
 
-    // The result; what is kept goes to `kept`, if that is wanted.
-    py::object run(py::object* kept) {
+    // The result, and if something is to be kept, a tuple of it and that.
+    py::object run(bool keep) {
         GcsaForward& call = operands.call;
-        const py::object out = empty(operands.shape(), operands.dtype.ptr(), operands.channels_last());
+        py::object out = empty(operands.shape(), operands.dtype.ptr(), operands.channels_last());
         call.gate.out = address(out.ptr());
-        std::vector<char> statistics;
-        if (kept) {
-            *kept = empty({operands.kept_size()}, operands.dtype.ptr());
-            operands.use_kept(address(kept->ptr()));
-        } else {
-            statistics.resize(operands.statistics_bytes());
-            operands.use_statistics(statistics.data());
+        py::object kept[2], used[statistics];
+        if (keep) {
+            kept[0] = empty(operands.kept_shape(operands.h), operands.dtype.ptr());
+            kept[1] = empty(operands.kept_shape(operands.C), operands.dtype.ptr());
+            call.u1 = address(kept[0].ptr()), call.u2 = address(kept[1].ptr());
         }
-        auto slots = operands.statistics_();
-        for (int i = 0; i < 4; ++i)
-            if (given_[i]) std::memcpy(*slots[i].first, given_[i], slots[i].second * operands.bytes_per_sum());
+        const auto slots = operands.used();
+        for (int i = 0; i < statistics; ++i) {
+            const auto [at, channels] = slots[i];
+            used[i] = given_[i] && !keep ? given_[i] : empty({channels}, operands.sums.ptr());
+            *at = address(used[i].ptr());
+            // What is kept must not change with the running statistics.
+            if (given_[i] && keep) std::memcpy(*at, address(given_[i].ptr()), channels * element_size(operands.sums.ptr()));
+        }
         {
             const py::gil_scoped_release release;
             cpu::kernels().gcsa_forward(call);
             for (const Running& running : running_) move_(running);
         }
-        if (!running_.empty()) {
-            const py::object result = py::handle(torch().increment_version)(changed_);
-        }
-        return out;
+        if (!running_.empty()) py::handle(torch().increment_version)(changed_);
+        if (!keep) return out;
+        return py::make_tuple(out, kept[0], kept[1], used[0], used[1], used[2], used[3], call.mixed);
     }
 
    private:
@@ -226,12 +216,12 @@ class Attention {
         const py::object share = momentum.of(item(entry, 1));
         if (!share.is_none() && !py::isinstance<py::float_>(share)) return false;
         if (!share.is_none()) r.momentum = share.cast<double>();
-        PyObject* const batches = item(entry, 4);
-        if (item(entry, 2) == Py_None || item(entry, 3) == Py_None || batches == Py_None) return false;
-        if (!operands.read_statistics(item(entry, 2), r.channels, r.mean) ||
-            !operands.read_statistics(item(entry, 3), r.channels, r.var) || !is_ordinary(batches) ||
+        PyObject *const mean = item(entry, 2), *const var = item(entry, 3), *const batches = item(entry, 4);
+        if (mean == Py_None || var == Py_None || batches == Py_None || !operands.is_vector(mean, r.channels, false) ||
+            !operands.is_vector(var, r.channels, false) || !is_ordinary(batches) ||
             dtype_of(batches).ptr() != torch().int64 || !shape_of(batches).empty())
             return false;
+        r.mean = address(mean), r.var = address(var);
         r.batches = static_cast<int64_t*>(address(batches));
         for (int i = 2; i < 5; ++i) changed_.append(entry[i]);
         running_.push_back(r);
@@ -248,14 +238,14 @@ class Attention {
                 static_cast<const T*>(norm.var), r.channels, values_, share
             );
         };
-        operands.bytes_per_sum() == 4 ? update(float{}) : update(double{});
+        operands.call.gate.map.dtype == DType::float64 ? update(double{}) : update(float{});
     }
     static py::handle cpu_() {
         static PyObject* const name = PyUnicode_InternFromString("cpu");
         return name;
     }
 
-    void* given_[4];
+    py::object given_[statistics];
     int64_t values_;
     std::vector<Running> running_;
     py::list changed_;
@@ -264,35 +254,40 @@ class Attention {
 }  // namespace
 
 py::object attend(const py::dict& own, const py::object& x, const py::tuple& notes, const py::tuple& plan) {
+    if (size(notes) != 4 || size(plan) != 5) throw std::invalid_argument("gcsa_ext._C: expected notes and a plan");
     Attention attention;
     // A map on a GPU should not wait for the rest.
     if (!is_ordinary(x.ptr()) || !unobserved() || !unchanged(own, notes) || !attention.read(x, plan)) return py::none();
-    if (!attention.operands.wants_gradient || !is_true(call(torch().is_grad_enabled))) return attention.run(nullptr);
-    py::object kept;
-    const py::object out = attention.run(&kept);
-    return py::make_tuple(out, kept, attention.operands.call.mixed);
+    return attention.run(attention.operands.wants_gradient && is_true(call(torch().is_grad_enabled)));
 }
 
 py::object differentiate(
     const py::object& grad_out, const py::tuple& saved, const py::tuple& settings, const py::tuple& batch, bool mixed,
     const py::tuple& need
 ) {
+    constexpr int kept = 1 + weights, used = kept + 2;
+    if (size(saved) != used + statistics || size(settings) != 4 || size(batch) != 2 || size(need) != 1 + weights)
+        throw std::invalid_argument("gcsa_ext._C: expected what `attend` was given and has kept");
     Operands operands;
     if (is_true(call(torch().is_grad_enabled)) || !unobserved() ||
         !operands.read(saved[0], saved, 1, Settings(settings), true))
         return py::none();
-    PyObject* const kept = item(saved, 1 + weights);
-    if (!is_ordinary(grad_out.ptr()) || dtype_of(grad_out.ptr()).ptr() != operands.dtype.ptr() ||
-        shape_of(grad_out.ptr()) != operands.shape() || !is_ordinary(kept) || dtype_of(kept).ptr() != operands.dtype.ptr() ||
-        !is_dense(kept) || shape_of(kept) != Shape{operands.kept_size()})
+    if (!is_ordinary(grad_out.ptr()) || !dtype_of(grad_out.ptr()).is(operands.dtype) ||
+        shape_of(grad_out.ptr()) != operands.shape() || !operands.is_kept(item(saved, kept), operands.h) ||
+        !operands.is_kept(item(saved, kept + 1), operands.C))
         return py::none();
-    const Torch& t = torch();
-    const auto layout = py::handle(operands.channels_last() ? t.channels_last : t.contiguous_format);
-    const py::object dense = grad_out.attr("contiguous")(py::arg("memory_format") = layout);
-    operands.use_kept(address(kept));
+    const auto slots = operands.used();
+    for (int i = 0; i < statistics; ++i) {
+        if (!operands.is_vector(item(saved, used + i), slots[i].channels, false)) return py::none();
+        *slots[i].at = address(item(saved, used + i));
+    }
+    operands.call.u1 = address(item(saved, kept)), operands.call.u2 = address(item(saved, kept + 1));
     operands.call.mixed = mixed;
     operands.call.norm1.batch_statistics = batch[0].cast<bool>();
     operands.call.norm2.batch_statistics = batch[1].cast<bool>();
+    const Torch& t = torch();
+    const auto layout = py::handle(operands.channels_last() ? t.channels_last : t.contiguous_format);
+    const py::object dense = grad_out.attr("contiguous")(py::arg("memory_format") = layout);
 
     const auto needed = [&](int i) { return item(need, i) == Py_True; };
     bool gate = false;  // its four gradients come together

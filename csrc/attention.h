@@ -3,8 +3,8 @@
 // (under autocast also of that of its sums), and nobody who wants to see the operator. All else is answered with None, and
 // Python takes the long way.
 //
-// A plan is that of gcsa_ext/nn/attention.py. What the backward pass needs besides the inputs is kept in one tensor: both
-// convolutions' outputs in the kernels' own layout (gcsa.h), then mean and variance of both normalisations.
+// A plan is that of gcsa_ext/ops/gcsa.py. The backward pass needs, besides the inputs, what the operator returns behind its
+// result: both convolutions' outputs in the kernels' own layout (gcsa.h), mean and variance of both normalisations.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -323,6 +323,9 @@ PYBIND11_MODULE(_C, module) {
     module.def("empty", [](const std::vector<int64_t>& shape, const py::object& dtype, bool channels_last) {
         return gcsa_ext::empty(shape, dtype.ptr(), channels_last);
     });
+    module.def("empty_spectrogram", [](const std::vector<int64_t>& shape, const py::object& dtype) {
+        return gcsa_ext::empty_spectrogram(shape, dtype.ptr());
+    });
     module.def("go_directly", &gcsa_ext::go_directly);
     module.def("mask_randomly", &gcsa_ext::mask_randomly);
     module.def("unchanged", &gcsa_ext::unchanged);

@@ -45,9 +45,6 @@ py::object mask_randomly(
     const py::object& spectrogram, int64_t widest, int64_t bands, bool iid, uint64_t value, bool inplace
 ) {
     static const Name uniform("uniform_");
-    // glibc gets every block of this size from the system, and gives it back. What it keeps below is used by everybody, so
-    // that it is likelier to be in the caches than memory of our own.
-    constexpr int64_t always_fresh = 32 << 20;
     const Torch& t = torch();
     if (!is_ordinary(spectrogram.ptr()) || !unobserved() ||
         (requires_gradient(spectrogram.ptr()) && is_true(call(t.is_grad_enabled))))
@@ -67,7 +64,7 @@ py::object mask_randomly(
     uniform.call(draws.ptr());
     const RandomBands random(iid ? batch : 1, bands, bins, widest, static_cast<const float*>(address(draws.ptr())));
     const py::object from = dense ? spectrogram : spectrogram.attr("contiguous")();
-    const py::object to = inplace ? spectrogram : empty(shape, dtype.ptr(), false, always_fresh);
+    const py::object to = inplace ? spectrogram : empty_spectrogram(shape, dtype.ptr());
     const FrequencyMask mask{
         batch,
         bins,

@@ -62,6 +62,7 @@ void use_torch(const py::dict& names) {
     static py::dict* const kept = new py::dict;  // never given back: the interpreter may end before
     *kept = names;
     Torch& t = instance();
+    t.empty_names = checked(Py_BuildValue("(ss)", "dtype", "memory_format")).release().ptr();
     const std::pair<PyObject**, const char*> all[] = {
         {&t.Tensor, "Tensor"},
         {&t.Parameter, "Parameter"},
@@ -91,8 +92,10 @@ Shape shape_of(PyObject* tensor) {
     static const Name name("shape");
     const py::object sizes = name.of(tensor);
     Shape shape;
-    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(sizes.ptr()); ++i)
+    for (Py_ssize_t i = 0; i < PyTuple_GET_SIZE(sizes.ptr()); ++i) {
         shape.push_back(PyLong_AsLongLong(PyTuple_GET_ITEM(sizes.ptr(), i)));
+        if (shape.back() < 0) throw py::error_already_set();
+    }
     return shape;
 }
 py::object dtype_of(PyObject* tensor) {
@@ -101,7 +104,9 @@ py::object dtype_of(PyObject* tensor) {
 }
 void* address(PyObject* tensor) {
     static const Name name("data_ptr");
-    return PyLong_AsVoidPtr(name.call(tensor).ptr());
+    void* const at = PyLong_AsVoidPtr(name.call(tensor).ptr());
+    if (!at) throw std::invalid_argument("gcsa_ext._C: expected no null address for a tensor that is needed");
+    return at;
 }
 int element_size(PyObject* dtype) { return element_type(dtype).bits / 8; }
 bool is_dense(PyObject* tensor) {
@@ -143,7 +148,6 @@ bool go_directly(const py::tuple& tensors, bool without_gradient) {
 }
 
 py::object empty(const Shape& shape, PyObject* dtype, bool channels_last, int64_t large) {
-    static PyObject* const names = Py_BuildValue("(ss)", "dtype", "memory_format");
     const DLDataType type = element_type(dtype);
     int64_t bytes = type.bits / 8;
     for (const int64_t length : shape) bytes *= length;
@@ -154,7 +158,7 @@ py::object empty(const Shape& shape, PyObject* dtype, bool channels_last, int64_
     py::tuple sizes(shape.size());
     for (size_t i = 0; i < shape.size(); ++i) sizes[i] = shape[i];
     PyObject* const arguments[] = {sizes.ptr(), dtype, channels_last ? torch().channels_last : torch().contiguous_format};
-    return checked(PyObject_Vectorcall(torch().empty, arguments, 1, names));
+    return checked(PyObject_Vectorcall(torch().empty, arguments, 1, torch().empty_names));
 }
 
 }  // namespace gcsa_ext

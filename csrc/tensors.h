@@ -18,7 +18,8 @@ struct Torch {
     PyObject *empty, *from_dlpack;
     PyObject *threads, *increment_version;
     PyObject *is_grad_enabled, *is_inference_mode_enabled, *is_autocast_enabled, *get_autocast_dtype, *get_default_dtype;
-    PyObject* observers;  // a tuple of functions: all return something false when nobody wants to see a call
+    PyObject* observers;    // a tuple of functions: all return something false when nobody wants to see a call
+    PyObject* empty_names;  // of arguments; made here
 };
 void use_torch(const pybind11::dict& names);
 const Torch& torch();
@@ -26,7 +27,7 @@ const Torch& torch();
 using Shape = std::vector<int64_t>;
 Shape shape_of(PyObject* tensor);
 pybind11::object dtype_of(PyObject* tensor);
-void* address(PyObject* tensor);
+void* address(PyObject* tensor);    // std::invalid_argument where a tensor's memory was taken away
 bool is_dense(PyObject* tensor);    // and contiguous
 int element_size(PyObject* dtype);  // std::invalid_argument unless a floating one of 2, 4 or 8 bytes
 
@@ -45,5 +46,10 @@ bool go_directly(const pybind11::tuple& tensors, bool without_gradient);
 // An uninitialised tensor. One of `large` bytes lies in memory that is kept from call to call (scratch.h) and goes back
 // there when the last tensor that uses it is gone.
 pybind11::object empty(const Shape& shape, PyObject* dtype, bool channels_last = false, int64_t large = 1 << 20);
+// The same for a masked spectrogram. What glibc has kept is used by everybody, so that it is likelier to be in the caches
+// than memory of our own; but blocks from a size on it always gets from the system, and gives them back.
+inline pybind11::object empty_spectrogram(const Shape& shape, PyObject* dtype) {
+    return empty(shape, dtype, false, 32 << 20);
+}
 
 }  // namespace gcsa_ext

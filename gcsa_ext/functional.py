@@ -9,7 +9,8 @@ from torch.compiler import is_compiling
 
 from gcsa_ext import ops, reference
 from gcsa_ext.backends import cpu, forced_backend, unsupported
-from gcsa_ext.ops.direct import goes_directly, transformed
+from gcsa_ext.backends.native import transformed
+from gcsa_ext.ops.direct import goes_directly
 
 __all__ = [
     "channel_gate",

@@ -15,7 +15,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
-from gcsa_ext import GCSA, backends, use_backend
+from gcsa_ext import GCSA, backends, functional, use_backend
 
 
 @pytest.fixture(autouse=True)
@@ -158,17 +158,12 @@ def test_weights_in_channels_last(
 
 
 def test_a_module_of_bfloat16(steps: list[str]) -> None:
-    """Its running statistics are rounded too, which only the long way converts."""
     module = pair(channels=16)[0].bfloat16().eval()
-    x = torch.randn(2, 16, 7, 7).bfloat16()
-    module(x)
+    x, grad = (torch.randn(2, 16, 7, 7).bfloat16() for _ in range(2))
+    assert_same_both_ways(module, x, grad, steps)
+    steps.clear()
+    module.train()(x)  # its running statistics would be moved in bfloat16: by torch
     assert not steps
-    module.spatial_attention[1].float()
-    module.spatial_attention[4].float()
-    found = module(x)
-    assert steps == ["attend"]
-    with PassedOn():
-        assert torch.equal(found, module(x))
 
 
 @pytest.mark.parametrize("of", ["expanded", "another layout", "a slice"])
@@ -231,6 +226,13 @@ def test_a_profiler_sees_the_operator(training: bool, steps: list[str]) -> None:
     names = [event.name for event in seen.events()]
     assert "gcsa_ext::gcsa" in names and "gcsa_ext::gcsa_backward" in names
     assert steps == ["attend"]
+
+
+def test_this_backend_forced(steps: list[str]) -> None:
+    module = pair(channels=8)[0]
+    assert_same_both_ways(
+        module, torch.randn(2, 8, 6, 5), torch.randn(2, 8, 6, 5), steps, lambda: use_backend("cpu")
+    )
 
 
 @pytest.mark.parametrize("where", ["forward", "backward"])
@@ -301,6 +303,77 @@ def test_checkpoints(steps: list[str]) -> None:
     found = step(Checkpointed(), x, x)
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     assert steps == ["attend", "attend", "differentiate"]
+
+
+@pytest.mark.parametrize("observed", ["forward", "backward"])
+def test_a_checkpoint_of_which_a_profiler_sees_one_pass(observed: str) -> None:
+    """Both ways save the same."""
+    module, x = pair(channels=8)[0].eval(), torch.randn(2, 8, 6, 5, requires_grad=True)
+    (expected,) = torch.autograd.grad(module(x).sum(), x)
+
+    def seen(name: str) -> Any:
+        watched = profile(activities=[ProfilerActivity.CPU], acc_events=True)
+        return watched if name == observed else contextlib.nullcontext()
+
+    with seen("forward"):
+        out = checkpoint(module, x, use_reentrant=False)
+    with seen("backward"):
+        (found,) = torch.autograd.grad(out.sum(), x)
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_what_is_saved_are_numbers(dtype: torch.dtype) -> None:
+    """Hooks may compress them."""
+    seen = []
+
+    def pack(t: Tensor) -> Tensor:
+        seen.append(t)
+        return t
+
+    module, x = pair(channels=16)[0], torch.randn(2, 16, 6, 5, dtype=dtype)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), torch.autocast("cpu", torch.bfloat16):
+        out = module(x)
+    assert len(seen) == 19 and all(t.isfinite().all() for t in seen)
+    out.sum().backward()
+
+
+def freed(tensor: Tensor) -> None:
+    tensor.untyped_storage().resize_(0)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["channel_attention.0.bias", "spatial_attention.0.weight", "spatial_attention.1.weight", "running_mean"],
+)
+def test_tensors_whose_memory_was_taken_away(name: str, steps: list[str]) -> None:
+    module, x = pair(channels=8)[0].eval(), torch.randn(2, 8, 6, 5)
+    module(x)
+    out = module(x)
+    if name == "running_mean":
+        freed(module.spatial_attention[1].running_mean)
+        freed(module.spatial_attention[1].running_var)
+    else:
+        freed(module.get_parameter(name).data)
+    steps.clear()
+    with pytest.raises(ValueError, match=r"gcsa_ext\._C: expected no null address"):
+        module(x)
+    if name != "running_mean":  # of which the graph has a copy
+        with pytest.raises(ValueError, match=r"gcsa_ext\._C: expected no null address"):
+            out.sum().backward()
+    freed(x)
+    with pytest.raises(ValueError, match=r"gcsa_ext\._C: expected no null address"):
+        functional.random_frequency_mask(x, 3)
+    assert not steps
+
+
+def test_statistics_have_no_gradient(steps: list[str]) -> None:
+    module, x = pair(channels=8)[0].eval(), torch.randn(2, 8, 6, 5)
+    module.spatial_attention[1].running_mean.requires_grad_()
+    out = module(x)
+    assert not steps
+    with pytest.raises(RuntimeError, match="mean and var are constants"):
+        out.sum().backward()
 
 
 def test_running_statistics_move_and_say_so(steps: list[str]) -> None:

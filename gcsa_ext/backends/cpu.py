@@ -1,4 +1,5 @@
-"""Backend "cpu": the C++ kernels of csrc/cpu. This file alone knows how a tensor becomes an address.
+"""Backend "cpu": the C++ kernels of csrc/cpu. Here tensors become addresses, but for the calls of whole
+modules, which csrc/attention.h and csrc/masking.h take.
 
 Every function takes checked arguments (see gcsa_ext/ops) on the CPU with a dtype of `DTYPES`, makes them
 contiguous in the layout of the first, and returns new tensors in that layout.
@@ -66,10 +67,6 @@ _HAS_AMX = native.extension is not None and _isa_error is None and isa() == "amx
 
 def _address(tensor: Tensor | None) -> int:
     return 0 if tensor is None else tensor.data_ptr()
-
-
-_ALWAYS_FRESH = 32 << 20
-"""From this size on glibc gets every block from the system, and gives it back."""
 
 
 def _empty(
@@ -326,15 +323,6 @@ def saved_shape(channels: int, x: Tensor) -> tuple[int, int, int, int]:
     return N, (channels + lanes - 1) // lanes * lanes, H, W
 
 
-def take_apart(kept: Tensor, x: Tensor, h: int) -> list[Tensor]:
-    """Of what csrc/attention.h keeps: both convolutions' outputs, mean and var of both normalisations."""
-    shapes = [saved_shape(channels, x) for channels in (h, x.shape[1])]
-    sizes = [math.prod(shape) for shape in shapes]
-    u1, u2, rest = kept.split([*sizes, kept.numel() - sum(sizes)])
-    statistics = rest.view(accumulator_dtype(x.dtype)).split([h, h, x.shape[1], x.shape[1]])
-    return [u1.view(shapes[0]), u2.view(shapes[1]), *statistics]
-
-
 def gcsa(
     x: Tensor,
     gate: Sequence[Tensor],
@@ -473,14 +461,6 @@ def _mask_sizes(
     )
 
 
-def _empty_like(spectrogram: Tensor) -> Tensor:
-    """Room for a masked copy. What glibc has kept is used by everybody, so that it is likelier to be in the
-    caches than memory of our own."""
-    if spectrogram.nbytes < _ALWAYS_FRESH:
-        return torch.empty_like(spectrogram, memory_format=torch.contiguous_format)
-    return _empty(spectrogram.shape, spectrogram.dtype)
-
-
 def _mask(spectrogram: Tensor, start: Tensor, width: Tensor, value: float, out: Tensor) -> None:
     if out.numel() == 0:
         return
@@ -502,7 +482,8 @@ def _mask(spectrogram: Tensor, start: Tensor, width: Tensor, value: float, out: 
 def frequency_mask(spectrogram: Tensor, start: Tensor, width: Tensor, value: float) -> Tensor:
     """See reference.frequency_mask; contiguous."""
     spectrogram = spectrogram.contiguous()
-    out = _empty_like(spectrogram)
+    assert native.extension is not None
+    out: Tensor = native.extension.empty_spectrogram(spectrogram.shape, spectrogram.dtype)
     _mask(spectrogram, start, width, value, out)
     return out
 

@@ -32,8 +32,13 @@ def threads() -> int:
     return 1 if _forked else torch.get_num_threads()
 
 
-def _differentiates_forward() -> bool:
-    return forward_ad._current_level >= 0
+def transformed() -> bool:
+    """Whether torch.func (vmap, grad, jvp, ...) or forward-mode differentiation is at work.
+
+    torch.library's operators know only plain backward differentiation and would fail there, or drop the
+    tangent without a word; the definition in plain PyTorch takes every transform.
+    """
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 # See csrc/tensors.h.
@@ -57,12 +62,11 @@ _TORCH = {
     "get_autocast_dtype": torch.get_autocast_dtype,
     "get_default_dtype": torch.get_default_dtype,
     "observers": (
-        torch._C._are_functorch_transforms_active,
         torch._C._len_torch_dispatch_stack,
         torch._C._len_torch_function_stack,
         torch._C._get_tracing_state,
         torch._C._autograd._profiler_enabled,
-        _differentiates_forward,
+        transformed,
     ),
 }
 

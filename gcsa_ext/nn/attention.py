@@ -13,7 +13,7 @@ from torch.compiler import is_compiling
 
 from gcsa_ext import functional, ops, reference
 from gcsa_ext.backends import has_kernels, native
-from gcsa_ext.ops.direct import transformed
+from gcsa_ext.backends.native import transformed
 from gcsa_ext.ops.gcsa import Plan
 
 _BatchNorm: TypeAlias = nn.BatchNorm2d | nn.SyncBatchNorm

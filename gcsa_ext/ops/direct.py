@@ -1,22 +1,11 @@
-"""Whether a call can go past PyTorch's dispatcher, and whether operators can take it at all."""
+"""Whether a call can go past PyTorch's dispatcher."""
 
 from __future__ import annotations
 
 from torch import Tensor, is_grad_enabled
-from torch._C import _are_functorch_transforms_active
-from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 
 from gcsa_ext.backends import native
-
-
-def transformed() -> bool:
-    """Whether torch.func (vmap, grad, jvp, ...) or forward-mode differentiation is at work.
-
-    torch.library's operators know only plain backward differentiation and would fail there, or drop the
-    tangent without a word; the definition in plain PyTorch takes every transform.
-    """
-    return _are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def goes_directly(*tensors: Tensor | None) -> bool:

@@ -293,15 +293,15 @@ class Plan(NamedTuple):
 
 
 class _Recorded(torch.autograd.Function):
-    """The gradient of what `directly` has computed."""
+    """The gradient of what `directly` has computed; saves what the operator would save."""
 
     @staticmethod
-    def forward(ctx: Any, found: tuple[Tensor, Tensor, bool], plan: Plan, *inputs: Tensor | None) -> Tensor:
-        out, kept, ctx.mixed = found
+    def forward(ctx: Any, found: tuple[Any, ...], plan: Plan, *inputs: Tensor | None) -> Tensor:
+        out, *kept, ctx.mixed = found
         ctx.settings, ctx.batch = plan.settings, plan.batch
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*inputs, kept)
-        return out
+        ctx.save_for_backward(*inputs, *kept)
+        return cast("Tensor", out)
 
     @staticmethod
     def backward(ctx: Any, grad_out: Tensor | None) -> tuple[Tensor | None, ...]:
@@ -309,12 +309,11 @@ class _Recorded(torch.autograd.Function):
         if grad_out is None:
             return (2 + len(need)) * (None,)
         grads = None
-        if forced.name is None:
+        if forced.name in (None, "cpu"):
             assert native.extension is not None
             grads = native.extension.differentiate(grad_out, saved, ctx.settings, ctx.batch, ctx.mixed, need)
         if grads is None:
-            *inputs, kept = saved
-            u1, u2, *used = backends.cpu.take_apart(kept, inputs[0], inputs[1].shape[0])
+            inputs, (u1, u2, *used) = saved[:_DIFFERENTIABLE], saved[_DIFFERENTIABLE:]
             a = Arguments(*(*inputs, *used, *ctx.settings, ctx.mixed))
             grads = _gradients_of(grad_out, a, (u1, u2), ctx.batch, need, save=True)
         return None, None, *grads
@@ -324,7 +323,7 @@ def directly(own: dict[str, Any], x: Tensor, notes: tuple[Any, ...], plan: Plan)
     """The attention of a module in one step past PyTorch's dispatcher and all of Python, whose way takes as
     long as a small map; also moves the running statistics. None where this is not for x, see
     csrc/attention.h, or no longer for the module with the dictionary `own`, whose plan rests on the notes."""
-    if forced.name is not None:
+    if forced.name not in (None, "cpu"):
         return None
     assert native.extension is not None
     found = native.extension.attend(own, x, notes, plan)
