@@ -209,7 +209,6 @@ class Attention {
    private:
     bool read_running_(const py::tuple& entry) {
         static const Name momentum("momentum");
-        static const Name dtype("dtype");
         Running r{};
         r.of = entry[0].cast<int>() / 2;
         r.channels = r.of == 0 ? operands.h : operands.C;

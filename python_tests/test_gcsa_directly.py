@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 import torch
-from pairs import pair, step
+from pairs import PassedOn, pair, step
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.checkpoint import checkpoint
 
 from gcsa_ext import GCSA, backends, functional, use_backend
@@ -40,13 +39,6 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         monkeypatch.setattr(backends.native.extension, name, recorded(name))
     yield seen
     torch.set_num_threads(before)
-
-
-class PassedOn(TorchDispatchMode):
-    """Lets every call through, and makes GCSA go by the dispatcher."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return func(*args, **(kwargs or {}))
 
 
 def no_biases(module: GCSA) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 from instruction_sets import ISAS, skip_unless_it_runs
-from pairs import assert_same_step, pair, step
+from pairs import PassedOn, assert_same_step, pair, step
 from subprocesses import python
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -472,13 +472,6 @@ def test_what_has_no_gradient_gets_no_zeros() -> None:
         out.backward(torch.ones_like(out))
     assert "gcsa_ext.gcsa_backward.default" in called
     assert not [name for name in called if "zeros" in name]
-
-
-class PassedOn(TorchDispatchMode):
-    """Lets every call through, and makes GCSA go by the dispatcher."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("training", [True, False])
