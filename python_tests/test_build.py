@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pybind11
 import pytest
 import torch
 from subprocesses import python
@@ -151,7 +152,6 @@ def test_a_new_tensor_of_integers_is_refused() -> None:
 def test_a_missing_nvcc_is_an_error_where_it_is_asked_for(tmp_path: Path) -> None:
     """One that says what to install; otherwise there are just no CUDA kernels."""
     cmake = shutil.which("cmake", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
-    pybind11 = pytest.importorskip("pybind11")
     if cmake is None or shutil.which("make") is None:
         pytest.skip("the test runs CMake with make, and one of both is not installed")
     command = [cmake, "-G", "Unix Makefiles", "-S", str(Path(__file__).parents[1])]

@@ -92,14 +92,14 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """Instead of the fixture of that name elsewhere: compiled kernels, on tensors on the GPU."""
     name: str = request.param
     if name == "cpu":
-        pytest.skip("the cpu backend is tested where the test is written")
+        pytest.skip("the cpu backend takes no tensors on a GPU; without one this test runs on it")
     if name == "cuda" and request.function.__module__ == "test_triton_convolution":
-        pytest.skip("the kernels of this test are Triton's")
+        pytest.skip("this test calls Triton's kernels by name, so that no other backend takes part in it")
     reason = backends.unsupported(name, "gcsa", torch.device(DEVICE), torch.float32)
     if name == "cuda" and gcsa_ext.info()["build"]["cuda"] is None:
         pytest.skip(f"gcsa_ext was built without CUDA kernels: {reason}")
     if name == "triton" and importlib.util.find_spec("triton") is None:
-        pytest.skip("triton is not installed")
+        pytest.skip("triton is not installed beside this torch, so that there are no kernels of it to test")
     assert reason is None  # whatever else is wrong with it is an error
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # the yardstick is float32
     monkeypatch.setattr(backends.triton.tuning, "enabled", False)

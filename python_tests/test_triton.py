@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from layouts import LAYOUTS, expected_format
+from needs_triton import imported
 from pairs import assert_same_step, pair
 from subprocesses import python
 from test_gates import channel_gate_arguments, check, gate, norm, norm_gate_arguments, run, statistics
@@ -24,8 +25,8 @@ from torch import Tensor
 import gcsa_ext
 from gcsa_ext import GCSA, backends
 
-gates = pytest.importorskip("gcsa_ext.backends.triton.gates", reason="torch was installed without Triton")
-launch = pytest.importorskip("gcsa_ext.backends.triton.launch", reason="torch was installed without Triton")
+gates = imported("gcsa_ext.backends.triton.gates")
+launch = imported("gcsa_ext.backends.triton.launch")
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU kernels are compiled: see test_gpu.py"),

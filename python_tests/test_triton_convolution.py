@@ -11,14 +11,15 @@ import torch
 import torch.nn.functional as F
 from accuracy import assert_as_accurate
 from layouts import LAYOUTS, expected_format
+from needs_triton import imported
 from pairs import pair
 from torch import Tensor
 
 import gcsa_ext
 
-convolution = pytest.importorskip("gcsa_ext.backends.triton.convolution", reason="torch has no Triton")
-launch = pytest.importorskip("gcsa_ext.backends.triton.launch", reason="torch has no Triton")
-gates = pytest.importorskip("gcsa_ext.backends.triton.gates", reason="torch has no Triton")
+convolution = imported("gcsa_ext.backends.triton.convolution")
+launch = imported("gcsa_ext.backends.triton.launch")
+gates = imported("gcsa_ext.backends.triton.gates")
 pytestmark = [
     pytest.mark.usefixtures("one_thread", "forced"),
     pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU kernels are compiled: see test_gpu.py"),

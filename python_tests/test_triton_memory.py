@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from needs_triton import imported
 from public_attention import PlainAttention
 from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
@@ -16,7 +17,7 @@ import gcsa_ext
 from gcsa_ext import GCSA, backends
 from gcsa_ext.layout import memory_format
 
-interpreter = pytest.importorskip("triton.runtime.interpreter", reason="torch has no Triton")
+interpreter = imported("triton.runtime.interpreter")
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
     pytest.mark.skipif(torch.cuda.is_available(), reason="benchmarks/gpu.py measures it on a GPU"),

@@ -8,15 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from needs_triton import imported
 from torch import Tensor
 
 import gcsa_ext
 from gcsa_ext import GCSA, functional
 
-tuning = pytest.importorskip("gcsa_ext.backends.triton.tuning", reason="torch was installed without Triton")
-convolution = pytest.importorskip("gcsa_ext.backends.triton.convolution", reason="torch has no Triton")
-gates = pytest.importorskip("gcsa_ext.backends.triton.gates", reason="torch was installed without Triton")
-mask = pytest.importorskip("gcsa_ext.backends.triton.mask", reason="torch was installed without Triton")
+tuning = imported("gcsa_ext.backends.triton.tuning")
+convolution = imported("gcsa_ext.backends.triton.convolution")
+gates = imported("gcsa_ext.backends.triton.gates")
+mask = imported("gcsa_ext.backends.triton.mask")
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CONFIGURATIONS = [{"num_stages": 3}, {"num_stages": 2}, {"num_stages": 4}]
