@@ -59,6 +59,9 @@ def check(fused: nn.Module, plain: nn.Module, x: Tensor, autocast: bool) -> None
         errors.setdefault(name if tensors[0].dim() > 1 else "vectors", []).append(found_errors)
     for name, parts in errors.items():
         ours, theirs, size = torch.cat(parts, 1).square().mean(1).sqrt()
+        if not theirs.isfinite():
+            # NaN is what torch 2.11 makes of 11 x 11 weights' gradient on a Zen 4: then as good as bfloat16.
+            theirs = 2.0**-8 * size
         assert ours <= 1.5 * theirs + 1e-6 * size, f"{name}: {ours:.3g} is more than 1.5 times {theirs:.3g}"
 
 
