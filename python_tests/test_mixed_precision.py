@@ -55,13 +55,11 @@ def check(fused: nn.Module, plain: nn.Module, x: Tensor, autocast: bool) -> None
         if fused.training and name in ("spatial_attention.0.bias", "spatial_attention.3.bias"):
             continue
         ours, theirs, size = (t.double().flatten() for t in tensors)
-        found_errors = torch.stack([ours - size, theirs - size, size])
+        # On a Zen 4 torch 2.11 leaves NaN for taps that never meet the map: counted as exact.
+        found_errors = torch.stack([ours - size, (theirs - size).nan_to_num(0, 0, 0), size])
         errors.setdefault(name if tensors[0].dim() > 1 else "vectors", []).append(found_errors)
     for name, parts in errors.items():
         ours, theirs, size = torch.cat(parts, 1).square().mean(1).sqrt()
-        if not theirs.isfinite():
-            # NaN is what torch 2.11 makes of 11 x 11 weights' gradient on a Zen 4: then as good as bfloat16.
-            theirs = 2.0**-8 * size
         assert ours <= 1.5 * theirs + 1e-6 * size, f"{name}: {ours:.3g} is more than 1.5 times {theirs:.3g}"
 
 
