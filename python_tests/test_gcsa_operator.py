@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from accuracy import assert_as_accurate
 from instruction_sets import ISAS, skip_unless_it_runs
 from pairs import PassedOn, assert_same_step, pair, step
 from subprocesses import python
@@ -98,6 +99,35 @@ def test_many_tiles(training: bool, calls: list[str]) -> None:
     fused, plain = (m.train(training) for m in pair(channels=32))
     assert_same_step(fused, plain, torch.randn(2, 32, 70, 75))
     assert calls == ["gcsa", "gcsa_backward"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("shape", "options"),
+    [
+        ((5, 64, 14, 9), {"channels": 64}),  # on a CPU the gated map lies in the result
+        ((4, 32, 56, 31), {"channels": 32}),  # some images at a time, in it too
+        ((2, 16, 75, 78), {"channels": 16}),  # not where groups of tiles end within an image,
+        (
+            (3, 16, 10, 11),
+            {"channels": 16, "reduction": 1},
+        ),  # where the second convolution goes by its inputs
+        ((3, 40, 9, 8), {"channels": 40}),  # and where channels do not fill whole blocks
+    ],
+    ids=str,
+)
+def test_evaluation_without_gradients(
+    shape: tuple[int, ...], options: dict[str, int], threads: int, dtype: torch.dtype, calls: list[str]
+) -> None:
+    torch.set_num_threads(threads)
+    fused, plain = (m.eval() for m in pair(dtype, **options))
+    x = torch.randn(shape, dtype=dtype)
+    with torch.no_grad():
+        exact = copy.deepcopy(plain).double()(x.double())
+        for _ in range(2):
+            assert_as_accurate(fused(x), plain(x), exact)
+    assert calls == 2 * ["gcsa"]
 
 
 @pytest.mark.parametrize("kernel_size", [1, 3, 13])

@@ -80,6 +80,7 @@ class BlockedGate {
         if (at + width <= positions) {
             A* const to = z.block(image, block) + at * L;
             transpose_square<A>(p_.map.channels - channel, width, row, [&](int i, vec<A> value) {
+                prefetch_to_write(to + (columns + i) * L, L);
                 store(to + i * L, value, Full<A>{});
             });
         } else {

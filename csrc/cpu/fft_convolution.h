@@ -302,9 +302,10 @@ struct Convolution {
         return {first * tiling.per_image(), count * tiling.per_image()};
     }
     // Of the spectra of a group's tiles as few as possible are there at a time, so that they stay in the second-level cache:
-    // of the outputs one block per thread, which is transformed back when it is done, or of the inputs a turn, which is
-    // multiplied, and the next.
+    // of the outputs one block per thread, which is transformed back when it is done, or of the inputs a turn.
     bool by_outputs() const { return outputs > inputs && outputs > (team - 1) * L; }
+    // Whether a thread has an image's block of outputs complete before it begins another.
+    bool block_by_block() const { return by_outputs() && group % tiling.per_image() == 0; }
     int64_t channels_per_turn(int64_t channels) const {
         constexpr int64_t cache = (640 << 10) / static_cast<int64_t>(sizeof(A));
         const int64_t at_once = inputs_at_once<A>(tiling, kernel);
@@ -317,15 +318,11 @@ struct Convolution {
     // The memory for what is in use at the same time, in elements.
     int64_t input_size(int64_t channels) const { return Pieces<A>::size(input_spectra(nullptr, channels).size()); }
     int64_t output_size(int64_t channels) const { return Pieces<A>::size(output_spectra(nullptr, channels).size()); }
-    // A team has the spectra of two turns, so that no thread waits until all others have done with the first; a thread on
-    // its own needs one.
-    int turn_buffers() const { return team > 1 ? 2 : 1; }
-    int64_t turns_size(int64_t channels) const {
-        const int64_t turn = channels_per_turn(channels);
-        return (turn < channels ? turn_buffers() : 1) * input_size(turn);
-    }
+    // Every turn's spectra come in the last one's place: threads that need not wait for each other, with two places, lose
+    // more to the cache.
+    int64_t turn_size(int64_t channels) const { return input_size(channels_per_turn(channels)); }
     int64_t workspace_size() const {
-        return by_outputs() ? input_size(inputs) + team * output_size(L) : turns_size(inputs) + output_size(outputs);
+        return by_outputs() ? input_size(inputs) + team * output_size(L) : turn_size(inputs) + output_size(outputs);
     }
     // Transforms tiles of a map, from the inputs or the outputs of the convolution, and calls take(its spectra, first
     // channel, end) turn by turn. No thread may take part in anything that overwrites `spectra` before all have left.
@@ -334,10 +331,11 @@ struct Convolution {
         const Team& team, const BlockedMap<A>& map, TileRangeOfBatch range, bool halo, A* spectra, A* scratch,
         const Take& take
     ) const {
-        const int64_t turn = channels_per_turn(map.channels), size = input_size(turn);
-        for (int64_t begin = 0, i = 0; begin < map.channels; begin += turn, ++i) {
+        const int64_t turn = channels_per_turn(map.channels);
+        for (int64_t begin = 0; begin < map.channels; begin += turn) {
             const int64_t end = std::min(begin + turn, map.channels);
-            const InputSpectra<A> some = input_spectra(spectra + i % turn_buffers() * size, end - begin);
+            const InputSpectra<A> some = input_spectra(spectra, end - begin);
+            if (begin > 0) team.barrier();
             transform_tiles(team, map, tiling, range, halo, some, scratch, begin / L);
             team.barrier();
             take(some, begin, end);
@@ -374,7 +372,7 @@ inline void convolve(
                 team, product, c.tiling, group, all, c.output_spectra(own, c.L), epilogue, finish, scratch
             );
         } else {
-            const OutputSpectra<A> all = c.output_spectra(spectra + c.turns_size(c.inputs), c.outputs);
+            const OutputSpectra<A> all = c.output_spectra(spectra + c.turn_size(c.inputs), c.outputs);
             c.for_each_turn(
                 team, in, group, true, spectra, scratch, [&](const InputSpectra<A>& some, int64_t begin, int64_t end) {
                     multiply_spectra(team, product, group.count, some, begin, end, all);

@@ -33,8 +33,8 @@ inline int64_t unit_sums_size(const Convolution<A>& c) {
 // The gradient of the weights needs the spectra of two maps.
 template <class A>
 inline int64_t gradient_workspace_size(const Convolution<A>& c) {
-    return c.by_outputs() ? c.input_size(c.inputs) + std::max(c.turns_size(c.outputs), c.team * c.output_size(lanes<A>))
-                          : c.input_size(c.outputs) + c.turns_size(c.inputs) + c.output_size(c.outputs);
+    return c.by_outputs() ? c.input_size(c.inputs) + std::max(c.turn_size(c.outputs), c.team * c.output_size(lanes<A>))
+                          : c.input_size(c.outputs) + c.turn_size(c.inputs) + c.output_size(c.outputs);
 }
 
 // Both gradients for the tiles of a batch. `c` is the convolution of g with the mirrored weights; without want_input its
@@ -102,7 +102,7 @@ inline void convolve_backward(
         } else {
             const InputSpectra<A> all = c.input_spectra(spectra, inputs);
             A* const others = spectra + c.input_size(inputs);
-            const OutputSpectra<A> out = c.output_spectra(others + c.turns_size(outputs), inputs);
+            const OutputSpectra<A> out = c.output_spectra(others + c.turn_size(outputs), inputs);
             if (weights.input) transform_tiles(team, *weights.input, c.tiling, group, false, all, scratch);
             c.for_each_turn(
                 team, g, group, true, others, scratch, [&](const InputSpectra<A>& some, int64_t begin, int64_t end) {

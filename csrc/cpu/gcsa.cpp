@@ -173,10 +173,17 @@ void infer(const GcsaForward& p) {
 
     const int teams = apart ? g.threads : 1;
     using S = Pieces<A>;
+    // Where a block of channels takes the same memory in both layouts, the gated map lies in the result's place, which saves
+    // its own share of the cache. A block of the result is then collected elsewhere until it is complete.
+    const bool z_in_out =
+        std::is_same_v<T, A> && p.gate.map.layout == Layout::contiguous && C % L == 0 && c2.block_by_block();
+    const int64_t z_size = z_in_out ? 0 : S::size(g.map_size(C, chunk));
+    const int64_t block_size = z_in_out ? S::size(g.map_size(L, 1)) : 0;
     const int64_t vectors = Affine<A>::vectors * (S::size(round_up(C, L)) + S::size(round_up(h, L)));
     const int64_t spectra_size = std::max(c1.workspace_size(), c2.workspace_size());
-    const int64_t per_team = S::size(g.map_size(C, chunk)) + S::size(g.map_size(h, chunk)) + spectra_size;
-    const int64_t per_thread = S::size(std::max({c1.scratch_size(), c2.scratch_size(), BlockedGate<T>::scratch_size(C, h)}));
+    const int64_t per_team = z_size + S::size(g.map_size(h, chunk)) + spectra_size;
+    const int64_t per_thread =
+        block_size + S::size(std::max({c1.scratch_size(), c2.scratch_size(), BlockedGate<T>::scratch_size(C, h)}));
     const int64_t packed = S::size(BlockedGate<T>::packed_size(C, h));
     const Scratch memory((vectors + packed + teams * per_team + g.threads * per_thread) * static_cast<int64_t>(sizeof(A)));
     S pieces(static_cast<A*>(memory.data()));
@@ -191,9 +198,11 @@ void infer(const GcsaForward& p) {
 
     parallel_team(g.threads, [&](const Team& all) {
         const Team team = apart ? Team{0, 1} : all;
-        A* const scratch = thread_memory + all.rank * per_thread;
+        A* const collected = thread_memory + all.rank * per_thread;
+        A* const scratch = collected + block_size;
         S own(team_memory + (apart ? all.rank : 0) * per_team);
-        const BlockedMap<A> z = g.map(own.take(g.map_size(C, chunk)), C), a1 = g.map(own.take(g.map_size(h, chunk)), h);
+        A* const z_memory = own.take(z_size);
+        const BlockedMap<A> a1 = g.map(own.take(g.map_size(h, chunk)), h);
         A* const spectra = own.take(spectra_size);
 
         const int64_t begin = apart ? N * all.rank / all.size : 0, end = apart ? N * (all.rank + 1) / all.size : N;
@@ -201,6 +210,9 @@ void infer(const GcsaForward& p) {
         all.barrier();
         for (int64_t first = begin; first < end; first += chunk) {
             const int64_t count = std::min(chunk, end - first);
+            T* const out = static_cast<T*>(p.gate.out) + first * C * g.P;
+            const BlockedMap<A> z = g.map(z_in_out ? reinterpret_cast<A*>(out) : z_memory, C);
+            const auto result = [&](int64_t image, int64_t block) { return z_in_out ? collected : z.block(image, block); };
             gate.run(team, first, count, z, scratch);
             team.barrier();
             convolve(
@@ -210,20 +222,20 @@ void infer(const GcsaForward& p) {
                 },
                 NoFinish{}
             );
-            T* const out = static_cast<T*>(p.gate.out) + first * C * g.P;
             convolve(
                 team, c2, a1, c2.images(0, count), g.taps2(p), spectra, scratch,
                 [&](int64_t image, int64_t block, int64_t at, int64_t n, const A* run, int64_t step) {
-                    A* const to = z.block(image, block) + at * L;
+                    const A* const gated = z.block(image, block) + at * L;
+                    A* const to = result(image, block) + at * L;
                     const auto affine = affine2.block(block);
                     const Sigmoid<A> sigmoid;
                     for (int64_t i = 0; i < n; ++i) {
                         const vec<A> value = affine.biased(load(run + i * step, Full<A>{}));
-                        store(to + i * L, load(to + i * L, Full<A>{}) * sigmoid(affine.normalised(value)), Full<A>{});
+                        store(to + i * L, load(gated + i * L, Full<A>{}) * sigmoid(affine.normalised(value)), Full<A>{});
                     }
                 },
                 [&](BlockRange range) {
-                    const A* const from = z.block(range.image, range.block);
+                    const A* const from = result(range.image, range.block);
                     write_block<T>(p.gate.map, out, range, [&](int64_t at) { return load(from + at * L, Full<A>{}); });
                 }
             );
