@@ -140,7 +140,10 @@ def _ratio(result: dict[str, Any], peers: tuple[str, ...] = ()) -> Measured:
     if not known:
         return Measured(None, f"no {' or '.join(wanted)}")
     best = min(known, key=lambda name: times[name]["median"])
-    note = f"{best} {1e3 * times[best]['median']:.3g} ms, ours {1e3 * times[ours]['median']:.3g} ms"
+    note = (
+        f"{best} {1e3 * times[best]['median']:.3g} ms, ours {1e3 * times[ours]['median']:.3g} ms, "
+        f"alone {1e3 * result['alone']:.3g}"
+    )
     left_out = [name for name in result["dropped"] if not peers or name in peers]
     return Measured(
         times[best]["median"] / times[ours]["median"],

@@ -71,8 +71,9 @@ def run(case: Case, seconds: float, compiling: str) -> dict[str, Any]:
         "operation", "shape", "passed", "failure" (the reason, if not), "dropped" (peers that cannot run or
         are wrong, with the reason), "error" (of ours against the first peer), "flops" and "bytes" (see Case),
         and if it passed "times" (seconds: median, quartiles, rounds, by contender), "ours", "peers",
-        "best_peer", "ratio" (its median over ours), "ratio_quartiles" (of the ratios within a round) and
-        "waited" (part of the time for which a thread was without a core that it needed).
+        "best_peer", "ratio" (its median over ours), "ratio_quartiles" (of the ratios within a round),
+        "waited" (part of the time for which a thread was without a core that it needed) and "alone" (seconds
+        of ours in a loop of its own, where nobody else displaces what the caches hold).
     """
     result: dict[str, Any] = {"operation": case.operation, "shape": list(case.shape), "dropped": {}}
     try:
@@ -125,6 +126,7 @@ def _run(case: Case, seconds: float, compiling: str, dropped: dict[str, str]) ->
     }
     result["together"] = trips.together()
     ours = next(iter(case.ours))
+    result["alone"] = statistics.median(measure({ours: calls[ours]}, 0.25 * seconds)[ours])
     best = min(peers, key=lambda name: result["times"][name]["median"])
     result |= {"ours": ours, "peers": peers, "best_peer": best}
     result["ratio"] = result["times"][best]["median"] / result["times"][ours]["median"]

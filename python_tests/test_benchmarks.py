@@ -45,6 +45,7 @@ def passed(case: Case, **seconds: float) -> dict[str, Any]:
         "peers": [name for name in seconds if name != "ours"],
         "dropped": {},
         "waited": 0.0,
+        "alone": 1.0,
     }
 
 
@@ -173,7 +174,10 @@ def test_a_round_is_together_if_the_cores_were_before_and_after_it(monkeypatch: 
 
 def test_masking_shows_what_a_plain_copy_would_reach() -> None:
     found = bars._beside_clone(passed(CASES[0], ours=2.0, torchaudio=6.0, clone=1.5))
-    assert (found.value, found.note) == (3.0, "torchaudio 6e+03 ms, ours 2e+03 ms; clone would be 4.00x")
+    assert (found.value, found.note) == (
+        3.0,
+        "torchaudio 6e+03 ms, ours 2e+03 ms, alone 1e+03; clone would be 4.00x",
+    )
     assert bars._beside_clone(passed(CASES[0], ours=2.0, clone=1.5)).value is None
 
 
