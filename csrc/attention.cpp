@@ -80,6 +80,8 @@ class Operands {
             }
             if (tensor == Py_None || !is_ordinary(tensor) || shape_of(tensor) != shapes[i]) return false;
             channels_last_[i] = !is_dense(tensor);
+            named_channels_last_[i] =
+                channels_last_[i] || (shapes[i].size() == 4 && shapes[i][1] == 1 && stride(tensor, 1) == 1);
             if (channels_last_[i] && (shapes[i].size() != 4 || !is_channels_last(tensor))) return false;
             const py::object given = dtype_of(tensor);
             // Without autocast other dtypes are a mistake, and the layers say so; those of a normalisation are not.
@@ -120,6 +122,8 @@ class Operands {
     }
 
     Layout layout_of(int weight) const { return channels_last_[weight] ? Layout::channels_last : Layout::contiguous; }
+    // Of a weight with one input both layouts are the same in memory, but not in their strides.
+    bool named_channels_last(int weight) const { return named_channels_last_[weight]; }
     Shape shape() const { return {N, C, H, W}; }
     bool channels_last() const { return call.gate.map.layout == Layout::channels_last; }
     // Channels padded to the lanes of the widest vector.
@@ -136,7 +140,7 @@ class Operands {
     }
 
    private:
-    bool channels_last_[weights] = {};
+    bool channels_last_[weights] = {}, named_channels_last_[weights] = {};
     void* at_[weights];
     py::object held_[weights];
 };
@@ -257,7 +261,10 @@ py::object attend(const py::dict& own, const py::object& x, const py::tuple& not
     Attention attention;
     // A map on a GPU should not wait for the rest.
     if (!is_ordinary(x.ptr()) || !unobserved() || !unchanged(own, notes) || !attention.read(x, plan)) return py::none();
-    return attention.run(attention.operands.wants_gradient && is_true(call(torch().is_grad_enabled)));
+    // Within inference mode, and below the dispatcher's autograd, nothing is recorded even where gradients are enabled.
+    const bool keep = attention.operands.wants_gradient && is_true(call(torch().is_grad_enabled)) &&
+                      !is_true(call(torch().autograd_excluded));
+    return attention.run(keep);
 }
 
 py::object differentiate(
@@ -300,7 +307,7 @@ py::object differentiate(
         if (computed)
             grads[i] = empty(
                 shape_of(input), (i <= gate_weights ? operands.dtype : operands.sums).ptr(),
-                i == 0 ? operands.channels_last() : operands.layout_of(i - 1) == Layout::channels_last
+                i == 0 ? operands.channels_last() : operands.named_channels_last(i - 1)
             );
         at[i] = computed ? address(grads[i].ptr()) : nullptr;
     }

@@ -1,7 +1,7 @@
 // A whole GCSA, from the module to the kernel in one call: in Python, this and the way back take as long as a small map.
 // For what is ordinary: tensors of torch's own types on the CPU, a dense map in one of the two layouts, weights of its dtype
-// (under autocast also of that of its sums), and nobody who wants to see the operator. All else is answered with None, and
-// Python takes the long way.
+// (under autocast, and those of the normalisations always, also of that of its sums), and nobody who wants to see the
+// operator. All else is answered with None, and Python takes the long way.
 //
 // A plan is that of gcsa_ext/ops/gcsa.py. The backward pass needs, besides the inputs, what the operator returns behind its
 // result: both convolutions' outputs in the kernels' own layout (gcsa.h), mean and variance of both normalisations.

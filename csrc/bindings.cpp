@@ -1,5 +1,5 @@
-// Python module gcsa_ext._C: kernels over addresses and sizes. It knows nothing of torch; gcsa_ext/backends takes tensors
-// apart.
+// Python module gcsa_ext._C: kernels over addresses and sizes, for which gcsa_ext/backends takes tensors apart, and the
+// native calls that take tensors as Python's objects (tensors.h).
 
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>

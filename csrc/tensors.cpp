@@ -78,6 +78,7 @@ void use_torch(const py::dict& names) {
         {&t.threads, "threads"},
         {&t.increment_version, "increment_version"},
         {&t.is_grad_enabled, "is_grad_enabled"},
+        {&t.autograd_excluded, "autograd_excluded"},
         {&t.is_inference_mode_enabled, "is_inference_mode_enabled"},
         {&t.is_autocast_enabled, "is_autocast_enabled"},
         {&t.get_autocast_dtype, "get_autocast_dtype"},
@@ -98,6 +99,7 @@ Shape shape_of(PyObject* tensor) {
     }
     return shape;
 }
+int64_t stride(PyObject* tensor, int axis) { return py::handle(tensor).attr("stride")(axis).cast<int64_t>(); }
 py::object dtype_of(PyObject* tensor) {
     static const Name name("dtype");
     return name.of(tensor);

@@ -17,7 +17,8 @@ struct Torch {
     PyObject *float32, *float64, *bfloat16, *float16, *int64, *channels_last, *contiguous_format;
     PyObject *empty, *from_dlpack;
     PyObject *threads, *increment_version;
-    PyObject *is_grad_enabled, *is_inference_mode_enabled, *is_autocast_enabled, *get_autocast_dtype, *get_default_dtype;
+    PyObject *is_grad_enabled, *autograd_excluded, *is_inference_mode_enabled, *is_autocast_enabled, *get_autocast_dtype,
+        *get_default_dtype;
     PyObject* observers;    // a tuple of functions: all return something false when nobody wants to see a call
     PyObject* empty_names;  // of arguments; made here
 };
@@ -26,6 +27,7 @@ const Torch& torch();
 
 using Shape = std::vector<int64_t>;
 Shape shape_of(PyObject* tensor);
+int64_t stride(PyObject* tensor, int axis);
 pybind11::object dtype_of(PyObject* tensor);
 void* address(PyObject* tensor);    // std::invalid_argument where a tensor's memory was taken away
 bool is_dense(PyObject* tensor);    // and contiguous

@@ -293,7 +293,7 @@ def _uniform(bands: int, like: Tensor | None) -> Tensor:
     else:
         shape = (bands, 2, *like.shape[:-2])
         if like.is_cpu:
-            return torch.rand(shape, dtype=like.dtype)
+            return torch.rand(shape, dtype=like.dtype, device=like.device)
         draws = torch.empty(shape, dtype=like.dtype, device=like.device)
     if draws.is_cpu:
         return draws.uniform_()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gcsa_ext import functional
+from gcsa_ext import GCSA, functional
 
 
 def gate(**changes: Any) -> Tensor:
@@ -125,3 +125,38 @@ def test_a_refused_call_changes_no_running_statistics() -> None:
     with pytest.raises(ValueError, match="var"):
         norm(running_mean=mean, running_var=torch.ones(7), training=True)
     assert torch.equal(mean, torch.zeros(8))
+
+
+def _attention() -> tuple[list[Tensor], Tensor]:
+    module = GCSA(8).eval()
+    x = torch.randn(2, 8, 6, 5, requires_grad=True)
+    module(x)
+    tensors = [x, module.spatial_attention[3].weight, module.spatial_attention[3].bias]
+    return tensors, module(x)
+
+
+def _operator(name: str, *shapes: tuple[int, ...], **options: Any) -> tuple[list[Tensor], Tensor]:
+    tensors = [torch.randn(shape, requires_grad=True) for shape in shapes]
+    return tensors, getattr(functional, name)(*tensors, **options)
+
+
+FORWARDS = {
+    "gcsa": _attention,
+    "conv2d_same": lambda: _operator("conv2d_same", (2, 16, 9, 8), (16, 16, 7, 7), (16,)),
+    "channel_gate": lambda: _operator("channel_gate", (2, 8, 6, 5), (4, 8), (4,), (8, 4), (8,)),
+    "norm_gate": lambda: _operator("norm_gate", (2, 8, 6, 5), (2, 8, 6, 5), (8,), (8,), training=True),
+}
+
+
+@pytest.mark.parametrize("name", FORWARDS)
+@pytest.mark.parametrize("number", [0, 1, -1])
+def test_a_tensor_exchanged_between_the_passes(name: str, number: int) -> None:
+    """Which autograd does not notice."""
+    tensors, out = FORWARDS[name]()
+    given = tensors[number]
+    given.data = given.data[tuple(slice(0, length - 2) for length in given.shape)].contiguous()
+    if name == "conv2d_same" and number == -1:  # a bias has no part in the backward pass
+        assert torch.autograd.grad(out.sum(), tensors[0])[0].isfinite().all()
+        return
+    with pytest.raises(ValueError, match=f"{name}: expected "):
+        torch.autograd.grad(out.sum(), tensors)

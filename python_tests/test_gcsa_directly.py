@@ -383,3 +383,82 @@ def test_running_statistics_move_and_say_so(steps: list[str]) -> None:
     norm.momentum = torch.tensor(0.25)  # which only the long way knows
     module(torch.randn(2, 8, 6, 5))
     assert steps == ["attend"]
+
+
+def strided(t: Tensor) -> Tensor:
+    return torch.stack([t, t], -1)[..., 0]
+
+
+def channels_last(t: Tensor) -> Tensor:
+    return t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else strided(t)
+
+
+@pytest.mark.parametrize("which", [*range(19), "all"])
+@pytest.mark.parametrize("layout", [strided, channels_last], ids=lambda f: f.__name__)
+def test_saved_tensors_that_come_back_laid_out_otherwise(
+    which: int | str, layout: Callable[[Tensor], Tensor]
+) -> None:
+    module, x = pair(channels=20)[0].eval(), torch.randn(2, 20, 6, 5)
+    grad = torch.randn_like(x)
+    expected = step(module, x, grad)
+    count = 0
+
+    def pack(t: Tensor) -> tuple[int, Tensor]:
+        nonlocal count
+        count += 1
+        return count - 1, t
+
+    def unpack(packed: tuple[int, Tensor]) -> Tensor:
+        number, t = packed
+        return layout(t) if which in (number, "all") else t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        found = step(module, x, grad)
+    assert count == 19
+    torch.testing.assert_close(found, expected)
+
+
+def test_batched_gradients(steps: list[str]) -> None:
+    module, x = pair(torch.float64, channels=8)[0].eval(), torch.randn(2, 8, 6, 5).double().requires_grad_()
+    module(x)
+    steps.clear()
+    out, grads = module(x), torch.randn(3, 2, 8, 6, 5).double()
+    assert steps == ["attend"]
+    wanted = [x, *module.parameters()]
+    found = torch.autograd.grad(out, wanted, grads, is_grads_batched=True, retain_graph=True)
+    each = [torch.autograd.grad(out, wanted, grad, retain_graph=True) for grad in grads]
+    torch.testing.assert_close(list(found), [torch.stack(g) for g in zip(*each, strict=True)])
+
+
+def test_gradients_that_are_enabled_where_autograd_is_not(steps: list[str]) -> None:
+    module, x = pair(channels=8)[0].eval(), torch.randn(2, 8, 6, 5)
+    expected = module(x).detach()
+    steps.clear()
+    with torch.inference_mode(), torch.enable_grad():
+        within = module(x)
+    with torch._C._AutoDispatchBelowAutograd():
+        below = module(x)
+    assert steps == ["attend", "attend"]
+    for found in (within, below):
+        assert torch.equal(found, expected) and not found.requires_grad
+
+
+def test_compiled_autograd() -> None:
+    module, x = pair(channels=8)[0].eval(), torch.randn(2, 8, 6, 5, requires_grad=True)
+    (expected,) = torch.autograd.grad(module(x).sin().sum(), x)
+    out = module(x).sin().sum()
+    with torch._dynamo.compiled_autograd._enable(torch.compile(backend="eager", fullgraph=True)):
+        out.backward()
+    torch.testing.assert_close(x.grad, expected)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_gradients_of_weights_with_one_input_have_their_strides(channels: int, steps: list[str]) -> None:
+    module = GCSA(channels, reduction=channels, groups=1).to(memory_format=torch.channels_last)
+    module(torch.randn(2, channels, 6, 5))
+    steps.clear()
+    module(torch.randn(2, channels, 6, 5)).sum().backward()
+    assert steps == ["attend", "differentiate"]
+    for i in (0, 3):
+        weight = module.spatial_attention[i].weight
+        assert weight.grad.stride() == weight.stride()

@@ -228,3 +228,22 @@ def test_shapes_that_do_not_fit() -> None:
 def test_empty_spectrograms(shape: tuple[int, ...]) -> None:
     for iid in (True, False):
         assert FrequencyMasking(4, iid_masks=iid)(torch.randn(shape)).shape == shape
+
+
+def test_numbers_that_are_no_int() -> None:
+    x, results = torch.randn(3, 20, 5), []
+    for widest, bands in ((7, 2), (7.0, 2), (torch.tensor(7), 2)):
+        torch.manual_seed(3)
+        results.append(functional.random_frequency_mask(x, widest, bands))
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
+def test_another_default_device() -> None:
+    x = torch.randn(3, 20, 5)
+    torch.manual_seed(3)
+    expected = FrequencyMasking(7, iid_masks=True, value=0.77)(x)
+    backends.cpu._bits.cache_clear()
+    torch.manual_seed(3)
+    with torch.device("meta"):
+        found = FrequencyMasking(7, iid_masks=True, value=0.77)(x)
+    assert torch.equal(found, expected)

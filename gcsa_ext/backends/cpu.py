@@ -400,13 +400,16 @@ def gcsa_backward(
     need = [need[0], *4 * (any(need[1:5]),), *need[5:]]
     x, grad_out = _contiguous(x, layout), _contiguous(grad_out, layout)
     gate, layers = _gcsa_vectors(x, gate, (*convolutions, *norms))
+    # Hooks on saved tensors may have laid them out in another way.
+    kept = [u.contiguous() for u in saved]
+    used = [v if v is None else v.to(accumulator_dtype(x.dtype)).contiguous() for v in used]
     grads = [
         _empty(t.shape, t.dtype, layout if i == 0 else torch.contiguous_format)
         if wanted and t is not None
         else None
         for i, (t, wanted) in enumerate(zip((x, *gate, *layers), need, strict=True))
     ]
-    tensors = [x, *gate, *layers[:4], *layers[4:6], *used[:2], *layers[6:], *used[2:], None, *saved]
+    tensors = [x, *gate, *layers[:4], *layers[4:6], *used[:2], *layers[6:], *used[2:], None, *kept]
     # The kernel's order: x, gate; convolution and normalisation of the first, of the second.
     first, second = (5, 6, 9, 10), (7, 8, 11, 12)
     assert native.extension is not None
@@ -441,7 +444,7 @@ def _bits(value: float, sign: float, dtype: torch.dtype) -> int:
     `sign` is the sign of `value`: it keeps 0.0 and -0.0, which are equal, apart in the cache.
     """
     integer = MASK_DTYPES[dtype]
-    signed = int(torch.tensor(value, dtype=dtype).view(integer).item())
+    signed = int(torch.tensor(value, dtype=dtype, device="cpu").view(integer).item())
     return signed & (1 << 8 * integer.itemsize) - 1
 
 
@@ -499,6 +502,8 @@ def mask_randomly(
     """See functional.random_frequency_mask; None, before anything is drawn, where this is not for the tensor
     (csrc/masking.h)."""
     if native.extension is None or _isa_error is not None or spectrogram.dtype not in MASK_DTYPES:
+        return None
+    if type(widest) is not int or type(bands) is not int:
         return None
     bits = _bits(value, math.copysign(1.0, value), spectrogram.dtype)
     out: Tensor | None = native.extension.mask_randomly(spectrogram, widest, bands, iid, bits, inplace)

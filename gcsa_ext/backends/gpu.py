@@ -389,11 +389,14 @@ class Operators:
         with torch.cuda.device_of(x), torch._C._ExcludeDispatchKeyGuard(_AUTOCAST):
             x, grad_out = x.contiguous(memory_format=outside), grad_out.contiguous(memory_format=outside)
             gate = [w.contiguous() for w in gate]
-            u1, u2 = (_from_saved(u, x, layout) for u in saved)
+            # Hooks on saved tensors may have laid them out in another way.
+            u1, u2 = (_from_saved(u.contiguous(), x, layout) for u in saved)
             weights = [w.to(x.dtype, memory_format=layout) for w in (convolutions[0], convolutions[2])]
             offsets = [_contiguous(b) for b in (convolutions[1], convolutions[3])]
             scale1, shift1, scale2, shift2 = map(_contiguous, norms)
-            mean1, var1, mean2, var2 = cast("Sequence[Tensor]", used)  # the forward pass returned them all
+            mean1, var1, mean2, var2 = cast(
+                "Sequence[Tensor]", [_contiguous(v) for v in used]
+            )  # all are there
             norm1 = Norm(scale1, shift1, mean1, var1, offsets[0], eps[0])
             norm2 = Norm(scale2, shift2, mean2, var2, offsets[1], eps[1])
 

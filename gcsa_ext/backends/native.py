@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 import os
 from pathlib import Path
@@ -57,6 +58,9 @@ _TORCH = {
     "threads": threads,
     "increment_version": torch.autograd.graph.increment_version,
     "is_grad_enabled": torch.is_grad_enabled,
+    "autograd_excluded": functools.partial(
+        torch._C._dispatch_tls_is_dispatch_key_excluded, torch._C.DispatchKey.AutogradOther
+    ),
     "is_inference_mode_enabled": torch.is_inference_mode_enabled,
     "is_autocast_enabled": torch.is_autocast_enabled,
     "get_autocast_dtype": torch.get_autocast_dtype,

@@ -66,6 +66,8 @@ def _backward(
     need_x: bool,
     need_weights: bool,
 ) -> tuple[Tensor, ...]:
+    _check(x, w1, b1, w2, b2, groups)
+    registration.check_gradient("channel_gate", grad_out, x.shape, x)
     backend = select("channel_gate", x.device, x.dtype, x.shape)
     grads = backend.channel_gate_backward(grad_out, x, w1, b1, w2, b2, groups, sigmoid, need_x, need_weights)
     return tuple(x.new_empty(0) if grad is None else grad for grad in grads)

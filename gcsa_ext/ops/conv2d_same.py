@@ -60,6 +60,8 @@ def _forward_fake(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def _backward(
     grad_out: Tensor, x: Tensor, weight: Tensor, need_x: bool, need_weight: bool
 ) -> tuple[Tensor, Tensor]:
+    _check(x, weight, None)
+    registration.check_gradient("conv2d_same", grad_out, (x.shape[0], weight.shape[0], *x.shape[2:]), x)
     grads: tuple[Tensor | None, ...]
     if x.numel() == 0:
         grads = (torch.empty_like(x), torch.zeros_like(weight))

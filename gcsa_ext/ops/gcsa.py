@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from gcsa_ext import backends, reference
 from gcsa_ext.backends import forced, native
@@ -153,10 +154,14 @@ def _gradients(
     *args: Any,
 ) -> Sequence[Tensor | None]:
     a = Arguments(*args)
+    _check(a)
+    registration.check_gradient("gcsa", grad_out, a.x.shape, a.x)
     batch = (batch_statistics1, batch_statistics2)
     backend = backends.select("gcsa", a.x.device, a.x.dtype, a.x.shape)
     # What another backend has kept in its own layout is of no use; the reference needs nothing that was kept.
-    if (tuple(u1.shape), tuple(u2.shape)) != _saved_shapes(a):
+    kept = [tuple(u1.shape), u1.dtype, tuple(u2.shape), u2.dtype]
+    h_shape, C_shape = _saved_shapes(a)
+    if kept != [h_shape, a.x.dtype, C_shape, a.x.dtype]:
         backend = backends.reference
     return _differentiate(backend, grad_out, a, (u1, u2), batch, need)
 
@@ -309,7 +314,12 @@ class _Recorded(torch.autograd.Function):
         if grad_out is None:
             return (2 + len(need)) * (None,)
         grads = None
-        if forced.name in (None, "cpu"):
+        # A batched tensor (is_grads_batched) has no memory, and a compiler cannot see into the extension.
+        if (
+            forced.name in (None, "cpu")
+            and not is_compiling()
+            and not torch._C._functorch.is_legacy_batchedtensor(grad_out)
+        ):
             assert native.extension is not None
             grads = native.extension.differentiate(grad_out, saved, ctx.settings, ctx.batch, ctx.mixed, need)
         if grads is None:

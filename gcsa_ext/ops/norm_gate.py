@@ -88,6 +88,8 @@ def _backward(
     need_weight: bool,
     need_bias: bool,
 ) -> tuple[Tensor, ...]:
+    _check(u, z, weight, bias, mean, var)
+    registration.check_gradient("norm_gate", grad_out, z.shape, z)
     need = (need_u, need_z, need_weight, need_bias)
     grads = select("norm_gate", u.device, u.dtype, u.shape).norm_gate_backward(
         grad_out, u, z, weight, bias, mean, var, eps, batch_statistics, need

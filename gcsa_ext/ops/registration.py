@@ -22,6 +22,20 @@ def define(
     torch.library.register_fake(f"gcsa_ext::{name}", fake, lib=LIBRARY)
 
 
+def check_gradient(name: str, grad_out: Tensor, shape: Sequence[int], x: Tensor) -> None:
+    """Check, in a backward pass, that the gradient of the result fits what was saved.
+
+    ``tensor.data = other`` and hooks on saved tensors change a shape without autograd's notice, and kernels
+    know addresses only. Checked beside it are the saved tensors themselves, as in the forward pass.
+    """
+    if grad_out.shape != tuple(shape) or grad_out.dtype != x.dtype or grad_out.device != x.device:
+        raise ValueError(
+            f"{name}: expected the gradient of a result {tuple(shape)}, {x.dtype}, {x.device}, got "
+            f"{tuple(grad_out.shape)}, {grad_out.dtype}, {grad_out.device}: was a tensor exchanged between "
+            "both passes?"
+        )
+
+
 def cast_weights_in_autocast(name: str, operator: Callable[..., Any]) -> None:
     """Under autocast, cast the tensors behind the first to its dtype.
 
