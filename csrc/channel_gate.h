@@ -21,7 +21,7 @@ struct ChannelGateForward {
     const void* b1;  // (h)
     const void* w2;  // (C, h) contiguous
     const void* b2;  // (C)
-    void* out;       // (N, C, H, W) in map.layout
+    void* out;       // (N, C, H, W) in map.layout; shares no memory with x, and holds other things meanwhile
 };
 
 // The forward's intermediate values are computed again from x: nothing but the inputs is ever saved.

@@ -160,3 +160,14 @@ def test_a_tensor_exchanged_between_the_passes(name: str, number: int) -> None:
         return
     with pytest.raises(ValueError, match=f"{name}: expected "):
         torch.autograd.grad(out.sum(), tensors)
+
+
+@pytest.mark.parametrize("name", FORWARDS)
+@pytest.mark.parametrize("sizes", [(4, 1, 1), (1, 2, 1), (1, 1, 2)], ids=str)
+def test_maps_exchanged_between_the_passes(name: str, sizes: tuple[int, int, int]) -> None:
+    """For others that fit the weights, but not the gradient."""
+    tensors, out = FORWARDS[name]()
+    for given in tensors[: 2 if name == "norm_gate" else 1]:
+        given.data = given.data.repeat(sizes[0], 1, *sizes[1:])
+    with pytest.raises(ValueError, match=f"{name}: expected the gradient of a result "):
+        torch.autograd.grad(out.sum(), tensors)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -416,6 +417,22 @@ def test_saved_tensors_that_come_back_laid_out_otherwise(
         found = step(module, x, grad)
     assert count == 19
     torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("which", [13, 14])
+def test_what_is_kept_that_comes_back_in_another_dtype(which: int) -> None:
+    module, x = pair(channels=20)[0].eval(), torch.randn(2, 20, 6, 5)
+    grad = torch.randn_like(x)
+    expected = step(module, x, grad)
+    numbers = itertools.count()
+
+    def unpack(packed: tuple[int, Tensor]) -> Tensor:
+        number, t = packed
+        return t.double() if number == which else t
+
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (next(numbers), t), unpack):
+        found = step(module, x, grad)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_batched_gradients(steps: list[str]) -> None:

@@ -108,7 +108,7 @@ def test_many_tiles(training: bool, calls: list[str]) -> None:
     [
         ((5, 64, 14, 9), {"channels": 64}),  # on a CPU the gated map lies in the result
         ((4, 32, 56, 31), {"channels": 32}),  # some images at a time, in it too
-        ((2, 16, 75, 78), {"channels": 16}),  # not where groups of tiles end within an image,
+        ((2, 32, 130, 133), {"channels": 32}),  # not where groups of tiles end within an image,
         (
             (3, 16, 10, 11),
             {"channels": 16, "reduction": 1},
@@ -243,6 +243,21 @@ def test_saves_little() -> None:
         fused(x)
     assert not saved
     out.sum().backward()
+
+
+@every_backend
+def test_a_map_that_comes_back_in_the_other_layout() -> None:
+    """What was kept of as many channels as positions has the same number of elements in each."""
+    fused, _ = pair(channels=16, reduction=1)
+    x = torch.randn(1, 16, 4, 4)
+    expected = step(fused.eval(), x, x)
+
+    def unpack(t: Tensor) -> Tensor:
+        return t.contiguous(memory_format=torch.channels_last) if t.shape == x.shape else t
+
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, unpack):
+        found = step(fused, x, x)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 BRANCHES = ["channel_attention", "channel_attention.2", "spatial_attention", "spatial_attention.1"]

@@ -32,7 +32,7 @@ struct DirectConvolution {
 
     int64_t radius() const { return kernel / 2; }
     int64_t images_per_group() const { return group; }
-    static constexpr bool block_by_block() { return false; }  // images and two blocks take turns
+    static constexpr bool block_by_block(int64_t) { return false; }  // images and two blocks take turns
     ImageRange images(int64_t first, int64_t count) const { return {first, count}; }
     int64_t out_blocks() const { return (outputs + L - 1) / L; }
     // Blocks of outputs at a time: two save every other load of a left factor.

@@ -304,8 +304,10 @@ struct Convolution {
     // Of the spectra of a group's tiles as few as possible are there at a time, so that they stay in the second-level cache:
     // of the outputs one block per thread, which is transformed back when it is done, or of the inputs a turn.
     bool by_outputs() const { return outputs > inputs && outputs > (team - 1) * L; }
-    // Whether a thread has an image's block of outputs complete before it begins another.
-    bool block_by_block() const { return by_outputs() && group % tiling.per_image() == 0; }
+    // Whether a thread has a block of outputs complete before it begins another, of every one of so many images.
+    bool block_by_block(int64_t images) const {
+        return by_outputs() && (images * tiling.per_image() <= group || group % tiling.per_image() == 0);
+    }
     int64_t channels_per_turn(int64_t channels) const {
         constexpr int64_t cache = (640 << 10) / static_cast<int64_t>(sizeof(A));
         const int64_t at_once = inputs_at_once<A>(tiling, kernel);

@@ -176,7 +176,7 @@ void infer(const GcsaForward& p) {
     // Where a block of channels takes the same memory in both layouts, the gated map lies in the result's place, which saves
     // its own share of the cache. A block of the result is then collected elsewhere until it is complete.
     const bool z_in_out =
-        std::is_same_v<T, A> && p.gate.map.layout == Layout::contiguous && C % L == 0 && c2.block_by_block();
+        std::is_same_v<T, A> && p.gate.map.layout == Layout::contiguous && C % L == 0 && c2.block_by_block(chunk);
     const int64_t z_size = z_in_out ? 0 : S::size(g.map_size(C, chunk));
     const int64_t block_size = z_in_out ? S::size(g.map_size(L, 1)) : 0;
     const int64_t vectors = Affine<A>::vectors * (S::size(round_up(C, L)) + S::size(round_up(h, L)));

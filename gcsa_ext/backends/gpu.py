@@ -156,22 +156,23 @@ def convolution_layout(x: Tensor) -> torch.memory_format:
     return torch.channels_last if x.dtype.itemsize == 2 else memory_format(x)
 
 
-def saved_shape(channels: int, x: Tensor) -> tuple[int, int, int]:
-    """Of what is kept of a convolution's output: contiguous in the layout inside."""
+def saved_shape(channels: int, x: Tensor) -> tuple[int, ...]:
+    """Of what is kept of a convolution's output: contiguous in the layout inside, whose number of axes tells
+    it, should x come back to the backward pass in another one."""
     N, _, H, W = x.shape
     if convolution_layout(x) == torch.channels_last:
-        return N, H * W, channels
+        return N, H * W, 1, channels
     return N, channels, H * W
 
 
 def _to_saved(u: Tensor, layout: torch.memory_format) -> Tensor:
-    return u.permute(0, 2, 3, 1).flatten(1, 2) if layout == torch.channels_last else u.flatten(2)
+    return u.permute(0, 2, 3, 1).flatten(1, 2).unsqueeze(2) if layout == torch.channels_last else u.flatten(2)
 
 
 def _from_saved(saved: Tensor, x: Tensor, layout: torch.memory_format) -> Tensor:
     N, _, H, W = x.shape
     if layout == torch.channels_last:
-        return saved.view(N, H, W, saved.shape[2]).permute(0, 3, 1, 2)
+        return saved.view(N, H, W, saved.shape[3]).permute(0, 3, 1, 2)
     return saved.view(N, saved.shape[1], H, W)
 
 
