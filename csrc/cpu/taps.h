@@ -153,7 +153,6 @@ inline void for_each_taps(
     const Taps<A>& taps, int64_t block, int64_t first, int64_t count, const A* next, A* gathered, const Take& take
 ) {
     constexpr int L = lanes<A>;
-    constexpr int64_t line = cache_line / static_cast<int64_t>(sizeof(A));
     const TapStrides strides = taps.strides;
     const int64_t outputs = taps.outputs_in(block), size = taps.size();
     const A* const from = taps.at(block * L, first);
@@ -163,17 +162,16 @@ inline void for_each_taps(
         const int64_t inputs = std::min(together, count - i);
         gather_taps(from + i * strides.input, strides, outputs, inputs, size, gathered);
         for (int64_t j = 0; j < inputs; ++j) {
-            // As many streams as there are outputs or taps are more than the processor's own prefetching follows.
+            // As many streams as there are outputs or taps are more than the processor's own prefetching follows. They do
+            // not fit the first-level cache, but a Zen 5 that is to take them into the second-level one leaves many out.
             const A* const at = next + (i + j) * strides.input;
             if (strides.tap == 1) {
-                for (int64_t k = 0; k < outputs; ++k)
-                    for (int64_t tap = 0; tap < size; tap += line) __builtin_prefetch(at + k * strides.output + tap, 0, 2);
+                for (int64_t k = 0; k < outputs; ++k) prefetch(at + k * strides.output, size);
             } else if (strides.output == 1) {
-                for (int64_t tap = 0; tap < size; ++tap) __builtin_prefetch(at + tap * strides.tap, 0, 2);
+                for (int64_t tap = 0; tap < size; ++tap) prefetch(at + tap * strides.tap, 1);
             } else {  // a line holds the same tap of many inputs: each asks for its share
                 for (int64_t tap = j * size / inputs; tap < (j + 1) * size / inputs; ++tap)
-                    for (int64_t k = 0; k < outputs; ++k)
-                        __builtin_prefetch(next + i * strides.input + strides.at(k, 0, tap), 0, 2);
+                    for (int64_t k = 0; k < outputs; ++k) prefetch(next + i * strides.input + strides.at(k, 0, tap), 1);
             }
             take(i + j, gathered + j * size * L);
         }
