@@ -202,21 +202,28 @@ class Multiplication {
         const A* next, const OutputSpectra<A>& out, int64_t to
     ) const {
         const int64_t count = inputs(first);
+        // As many streams as there are outputs or inputs are more than the processor's own prefetching follows. Products of
+        // many tiles leave time to ask for them, which the transforms do not.
+        const TapLines<A> later(taps_, next, count);
+        const bool meanwhile = tiles < product_rows;
         const auto spectrum_of = [&](int column) {
             return spectra_ + (whole_ ? transform_.first_frequency(column) : 0) * stride_;
         };
         if constexpr (transforms)
-            for_each_taps(taps_, block, first, count, next, gathered_, [&](int64_t i, const A* vectors) {
-                A* const rows = whole_ ? rows_ : rows_ + i * rows_size_;
-                transform_.forward_rows(vectors, rows);
-                for (int k = first_column; whole_ && k < last_column; ++k)
-                    transform_.forward_column(rows, 1, k, spectrum_of(k) + i * 2 * L, stride_);
-            });
+            for_each_taps(
+                taps_, block, first, count, meanwhile ? &later : nullptr, gathered_, [&](int64_t i, const A* vectors) {
+                    A* const rows = whole_ ? rows_ : rows_ + i * rows_size_;
+                    transform_.forward_rows(vectors, rows);
+                    for (int k = first_column; whole_ && k < last_column; ++k)
+                        transform_.forward_column(rows, 1, k, spectrum_of(k) + i * 2 * L, stride_);
+                }
+            );
+        int64_t step = 0;
         for (int k = first_column; k < last_column; ++k) {
             if (transforms && !whole_) transform_.forward_column(rows_, count, k, spectra_, stride_);
-            for (int j = 0; j < transform_.frequencies(k); ++j) {
+            for (int j = 0; j < transform_.frequencies(k); ++j, ++step) {
                 const int64_t f = transform_.first_frequency(k) + j;
-                const TilesByChannels<A> tile{in.at(0, f), in.block_stride, in.stride};
+                const TilesByChannels<A> tile{in.at(0, f), in.block_stride, in.stride, later.step(step)};
                 const auto multiply = tiling_.holds_two(f) ? product<RealSums<A>, TilesByChannels<A>>
                                       : taps_.mirrored     ? product<Sum<A, false>, TilesByChannels<A>>
                                                            : product<Sum<A, true>, TilesByChannels<A>>;

@@ -27,13 +27,21 @@ constexpr int input_parts = real_products == 3 ? 3 : 2;
 // k_stride, but after every `segment` values of k `segment_stride` elements further on. Its parts are L elements apart.
 //
 // What will be read next lies `ahead` elements further on and is prefetched while this is multiplied, ahead_step<rows>
-// elements with every k: of a whole block of channels, that is all of it in the end.
+// elements with every k: of a whole block of channels, that is all of it in the end. What will be read later is prefetched
+// as well, a cache line with every k, where there are enough rows to multiply meanwhile.
+template <class T>
+struct Lines {
+    const T* first;
+    int64_t stride, segment_stride;  // between those of following k, and where a segment of k begins
+};
 template <class T>
 struct TilesByChannels {
     const T* data;
     int64_t segment_stride;  // between blocks of channels
     int64_t ahead;           // the same tiles at the next frequency: in jumps, which no processor foresees
+    Lines<T> later;
     static constexpr int64_t row_stride = input_parts * lanes<T>, k_stride = 1, segment = lanes<T>;
+    static constexpr bool prefetches_later = true;
     template <int rows>
     static constexpr int64_t ahead_step = rows * input_parts;
 };
@@ -41,6 +49,7 @@ template <class T>
 struct ChannelsByTiles {
     const T* data;
     static constexpr int64_t row_stride = 1, k_stride = input_parts * lanes<T>, segment = INT64_MAX / 2, segment_stride = 0;
+    static constexpr bool prefetches_later = false;
     static constexpr int64_t ahead = 8 * k_stride;  // tiles: with few of them, of about the next frequency
     template <int rows>
     static constexpr int64_t ahead_step = k_stride;
@@ -133,21 +142,30 @@ GCSA_EXT_INLINE void product_block(
 ) {
     constexpr int L = lanes<T>;
     constexpr int64_t ahead_step = Matrix::template ahead_step<rows>, b_ahead = 4;
+    constexpr bool prefetches_later = Matrix::prefetches_later && rows == product_rows;
     // Sums must not wait for each other: with few rows each is kept in several parts.
     constexpr int parts = rows >= 4 ? 1 : rows >= 2 ? 2 : 4;
     for (int i = 0; i < rows; ++i) prefetch_to_write(C + i * c_stride, 2 * L);  // needed when all has been multiplied
     Sum sum[parts][rows];
-    const T* ahead;
+    const T *ahead, *later;
     const auto step = [&](const T* a, const T* b, int part) {
         prefetch(ahead, ahead_step);
         prefetch(b + b_ahead * b_stride, 2 * L);
         ahead += ahead_step;
+        if constexpr (prefetches_later) {
+            prefetch(later, 1);
+            later += A.later.stride;
+        }
         const auto factor = Sum::factor(load(b, Full<T>{}), load(b + L, Full<T>{}));
         for (int i = 0; i < rows; ++i) sum[part][i].add(a + i * A.row_stride, factor);
     };
     for (; K > 0; K -= A.segment, A.data += A.segment_stride) {
         const T* a = A.data;
         ahead = a + A.ahead;
+        if constexpr (prefetches_later) {
+            later = A.later.first;
+            A.later.first += A.later.segment_stride;
+        }
         int64_t left = K < A.segment ? K : A.segment;
         for (; left >= parts; left -= parts)
             for (int part = 0; part < parts; ++part, a += A.k_stride, B += b_stride) step(a, B, part);

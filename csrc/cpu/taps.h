@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "blocked.h"
+#include "spectral_product.h"
 
 namespace gcsa_ext::cpu::GCSA_EXT_ISA {
 
@@ -145,34 +146,56 @@ inline void prefetch_taps_to_write(TapStrides strides, int64_t outputs, int64_t 
     }
 }
 
+// Weights that a later call needs, one block of outputs and `count` inputs, as cache lines: those of all steps together are
+// all of them. A step has one for each input.
+template <class A>
+class TapLines {
+    static constexpr int64_t L = lanes<A>, line = cache_line / static_cast<int64_t>(sizeof(A));
+
+   public:
+    TapLines(const Taps<A>& taps, const A* first, int64_t count) : first_(first), count_(count) {
+        // The mirrored convolution's lie in a run for each input, the others' in a run for each output.
+        const TapStrides& strides = taps.strides;
+        const int64_t segments = taps.mirrored ? 1 : (count + L - 1) / L, run = (taps.mirrored ? L : count) * taps.size();
+        stride_ = taps.mirrored ? strides.input : strides.output;
+        segment_stride_ = taps.mirrored ? L * stride_ : strides.tap == 1 ? line : L;
+        step_ = strides.tap == 1 ? segments * line : strides.tap;
+        steps_ = strides.tap == 1 ? run / step_ + 1 : taps.size();
+    }
+    // The last step's from there on.
+    Lines<A> step(int64_t i) const { return {first_ + std::min(i, steps_ - 1) * step_, stride_, segment_stride_}; }
+    // Asks for those of one of `shares` shares of the steps.
+    GCSA_EXT_INLINE void prefetch_share(int64_t share, int64_t shares) const {
+        for (int64_t row = 0; row < std::min(count_, L); ++row)
+            for (int64_t i = steps_ * share / shares; i < steps_ * (share + 1) / shares; ++i)
+                for (int64_t at = row; at < count_; at += L)
+                    prefetch(first_ + i * step_ + at / L * segment_stride_ + row * stride_, 1);
+    }
+
+   private:
+    const A* first_;
+    int64_t count_, stride_, segment_stride_, step_, steps_;
+};
+
 // Calls take(i, vectors) for the taps of inputs first ... first + count and one block of outputs, i counted from `first`: a
 // vector of all outputs for each tap. `gathered` is scratch for kernel^2 vectors of as many inputs as a vector has lanes.
-// `next` is where the first weights of the next call are.
+// `later` is asked for meanwhile, if there is any.
 template <class A, class Take>
 inline void for_each_taps(
-    const Taps<A>& taps, int64_t block, int64_t first, int64_t count, const A* next, A* gathered, const Take& take
+    const Taps<A>& taps, int64_t block, int64_t first, int64_t count, const TapLines<A>* later, A* gathered, const Take& take
 ) {
     constexpr int L = lanes<A>;
     const TapStrides strides = taps.strides;
     const int64_t outputs = taps.outputs_in(block), size = taps.size();
     const A* const from = taps.at(block * L, first);
-    // Inputs that follow each other in memory are gathered together, in full squares.
-    const int64_t together = strides.input == 1 || strides.input == size ? L : 1;
+    // Inputs that follow each other in memory are gathered together: a vector's width of scalars or, as full squares, a
+    // quarter of that, which stays in the first-level cache until it is transformed.
+    const int64_t together = strides.input == 1 ? L : strides.input == size ? std::max(L / 4, 1) : 1;
     for (int64_t i = 0; i < count; i += together) {
         const int64_t inputs = std::min(together, count - i);
         gather_taps(from + i * strides.input, strides, outputs, inputs, size, gathered);
         for (int64_t j = 0; j < inputs; ++j) {
-            // As many streams as there are outputs or taps are more than the processor's own prefetching follows. They do
-            // not fit the first-level cache, but a Zen 5 that is to take them into the second-level one leaves many out.
-            const A* const at = next + (i + j) * strides.input;
-            if (strides.tap == 1) {
-                for (int64_t k = 0; k < outputs; ++k) prefetch(at + k * strides.output, size);
-            } else if (strides.output == 1) {
-                for (int64_t tap = 0; tap < size; ++tap) prefetch(at + tap * strides.tap, 1);
-            } else {  // a line holds the same tap of many inputs: each asks for its share
-                for (int64_t tap = j * size / inputs; tap < (j + 1) * size / inputs; ++tap)
-                    for (int64_t k = 0; k < outputs; ++k) prefetch(next + i * strides.input + strides.at(k, 0, tap), 1);
-            }
+            if (later) later->prefetch_share(i + j, count);
             take(i + j, gathered + j * size * L);
         }
     }
