@@ -12,6 +12,7 @@
 
 #include "attention.h"
 #include "cpu/dispatch.h"
+#include "kept_spectra.h"
 #include "masking.h"
 #include "objects.h"
 #include "scratch.h"
@@ -301,24 +302,6 @@ PYBIND11_MODULE(_C, module) {
             return kernels().product_rate({batch, inputs, outputs, height, width, kernel, threads, seconds});
         }
     );
-    module.def(
-        "time_products", [](int64_t batch, int64_t inputs, int64_t outputs, int64_t height, int64_t width, int64_t kernel,
-                            int threads, Address weight, bool transforms) {
-            require(batch >= 1 && threads >= 1, "a batch and threads of at least 1");
-            convolution(0, false, batch, inputs, height, width, threads, outputs, kernel, 1, weight, 0, 1);  // checks them
-            const py::gil_scoped_release release;
-            const auto found = kernels().time_products(
-                {batch, inputs, outputs, height, width, kernel, pointer(weight), transforms, threads}
-            );
-            return std::pair(found.seconds, found.spectra_bytes);
-        }
-    );
-    module.def("time_reading", [](Address data, int64_t bytes, int threads) {
-        require(bytes >= 0 && threads >= 1, "bytes of at least 0 and at least 1 thread");
-        require_addresses(data);
-        const py::gil_scoped_release release;
-        return kernels().time_reading(pointer(data), bytes, threads);
-    });
     module.def("use_torch", &gcsa_ext::use_torch);
     module.def("empty", [](const std::vector<int64_t>& shape, const py::object& dtype, bool channels_last) {
         return gcsa_ext::empty(shape, dtype.ptr(), channels_last);
@@ -331,5 +314,9 @@ PYBIND11_MODULE(_C, module) {
     module.def("unchanged", &gcsa_ext::unchanged);
     module.def("attend", &gcsa_ext::attend);
     module.def("differentiate", &gcsa_ext::differentiate);
-    module.def("release_scratch", &gcsa_ext::release_scratch);
+    module.def("release_scratch", [] {
+        gcsa_ext::release_spectra();  // to the memory that is given back then
+        return gcsa_ext::release_scratch();
+    });
+    module.def("keep_weights_up_to", &gcsa_ext::keep_weights_up_to);
 }

@@ -15,12 +15,12 @@ import cores
 import crossover
 import exactness
 import gpu
+import kept_spectra
 import pytest
 import report
 import scaling
 import slow_state
 import torch
-import weights_cache
 from bars import Bar, Measured
 from cases import CASES, Call, Case, gcsa_case
 from ceiling import Ceiling
@@ -657,37 +657,35 @@ def test_the_gpu_report_needs_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         gpu.main()
 
 
-def test_a_cache_of_the_weights_is_judged_by_its_bytes() -> None:
-    found = weights_cache.Found(
+def test_what_keeping_spectra_gains_is_printed() -> None:
+    found = kept_spectra.Found(
         shape=(1, 8, 5, 5),
-        call=10e-3,
-        transforms=4e-3,
-        products=(1e-3, 2e-3),
-        reading=(2e-3, 0.5e-3),
-        noticing=0.5e-3,
+        kept={"warm": 2e-3, "cold": 4e-3},
+        transformed={"warm": 3e-3, "cold": 5e-3},
+        gain={"warm": 1.5, "cold": 1.25},
         weight_bytes=2_000_000,
-        spectra_bytes=30_000_000,
+        kept_bytes=30_000_000,
     )
-    assert found.cached(overlapping=False) == pytest.approx(9e-3)
-    assert found.cached(overlapping=True) == pytest.approx(
-        7.5e-3
-    )  # of the reading 1 ms and 0.5 ms are hidden
-    row = "| 1x8x5x5 | 10.00 | 4.00 | 3.00 | 2.0 | 0.50 | 30.0 | 2.50 | 1.11x to 1.33x |"
-    assert weights_cache.table([found]).splitlines()[2] == row
+    row = "| 1x8x5x5 | 2.0 | 30.0 | 3.00 | 2.00 | 1.50x | 5.00 | 4.00 | 1.25x |"
+    assert kept_spectra.table([found]).splitlines()[2] == row
 
 
-@pytest.mark.parametrize("shape", [(1, 64, 6, 5), (3, 20, 14, 9)])
-def test_what_a_cache_is_made_of_is_measured(shape: tuple[int, int, int, int]) -> None:
+@pytest.mark.parametrize("shape", [(1, 64, 8, 9), (3, 20, 14, 9), (1, 256, 7, 7)])
+def test_calls_that_keep_spectra_are_measured(shape: tuple[int, int, int, int]) -> None:
+    """Of any weights, also those that are not kept otherwise; afterwards all is as before."""
     C = shape[1]
-    found = weights_cache.compare(shape, 0.0)
+    limit = native.extension.keep_weights_up_to(0)
+    assert native.extension.keep_weights_up_to(limit) == 0
+    found = kept_spectra.compare(shape, 0.0, megabytes=1)
+    assert native.extension.keep_weights_up_to(limit) == limit
     assert found.weight_bytes == 2 * 4 * C * (C // 4) * 49
-    assert found.spectra_bytes > found.weight_bytes
-    assert min(found.call, *found.products, *found.reading, found.noticing) > 0.0
-    assert found.transforms >= 0.0
+    assert found.kept_bytes > found.weight_bytes
+    for times in (found.kept, found.transformed, found.gain):
+        assert set(times) == {"warm", "cold"} and min(times.values()) > 0.0
 
 
-def test_a_cache_needs_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keeping_spectra_needs_the_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(native, "extension", None)
     monkeypatch.setattr(native, "load_error", "no such file")
     with pytest.raises(RuntimeError, match="no such file"):
-        weights_cache.compare((1, 64, 6, 5), 0.0)
+        kept_spectra.compare((1, 64, 6, 5), 0.0)

@@ -269,12 +269,7 @@ def test_measurements_check_their_arguments() -> None:
     shape = {"batch": 1, "inputs": 4, "outputs": 4, "height": 5, "width": 5, "kernel": 7, "threads": 1}
     for changed in ({"batch": 0}, {"inputs": 0}, {"height": 0}, {"kernel": 4}, {"threads": 0}):
         with pytest.raises(ValueError, match=r"gcsa_ext\._C: expected "):
-            _C.time_products(*{**shape, **changed}.values(), A, True)
-    with pytest.raises(ValueError, match=r"gcsa_ext\._C: expected "):
-        _C.time_products(*shape.values(), 0, True)
-    for data, bytes_, threads in ((0, 8, 1), (A, -1, 1), (A, 8, 0)):
-        with pytest.raises(ValueError, match=r"gcsa_ext\._C: expected "):
-            _C.time_reading(data, bytes_, threads)
+            _C.convolution_product_rate(*{**shape, **changed}.values(), 0.01)
 
 
 def test_more_memory_than_there_is_raises() -> None:

@@ -170,7 +170,7 @@ inline void transform_back(
 
 // out[f] = in[f] weights[f] for every tile and frequency. The weights' spectra are many times larger than the weights: they
 // are transformed a few inputs, and where these are many frequencies, one column at a time, and used while they are in the
-// cache, which is as fast as reading spectra that were computed before back from memory.
+// cache. Of few weights the spectra can be kept instead.
 template <class A, bool transforms = true>
 class Multiplication {
     static constexpr int L = lanes<A>;
@@ -182,6 +182,7 @@ class Multiplication {
           transform_(tiling.y.length, tiling.x.length, taps.kernel),
           at_once_(inputs_at_once<A>(tiling, taps.kernel)),
           stride_(frequency_stride<A>(at_once_)),
+          kept_stride_(frequency_stride<A>(std::min(at_once_, taps.inputs))),
           rows_size_(TapTransform<A>::rows_size(tiling.x.length, taps.kernel)),
           whole_(whole_spectra<A>(tiling, at_once_)),
           gathered_(scratch),
@@ -194,6 +195,22 @@ class Multiplication {
     // The inputs from `first` on that are multiplied at a time.
     int64_t inputs(int64_t first) const { return std::min(at_once_, taps_.inputs - first); }
 
+    // Spectra that are kept (weight_spectra.h) are made unit by unit: a block of outputs and inputs that are multiplied at a
+    // time.
+    int64_t units() const { return (taps_.outputs + L - 1) / L * chunks_(); }
+    int64_t unit_size() const { return tiling_.frequencies() * kept_stride_; }
+    void make_unit(int64_t unit, A* to) const {
+        const int64_t block = unit / chunks_(), first = unit % chunks_() * at_once_;
+        const TapLines<A>* const none = nullptr;
+        for_each_taps(taps_, block, first, inputs(first), none, gathered_, [&](int64_t i, const A* vectors) {
+            transform_.forward_rows(vectors, rows_);
+            for (int k = 0; k < columns(); ++k)
+                transform_.forward_column(
+                    rows_, 1, k, to + transform_.first_frequency(k) * kept_stride_ + i * 2 * L, kept_stride_
+                );
+        });
+    }
+
     // What inputs first ... first + inputs(first) contribute to columns [first_column, last_column) of a block of outputs,
     // which is written to block `to` of `out`, or added if `first` is not 0. `in` begins with the block of channels of input
     // `first`. `next` is where the weights of the next call begin.
@@ -201,6 +218,7 @@ class Multiplication {
         int64_t tiles, const InputSpectra<A>& in, int64_t first, int64_t block, int first_column, int last_column,
         const A* next, const OutputSpectra<A>& out, int64_t to
     ) const {
+        if (taps_.spectra) return run_kept_(tiles, in, first, block, first_column, last_column, out, to);
         const int64_t count = inputs(first);
         // As many streams as there are outputs or inputs are more than the processor's own prefetching follows. Products of
         // many tiles leave time to ask for them, which the transforms do not.
@@ -223,10 +241,11 @@ class Multiplication {
             if (transforms && !whole_) transform_.forward_column(rows_, count, k, spectra_, stride_);
             for (int j = 0; j < transform_.frequencies(k); ++j, ++step) {
                 const int64_t f = transform_.first_frequency(k) + j;
-                const TilesByChannels<A> tile{in.at(0, f), in.block_stride, in.stride, later.step(step)};
-                const auto multiply = tiling_.holds_two(f) ? product<RealSums<A>, TilesByChannels<A>>
-                                      : taps_.mirrored     ? product<Sum<A, false>, TilesByChannels<A>>
-                                                           : product<Sum<A, true>, TilesByChannels<A>>;
+                using Tiles = TilesByChannels<A, made_ahead>;
+                const Tiles tile{in.at(0, f), in.block_stride, in.stride, later.step(step)};
+                const auto multiply = tiling_.holds_two(f) ? product<RealSums<A>, Tiles>
+                                      : taps_.mirrored     ? product<Sum<A, false>, Tiles>
+                                                           : product<Sum<A, true>, Tiles>;
                 multiply(tiles, count, tile, spectrum_of(k) + j * stride_, 2 * L, out.at(to, f), out.tile_stride, first > 0);
             }
         }
@@ -234,10 +253,29 @@ class Multiplication {
     const A* weights(int64_t block, int64_t input) const { return taps_.at(block * L, input); }
 
    private:
+    // How far ahead factors are prefetched: what was transformed just now is near.
+    static constexpr int64_t made_ahead = 4, kept_ahead = 64;
+
+    __attribute__((noinline)) void run_kept_(
+        int64_t tiles, const InputSpectra<A>& in, int64_t first, int64_t block, int first_column, int last_column,
+        const OutputSpectra<A>& out, int64_t to
+    ) const {
+        const A* const spectra = taps_.spectra + (block * chunks_() + first / at_once_) * unit_size();
+        for (int k = first_column; k < last_column; ++k)
+            for (int j = 0; j < transform_.frequencies(k); ++j) {
+                const int64_t f = transform_.first_frequency(k) + j;
+                const A* const factors = spectra + f * kept_stride_;
+                using Tiles = TilesByChannels<A, kept_ahead>;
+                const Tiles tile{in.at(0, f), in.block_stride, in.stride, {factors, 0, 0}};
+                const auto multiply = tiling_.holds_two(f) ? product<RealSums<A>, Tiles> : product<Sum<A, true>, Tiles>;
+                multiply(tiles, inputs(first), tile, factors, 2 * L, out.at(to, f), out.tile_stride, first > 0);
+            }
+    }
+    int64_t chunks_() const { return (taps_.inputs + at_once_ - 1) / at_once_; }
     Tiling tiling_;
     Taps<A> taps_;
     TapTransform<A> transform_;
-    int64_t at_once_, stride_, rows_size_;
+    int64_t at_once_, stride_, kept_stride_, rows_size_;
     bool whole_;
     A *gathered_, *rows_, *spectra_;
 };

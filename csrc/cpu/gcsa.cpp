@@ -170,6 +170,7 @@ void infer(const GcsaForward& p) {
     int64_t chunk = std::min(N, std::max(c1.images_per_group(), c2.images_per_group()));
     if (apart) chunk = std::min(chunk, (N + g.threads - 1) / g.threads);
     const PerceptronWeights<T> weights(p.gate);
+    WeightSpectra<A> weights1(c1, g.taps1(p)), weights2(c2, g.taps2(p));
 
     const int teams = apart ? g.threads : 1;
     using S = Pieces<A>;
@@ -207,7 +208,12 @@ void infer(const GcsaForward& p) {
 
         const int64_t begin = apart ? N * all.rank / all.size : 0, end = apart ? N * (all.rank + 1) / all.size : N;
         gate.pack(all);
+        weights1.check(all);
+        weights2.check(all);
         all.barrier();
+        const bool filled1 = weights1.fill(all, scratch), filled2 = weights2.fill(all, scratch);
+        if (filled1 || filled2) all.barrier();
+        const Taps<A> taps1 = weights1.taps(), taps2 = weights2.taps();
         for (int64_t first = begin; first < end; first += chunk) {
             const int64_t count = std::min(chunk, end - first);
             T* const out = static_cast<T*>(p.gate.out) + first * C * g.P;
@@ -216,14 +222,14 @@ void infer(const GcsaForward& p) {
             gate.run(team, first, count, z, scratch);
             team.barrier();
             convolve(
-                team, c1, z, c1.images(0, count), g.taps1(p), spectra, scratch,
+                team, c1, z, c1.images(0, count), taps1, spectra, scratch,
                 [&](int64_t image, int64_t block, int64_t at, int64_t n, const A* run, int64_t step) {
                     relu_run(affine1, block, n, run, step, a1.block(image, block) + at * L);
                 },
                 NoFinish{}
             );
             convolve(
-                team, c2, a1, c2.images(0, count), g.taps2(p), spectra, scratch,
+                team, c2, a1, c2.images(0, count), taps2, spectra, scratch,
                 [&](int64_t image, int64_t block, int64_t at, int64_t n, const A* run, int64_t step) {
                     const A* const gated = z.block(image, block) + at * L;
                     A* const to = result(image, block) + at * L;
@@ -241,6 +247,8 @@ void infer(const GcsaForward& p) {
             );
         }
     });
+    weights1.keep();
+    weights2.keep();
 }
 
 // Merges the threads' statistics and folds them into the normalisation; by one thread.

@@ -29,8 +29,6 @@ constexpr Kernels table = {
     others::fma_peak,
     others::core_round_trip,
     others::product_rate,
-    others::time_products,
-    others::time_reading,
 };
 
 }  // namespace gcsa_ext::cpu::GCSA_EXT_ISA

@@ -24,27 +24,23 @@ struct Kernels {
     double (*fma_peak)(int threads, double seconds);
     double (*core_round_trip)(double seconds);
     double (*product_rate)(const ProductRate&);
-    ProductsTime (*time_products)(const Products&);
-    double (*time_reading)(const void* data, int64_t bytes, int threads);
 };
 
 #ifdef GCSA_EXT_ISA
-#define GCSA_EXT_DECLARE_KERNELS(isa)                             \
-    namespace isa {                                               \
-    void channel_gate_forward(const ChannelGateForward&);         \
-    void channel_gate_backward(const ChannelGateBackward&);       \
-    void norm_gate_forward(const NormGateForward&);               \
-    void norm_gate_backward(const NormGateBackward&);             \
-    void convolution_forward(const ConvolutionForward&);          \
-    void convolution_backward(const ConvolutionBackward&);        \
-    void frequency_mask(const FrequencyMask&);                    \
-    void gcsa_forward(const GcsaForward&);                        \
-    void gcsa_backward(const GcsaBackward&);                      \
-    double fma_peak(int threads, double seconds);                 \
-    double core_round_trip(double seconds);                       \
-    double product_rate(const ProductRate&);                      \
-    ProductsTime time_products(const Products&);                  \
-    double time_reading(const void*, int64_t bytes, int threads); \
+#define GCSA_EXT_DECLARE_KERNELS(isa)                       \
+    namespace isa {                                         \
+    void channel_gate_forward(const ChannelGateForward&);   \
+    void channel_gate_backward(const ChannelGateBackward&); \
+    void norm_gate_forward(const NormGateForward&);         \
+    void norm_gate_backward(const NormGateBackward&);       \
+    void convolution_forward(const ConvolutionForward&);    \
+    void convolution_backward(const ConvolutionBackward&);  \
+    void frequency_mask(const FrequencyMask&);              \
+    void gcsa_forward(const GcsaForward&);                  \
+    void gcsa_backward(const GcsaBackward&);                \
+    double fma_peak(int threads, double seconds);           \
+    double core_round_trip(double seconds);                 \
+    double product_rate(const ProductRate&);                \
     }
 GCSA_EXT_DECLARE_KERNELS(GCSA_EXT_ISA)
 #ifdef GCSA_EXT_MATRIX_REGISTERS

@@ -1,6 +1,5 @@
 // Floating-point operations per second: of products and sums in registers, which nothing exceeds, and of the products of
 // spectra, with the memory traffic that they have in a convolution but without the transforms of the weights between them.
-// And what keeping the weights' transforms would be made of: benchmarks/weights_cache.py.
 
 #include "../measure.h"
 
@@ -105,57 +104,6 @@ double product_rate(const ProductRate& p) {
         const Multiplication<A, false> multiplication(c.tiling, taps, scratch + team.rank * per_thread);
         multiply_spectra(team, multiplication, c.group, in, 0, c.inputs, out);
     });
-}
-
-ProductsTime time_products(const Products& p) {
-    using A = float;
-    const auto plan = [&](bool apart) {
-        return plan_convolution<A>(p.batch, p.inputs, p.outputs, p.height, p.width, p.kernel, p.threads, apart);
-    };
-    const Convolution<A> c = better_apart(plan(true), plan(false), p.threads) ? plan(true) : plan(false);
-    using S = Pieces<A>;
-    const int64_t F = c.tiling.frequencies(), teams = p.threads / c.team;
-    const int64_t per_thread = S::size(c.scratch_size()), in_size = c.input_size(c.inputs);
-    const int64_t per_team = in_size + c.output_size(c.outputs);
-    const int64_t count = teams * per_team + p.threads * per_thread;
-    const Scratch memory(count * static_cast<int64_t>(sizeof(A)));
-    S pieces(static_cast<A*>(memory.data()));
-    for (int64_t i = 0; i < count; ++i) static_cast<A*>(memory.data())[i] = static_cast<A>(i % 7 - 3) / 4;
-    A* const team_memory = pieces.take(teams * per_team);
-    A* const thread_memory = pieces.take(p.threads * per_thread);
-    const auto taps = Taps<A>::forward(p.weight, Layout::contiguous, p.outputs, p.inputs, p.kernel);
-    const double begin = now();
-    parallel_team(p.threads, [&](const Team& all) {
-        const bool apart = teams > 1;
-        const Team team = apart ? Team{0, 1} : all;
-        A* const spectra = team_memory + (apart ? all.rank : 0) * per_team;
-        const InputSpectra<A> in = c.input_spectra(spectra, c.inputs);
-        const OutputSpectra<A> out = c.output_spectra(spectra + in_size, c.outputs);
-        A* const scratch = thread_memory + all.rank * per_thread;
-        const Multiplication<A, true> with_transforms(c.tiling, taps, scratch);
-        const Multiplication<A, false> without(c.tiling, taps, scratch);
-        const int64_t images = apart ? p.batch * (all.rank + 1) / all.size - p.batch * all.rank / all.size : p.batch;
-        for (int64_t left = images * c.tiling.per_image(); left > 0; left -= c.group) {
-            const int64_t tiles = std::min(left, c.group);
-            p.transforms ? multiply_spectra(team, with_transforms, tiles, in, 0, c.inputs, out)
-                         : multiply_spectra(team, without, tiles, in, 0, c.inputs, out);
-            team.barrier();
-        }
-    });
-    return {now() - begin, round_up(p.outputs, lanes<A>) * p.inputs * F * 2 * static_cast<int64_t>(sizeof(A))};
-}
-
-double time_reading(const void* data, int64_t bytes, int threads) {
-    constexpr int64_t step = 4 * lanes<uint64_t>;
-    const auto* const words = static_cast<const uint64_t*>(data);
-    const double begin = now();
-    parallel_for(threads, bytes / static_cast<int64_t>(sizeof(uint64_t)) / step, [&](int, int64_t first, int64_t end) {
-        vec<uint64_t> sum[4] = {};
-        for (int64_t i = first * step; i < end * step; i += step)
-            for (int j = 0; j < 4; ++j) sum[j] += load(words + i + j * lanes<uint64_t>, Full<uint64_t>{});
-        asm volatile("" : : "m"(sum));
-    });
-    return now() - begin;
 }
 
 }  // namespace gcsa_ext::cpu::GCSA_EXT_ISA

@@ -7,6 +7,7 @@
 #else
 #include "fft_gradient.h"
 #include "fft_plan.h"
+#include "weight_spectra.h"
 #endif
 
 namespace gcsa_ext::cpu::GCSA_EXT_ISA {
@@ -19,6 +20,20 @@ using PlannedConvolution = DirectConvolution;
 inline bool uses_registers(const FeatureMap& map, int64_t width, bool mixed) {
     return (map.dtype == DType::bfloat16 || (mixed && map.dtype == DType::float32)) && map.batch * width >= 8;
 }
+
+// They take weights as they are: there is nothing to keep.
+template <class A>
+class WeightSpectra {
+   public:
+    WeightSpectra(const DirectConvolution&, const Taps<A>& taps) : taps_(taps) {}
+    void check(const Team&) const {}
+    bool fill(const Team&, A*) const { return false; }
+    void keep() const {}
+    Taps<A> taps() const { return taps_; }
+
+   private:
+    Taps<A> taps_;
+};
 #else
 template <class T>
 using PlannedConvolution = Convolution<accumulator<T> >;

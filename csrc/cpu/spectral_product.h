@@ -34,7 +34,7 @@ struct Lines {
     const T* first;
     int64_t stride, segment_stride;  // between those of following k, and where a segment of k begins
 };
-template <class T>
+template <class T, int64_t factors>
 struct TilesByChannels {
     const T* data;
     int64_t segment_stride;  // between blocks of channels
@@ -42,6 +42,7 @@ struct TilesByChannels {
     Lines<T> later;
     static constexpr int64_t row_stride = input_parts * lanes<T>, k_stride = 1, segment = lanes<T>;
     static constexpr bool prefetches_later = true;
+    static constexpr int64_t factors_ahead = factors;
     template <int rows>
     static constexpr int64_t ahead_step = rows * input_parts;
 };
@@ -50,6 +51,7 @@ struct ChannelsByTiles {
     const T* data;
     static constexpr int64_t row_stride = 1, k_stride = input_parts * lanes<T>, segment = INT64_MAX / 2, segment_stride = 0;
     static constexpr bool prefetches_later = false;
+    static constexpr int64_t factors_ahead = 4;
     static constexpr int64_t ahead = 8 * k_stride;  // tiles: with few of them, of about the next frequency
     template <int rows>
     static constexpr int64_t ahead_step = k_stride;
@@ -141,7 +143,7 @@ GCSA_EXT_INLINE void product_block(
     int64_t K, Matrix A, const T* B, int64_t b_stride, T* C, int64_t c_stride, bool accumulate
 ) {
     constexpr int L = lanes<T>;
-    constexpr int64_t ahead_step = Matrix::template ahead_step<rows>, b_ahead = 4;
+    constexpr int64_t ahead_step = Matrix::template ahead_step<rows>;
     constexpr bool prefetches_later = Matrix::prefetches_later && rows == product_rows;
     // Sums must not wait for each other: with few rows each is kept in several parts.
     constexpr int parts = rows >= 4 ? 1 : rows >= 2 ? 2 : 4;
@@ -150,7 +152,7 @@ GCSA_EXT_INLINE void product_block(
     const T *ahead, *later;
     const auto step = [&](const T* a, const T* b, int part) {
         prefetch(ahead, ahead_step);
-        prefetch(b + b_ahead * b_stride, 2 * L);
+        prefetch(b + Matrix::factors_ahead * b_stride, 2 * L);
         ahead += ahead_step;
         if constexpr (prefetches_later) {
             prefetch(later, 1);

@@ -51,8 +51,8 @@ class TapTransform {
     }
     // From those of `count` inputs, `rows_size` apart, to one column of their spectra: frequency j of input i goes to
     // out + j * stride + i * 2 L.
-    void forward_column(const T* rows, int64_t count, int column, T* out, int64_t stride) const {
-        with_radius_([&](auto R) {
+    GCSA_EXT_INLINE void forward_column(const T* rows, int64_t count, int column, T* out, int64_t stride) const {
+        with_radius_([&](auto R) __attribute__((always_inline)) {
             const int64_t size = rows_size(width_, 2 * R.value + 1);
             for (int64_t i = 0; i < count; ++i)
                 if (is_edge_(column))
@@ -81,7 +81,7 @@ class TapTransform {
             }
     }
     template <class Body>
-    void with_radius_(const Body& body) const {
+    GCSA_EXT_INLINE void with_radius_(const Body& body) const {
         switch (radius_) {
             case 1: return body(std::integral_constant<int, 1>{});
             case 2: return body(std::integral_constant<int, 2>{});
@@ -142,7 +142,7 @@ class TapTransform {
     }
 
     template <int R>
-    void forward_column_(const T* rows, int column, T* out, int64_t stride) const {
+    GCSA_EXT_INLINE void forward_column_(const T* rows, int column, T* out, int64_t stride) const {
         constexpr int K = 2 * R + 1, row = 2 * L;
         const int half = height_ / 2;
         const T* const w = rows + (column * K + R) * row;
@@ -173,7 +173,7 @@ class TapTransform {
     }
     // The rows are real here, and half of the column is the conjugate of the other half.
     template <int R>
-    void forward_edge_(const T* rows, int column, T* out, int64_t stride) const {
+    GCSA_EXT_INLINE void forward_edge_(const T* rows, int column, T* out, int64_t stride) const {
         constexpr int row = 2 * L;
         const int half = height_ / 2;
         const T* const w = rows + R * row + (column ? L : 0);

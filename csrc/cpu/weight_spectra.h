@@ -1,0 +1,75 @@
+// The spectra of a convolution's weights that calls keep for each other (../kept_spectra.h).
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <memory>
+#include <utility>
+
+#include "../kept_spectra.h"
+#include "fft_convolution.h"
+
+namespace gcsa_ext::cpu::GCSA_EXT_ISA {
+
+// One call's share in it. The second call that finds the same weights transforms and keeps them, later ones use that, and
+// every other one does as if there were nothing to keep. All threads of a call take part, step by step: check, a barrier,
+// fill and, where that was needed, another barrier; in the end comes keep.
+template <class A>
+class WeightSpectra {
+   public:
+    WeightSpectra(const Convolution<A>& c, const Taps<A>& taps) : tiling_(c.tiling), taps_(taps) {
+        constexpr int64_t element = sizeof(A);
+        const Multiplication<A> product(tiling_, taps, nullptr);
+        const int64_t spectra_bytes = product.units() * product.unit_size() * element;
+        bytes_ = taps.outputs * taps.inputs * taps.size() * element;
+        wanted_ = worth_keeping(bytes_, spectra_bytes);
+        if (!wanted_) return;
+        key_ = {taps.data,   element,     taps.strides.tap, taps.outputs,
+                taps.inputs, taps.kernel, tiling_.y.length, tiling_.x.length};
+        kept_ = find_spectra(key_);
+        same_ = kept_ != nullptr;
+        spectra_ = !kept_           ? nullptr
+                   : kept_->spectra ? kept_->spectra
+                                    : std::make_shared<Scratch>(spectra_bytes, Scratch::Use::result);
+    }
+    WeightSpectra(const WeightSpectra&) = delete;
+    WeightSpectra& operator=(const WeightSpectra&) = delete;
+
+    // Whether the weights are the same.
+    void check(const Team& team) {
+        const auto [begin, end] = team.share(bytes_);
+        const char* const weights = reinterpret_cast<const char*>(taps_.data);
+        if (kept_ && __builtin_memcmp(weights + begin, kept_->weights.data() + begin, end - begin) != 0) same_ = false;
+    }
+    // Whether there was anything to transform.
+    bool fill(const Team& team, A* scratch) const {
+        if (!same_ || kept_->spectra) return false;
+        const Multiplication<A> product(tiling_, taps_, scratch);
+        A* const to = static_cast<A*>(spectra_->data());
+        team.for_each(product.units(), [&](int64_t unit) { product.make_unit(unit, to + unit * product.unit_size()); });
+        return true;
+    }
+    // At the end, by one thread.
+    void keep() const {
+        if (!wanted_ || (same_ && kept_->spectra)) return;
+        const auto* const weights = reinterpret_cast<const char*>(taps_.data);
+        keep_spectra({key_, {weights, weights + bytes_}, same_ ? spectra_ : nullptr});
+    }
+    Taps<A> taps() const {
+        Taps<A> taps = taps_;
+        if (same_) taps.spectra = static_cast<const A*>(spectra_->data());
+        return taps;
+    }
+
+   private:
+    Tiling tiling_;
+    Taps<A> taps_;
+    int64_t bytes_;
+    bool wanted_;
+    WeightsKey key_;
+    std::shared_ptr<const KeptSpectra> kept_;
+    std::shared_ptr<const Scratch> spectra_;
+    std::atomic<bool> same_{false};
+};
+
+}  // namespace gcsa_ext::cpu::GCSA_EXT_ISA
