@@ -14,7 +14,7 @@
 namespace gcsa_ext {
 namespace {
 
-constexpr int64_t most_spectra = 256 << 20, most_of_one = 8 << 20;  // bytes
+constexpr int64_t most_kept = 256 << 20, most_spectra = 8 << 20;  // bytes, of all and of one
 constexpr size_t most_entries = 256;
 constexpr int64_t usual_weights = 256 << 10;
 std::atomic<int64_t> most_weights = usual_weights;
@@ -42,7 +42,9 @@ Store& store() {
     return *instance;
 }
 
-int64_t bytes_of(const KeptSpectra& entry) { return entry.spectra ? entry.spectra->bytes() : 0; }
+int64_t bytes_of(const KeptSpectra& entry) {
+    return static_cast<int64_t>(entry.weights.size()) + (entry.spectra ? entry.spectra->bytes() : 0);
+}
 
 }  // namespace
 
@@ -64,7 +66,7 @@ void keep_spectra(KeptSpectra kept) {
     entries.push_front(std::make_shared<const KeptSpectra>(std::move(kept)));
     int64_t sum = 0;
     for (const auto& entry : entries) sum += bytes_of(*entry);
-    while (sum > most_spectra || entries.size() > most_entries) {
+    while (sum > most_kept || entries.size() > most_entries) {
         sum -= bytes_of(*entries.back());
         gone.splice(gone.end(), entries, std::prev(entries.end()));
     }
@@ -78,7 +80,7 @@ void release_spectra() {
 
 bool worth_keeping(int64_t weights_bytes, int64_t spectra_bytes) {
     const int64_t most = most_weights;
-    return weights_bytes <= most && (spectra_bytes <= most_of_one || most > usual_weights);
+    return weights_bytes <= most && (spectra_bytes <= most_spectra || most > usual_weights);
 }
 int64_t keep_weights_up_to(int64_t bytes) { return most_weights.exchange(bytes); }
 

@@ -33,7 +33,7 @@ struct KeptSpectra {
 
 // What was kept of these weights last, or null.
 std::shared_ptr<const KeptSpectra> find_spectra(const WeightsKey& key);
-// In place of what was kept of the same weights. So much stays: 256 MiB of spectra, those used last.
+// In place of what was kept of the same weights. What was used last stays, 256 MiB at most.
 void keep_spectra(KeptSpectra kept);
 // Forgets all: what nobody is using goes back to the memory that scratch.h keeps.
 void release_spectra();

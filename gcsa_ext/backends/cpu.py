@@ -433,7 +433,7 @@ def gcsa_backward(
 
 
 def release_workspace() -> int:
-    """Give back the memory that kernels keep to work in; returns how many bytes that was."""
+    """Give back the memory and the weights' spectra that kernels keep; returns how many bytes that was."""
     return 0 if native.extension is None else int(native.extension.release_scratch())
 
 
