@@ -253,12 +253,13 @@ PYBIND11_MODULE(_C, module) {
         "gcsa_forward",
         [](int dtype, bool channels_last, int64_t batch, int64_t channels, int64_t height, int64_t width, int threads,
            int64_t hidden, int64_t groups, bool sigmoid, bool mixed, int64_t kernel, std::array<bool, 2> batch_statistics,
-           std::array<double, 2> eps, const std::array<Address, 20>& addresses) {
-            const auto call = gcsa(
+           std::array<double, 2> eps, const std::array<Address, 20>& addresses, const std::array<Address, 2>& sources) {
+            auto call = gcsa(
                 dtype, channels_last, batch, channels, height, width, threads, hidden, groups, sigmoid, mixed, kernel,
                 batch_statistics, eps, addresses
             );
-            require_addresses(addresses[17]);
+            require_addresses(addresses[17], sources[0], sources[1]);
+            call.conv1.source = pointer(sources[0]), call.conv2.source = pointer(sources[1]);
             const py::gil_scoped_release release;
             kernels().gcsa_forward(call);
         }
@@ -315,8 +316,8 @@ PYBIND11_MODULE(_C, module) {
     module.def("attend", &gcsa_ext::attend);
     module.def("differentiate", &gcsa_ext::differentiate);
     module.def("release_scratch", [] {
-        gcsa_ext::release_spectra();  // to the memory that is given back then
-        return gcsa_ext::release_scratch();
+        const int64_t spectra = gcsa_ext::release_spectra();
+        return spectra + gcsa_ext::release_scratch();
     });
     module.def("keep_weights_up_to", &gcsa_ext::keep_weights_up_to);
 }

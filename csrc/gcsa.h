@@ -26,6 +26,7 @@ struct Convolution2d {
     const void* weight;                  // (outputs, inputs, kernel, kernel)
     const void* bias;                    // (outputs) or null: 0
     Layout layout = Layout::contiguous;  // of the weight and of its gradient
+    const void* source = nullptr;        // what the weight was converted from for this call, or the weight itself
 };
 
 // The vectors and the convolutions' weights are float32 (float64 for a float64 map), the rest has the map's dtype.

@@ -75,11 +75,11 @@ void give_back(const Piece& piece) { std::free(piece.data); }
 
 }  // namespace
 
-Scratch::Scratch(int64_t bytes, Use use) : data_(nullptr) {
-    // A result ends in small pages: rounding maps of a few megabytes up to large ones would waste a fifth.
-    const int64_t unit = use == Use::result ? page : large_page;
+Scratch::Scratch(int64_t bytes, Use use) : data_(nullptr), lasting_(use == Use::lasting) {
+    // Others than a workspace end in small pages: rounding maps of a few megabytes up to large ones would waste a fifth.
+    const int64_t unit = use == Use::workspace ? large_page : page;
     bytes_ = std::max((bytes + unit - 1) / unit, int64_t(1)) * unit;
-    {
+    if (!lasting_) {
         const std::lock_guard<std::mutex> lock(kept().mutex);
         auto& pieces = kept().pieces;
         auto best = pieces.end(), smaller = pieces.end();
@@ -106,6 +106,10 @@ Scratch::Scratch(int64_t bytes, Use use) : data_(nullptr) {
 }
 
 Scratch::~Scratch() {
+    if (lasting_) {
+        give_back({data_, bytes_});
+        return;
+    }
     const std::lock_guard<std::mutex> lock(kept().mutex);
     auto& pieces = kept().pieces;
     // What was used last is the likeliest to be asked for again; what has waited longest goes.

@@ -10,8 +10,8 @@ namespace gcsa_ext {
 class Scratch {
    public:
     // A workspace, which is given back at the end of a call, may be much larger than needed; a result, which others keep,
-    // not.
-    enum class Use { workspace, result };
+    // not. What lasts has no part in what is kept here: its memory is new, and goes back to the system.
+    enum class Use { workspace, result, lasting };
     explicit Scratch(int64_t bytes, Use use = Use::workspace);  // std::bad_alloc
     ~Scratch();
     Scratch(const Scratch&) = delete;
@@ -23,6 +23,7 @@ class Scratch {
    private:
     void* data_;
     int64_t bytes_;
+    bool lasting_;
 };
 
 // Gives back what nobody is using; returns how many bytes that was.

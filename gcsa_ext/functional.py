@@ -96,8 +96,8 @@ def explain_convolution(x: Tensor, weight: Tensor) -> str:
 
 
 def release_workspace() -> int:
-    """Give back the memory that the kernels keep from call to call: at most 1 GiB to work in, and 256 MiB of
-    weights' spectra.
+    """Give back the memory that the kernels keep from call to call: at most 1 GiB to work in, and 256 MiB
+    of weights' spectra.
 
     Returns:
         How many bytes that was. What calls in other threads are using stays.

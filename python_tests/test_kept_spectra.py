@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
+import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -236,27 +239,90 @@ def test_between_steps_of_training() -> None:
             torch.testing.assert_close(module(x), plain(x), rtol=1e-4, atol=1e-5)
 
 
-def test_many_modules_take_turns() -> None:
-    """More of them than are kept at a time, of which all have the same sizes."""
-    modules = [pair(channels=16)[0].eval() for _ in range(150)]
+@pytest.mark.parametrize("count", [100, 300])
+def test_many_modules_take_turns(count: int) -> None:
+    """Of the same sizes, so that they differ in their weights only."""
+    modules = [pair(channels=16)[0].eval() for _ in range(count)]
     x = torch.randn(1, 16, 11, 11)
     expected = [module(x) for module in modules]
-    for _ in range(3):
+    once = functional.release_workspace()
+    for _ in range(4):
         for module, result in zip(modules, expected, strict=True):
             assert torch.equal(module(x), result)
+    assert functional.release_workspace() > once + count * 40_000  # bytes of spectra
+
+
+def test_freed_weights_and_others_in_their_place() -> None:
+    x = torch.randn(1, 16, 11, 11)
+    places = set()
+    for _ in range(100):
+        module, plain = pair(channels=16)
+        places.add(convolutions(module)[0].weight.data_ptr())
+        for _ in range(3):
+            torch.testing.assert_close(module.eval()(x), plain.eval()(x), rtol=1e-4, atol=1e-5)
+    assert len(places) < 100
+
+
+def test_the_same_bytes_with_another_meaning() -> None:
+    """Weights whose strides change while they lie where they lay."""
+    module = pair(channels=24, kernel_size=5)[0].eval()
+    x = torch.randn(2, 24, 19, 19)
+    for _ in range(3):
+        before = module(x)
+    weight = convolutions(module)[0].weight
+    inputs, k = weight.shape[1:3]
+    weight.data = weight.data.as_strided(weight.shape, (inputs * k * k, 1, inputs * k, inputs))
+    found = module(x)
+    assert not torch.equal(found, before)
+    torch.testing.assert_close(found, copy.deepcopy(module).to(memory_format=torch.contiguous_format)(x))
+    assert torch.equal(module(x), found) and torch.equal(module(x), found)
 
 
 def test_memory_is_bounded_and_given_back() -> None:
-    modules = [GCSA(64).eval() for _ in range(60)]
+    modules = [GCSA(64).eval() for _ in range(90)]
     x = torch.randn(1, 64, 56, 56)
     for module in modules:
         expected = module(x)
         assert torch.equal(module(x), expected)
+    resident = resident_bytes()
     kept = functional.release_workspace()
     workspace = 32 << 20
-    assert 128 << 20 < kept < (256 << 20) + workspace
+    assert 224 << 20 < kept < (256 << 20) + workspace
+    assert resident is None or abs(resident - resident_bytes() - kept) < workspace
     assert functional.release_workspace() == 0
     assert torch.equal(module(x), expected)
+
+
+def resident_bytes() -> int | None:
+    """Of this process; None where the system does not tell."""
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else None
+
+
+def test_more_modules_than_are_kept() -> None:
+    """Their number is bounded too."""
+    x = torch.randn(1, 4, 7, 7)
+    first = GCSA(4).eval()
+    states = [torch.randn_like(convolutions(first)[0].weight) for _ in range(4200)]
+    for state in states:
+        convolutions(first)[0].weight.data = state
+        assert torch.equal(first(x), first(x))
+    for state in states[:20] + states[-20:]:
+        convolutions(first)[0].weight.data = state
+        assert torch.equal(first(x), anew(first, x))
+
+
+def test_weights_that_are_converted_in_every_call_leave_nothing_behind() -> None:
+    """Those of a module of bfloat16: they lie elsewhere when something else has taken the last place."""
+    module = pair(torch.bfloat16, channels=64)[0].eval()
+    x = torch.randn(1, 64, 28, 28, dtype=torch.bfloat16)
+    expected = anew(module, x)
+    held = []
+    for i in range(60):
+        assert torch.equal(module(x), expected)
+        if i % 3 == 0:
+            held.append(torch.zeros(convolutions(module)[0].weight.numel()))
+    assert functional.release_workspace() < 16 << 20
 
 
 def test_many_weights_are_not_kept() -> None:
@@ -313,6 +379,32 @@ def test_threads_with_weights_of_their_own_at_the_same_place() -> None:
                 assert torch.equal(found, expected[turn % 3])
 
 
+@pytest.mark.parametrize("call", [1, 2, 3])
+def test_a_change_during_a_call(call: int, one_thread: None) -> None:
+    """Another thread writes to weights while they are kept: that call may see any of both, later ones not."""
+    module = pair(channels=64)[0].eval()
+    weight, x = convolutions(module)[0].weight, torch.randn(24, 64, 28, 28)
+    for _ in range(3):
+        functional.release_workspace()
+        for _ in range(call - 1):
+            module(x)
+        begun = threading.Event()
+
+        def write(begun: threading.Event = begun) -> None:
+            begun.wait()
+            time.sleep(0.003)
+            weight.data.neg_()
+
+        writer = threading.Thread(target=write)
+        writer.start()
+        begun.set()
+        module(x)
+        writer.join()
+        expected = copy.deepcopy(module)(x)
+        for _ in range(3):
+            assert torch.equal(module(x), expected)
+
+
 def test_a_fork_after_use() -> None:
     printed = python(
         """
@@ -355,11 +447,11 @@ def test_every_instruction_set(isa: str) -> None:
         torch.manual_seed(0)
         torch.set_grad_enabled(False)
         for dtype in (torch.float32, torch.float64):
-            for channels, kernel, size in ((20, 7, (23, 17)), (32, 5, (9, 33)), (36, 11, (14, 14))):
+            for channels, kernel, size in ((20, 7, (23, 17)), (32, 5, (9, 33)), (28, 11, (14, 14))):
                 module = pair(dtype, channels=channels, kernel_size=kernel)[0].eval()
                 x = torch.randn(3, channels, *size, dtype=dtype)
                 expected = anew(module, x)
-                assert keeps(module, x) or dtype == torch.float64
+                assert keeps(module, x)
                 for _ in range(3):
                     assert torch.equal(module(x), expected)
                 module.spatial_attention[3].weight.data[0, :, 0, 0] += 1

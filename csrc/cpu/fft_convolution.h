@@ -105,6 +105,21 @@ inline bool whole_spectra(const Tiling& tiling, int64_t inputs) {
     return tiling.frequencies() * frequency_stride<A>(inputs) * static_cast<int64_t>(sizeof(A)) <= cache;
 }
 
+// Of spectra of weights that are kept (weight_spectra.h), in elements. A unit is a block of outputs and the inputs that are
+// multiplied at a time, [frequency][input][part][lane].
+template <class A>
+struct SpectraUnits {
+    int64_t chunks, count, stride, unit_size;  // units to a block of outputs and in all; between frequencies, of a unit
+
+    SpectraUnits(const Tiling& tiling, const Taps<A>& taps) {
+        const int64_t at_once = inputs_at_once<A>(tiling, taps.kernel);
+        chunks = (taps.inputs + at_once - 1) / at_once;
+        count = (taps.outputs + lanes<A> - 1) / lanes<A> * chunks;
+        stride = frequency_stride<A>(std::min(at_once, taps.inputs));
+        unit_size = tiling.frequencies() * stride;
+    }
+};
+
 struct TileRangeOfBatch {
     int64_t first, count;
 };
@@ -182,7 +197,7 @@ class Multiplication {
           transform_(tiling.y.length, tiling.x.length, taps.kernel),
           at_once_(inputs_at_once<A>(tiling, taps.kernel)),
           stride_(frequency_stride<A>(at_once_)),
-          kept_stride_(frequency_stride<A>(std::min(at_once_, taps.inputs))),
+          kept_(tiling, taps),
           rows_size_(TapTransform<A>::rows_size(tiling.x.length, taps.kernel)),
           whole_(whole_spectra<A>(tiling, at_once_)),
           gathered_(scratch),
@@ -195,19 +210,15 @@ class Multiplication {
     // The inputs from `first` on that are multiplied at a time.
     int64_t inputs(int64_t first) const { return std::min(at_once_, taps_.inputs - first); }
 
-    // Spectra that are kept (weight_spectra.h) are made unit by unit: a block of outputs and inputs that are multiplied at a
-    // time.
-    int64_t units() const { return (taps_.outputs + L - 1) / L * chunks_(); }
-    int64_t unit_size() const { return tiling_.frequencies() * kept_stride_; }
+    // One unit of the spectra that are kept; `to` is where the first one begins.
     void make_unit(int64_t unit, A* to) const {
-        const int64_t block = unit / chunks_(), first = unit % chunks_() * at_once_;
+        const int64_t block = unit / kept_.chunks, first = unit % kept_.chunks * at_once_;
         const TapLines<A>* const none = nullptr;
         for_each_taps(taps_, block, first, inputs(first), none, gathered_, [&](int64_t i, const A* vectors) {
+            A* const at = to + unit * kept_.unit_size + i * 2 * L;
             transform_.forward_rows(vectors, rows_);
             for (int k = 0; k < columns(); ++k)
-                transform_.forward_column(
-                    rows_, 1, k, to + transform_.first_frequency(k) * kept_stride_ + i * 2 * L, kept_stride_
-                );
+                transform_.forward_column(rows_, 1, k, at + transform_.first_frequency(k) * kept_.stride, kept_.stride);
         });
     }
 
@@ -260,22 +271,23 @@ class Multiplication {
         int64_t tiles, const InputSpectra<A>& in, int64_t first, int64_t block, int first_column, int last_column,
         const OutputSpectra<A>& out, int64_t to
     ) const {
-        const A* const spectra = taps_.spectra + (block * chunks_() + first / at_once_) * unit_size();
+        const A* const spectra = taps_.spectra + (block * kept_.chunks + first / at_once_) * kept_.unit_size;
         for (int k = first_column; k < last_column; ++k)
             for (int j = 0; j < transform_.frequencies(k); ++j) {
                 const int64_t f = transform_.first_frequency(k) + j;
-                const A* const factors = spectra + f * kept_stride_;
+                const A* const factors = spectra + f * kept_.stride;
                 using Tiles = TilesByChannels<A, kept_ahead>;
                 const Tiles tile{in.at(0, f), in.block_stride, in.stride, {factors, 0, 0}};
                 const auto multiply = tiling_.holds_two(f) ? product<RealSums<A>, Tiles> : product<Sum<A, true>, Tiles>;
                 multiply(tiles, inputs(first), tile, factors, 2 * L, out.at(to, f), out.tile_stride, first > 0);
             }
     }
-    int64_t chunks_() const { return (taps_.inputs + at_once_ - 1) / at_once_; }
     Tiling tiling_;
     Taps<A> taps_;
     TapTransform<A> transform_;
-    int64_t at_once_, stride_, kept_stride_, rows_size_;
+    int64_t at_once_, stride_;
+    SpectraUnits<A> kept_;
+    int64_t rows_size_;
     bool whole_;
     A *gathered_, *rows_, *spectra_;
 };

@@ -170,7 +170,7 @@ void infer(const GcsaForward& p) {
     int64_t chunk = std::min(N, std::max(c1.images_per_group(), c2.images_per_group()));
     if (apart) chunk = std::min(chunk, (N + g.threads - 1) / g.threads);
     const PerceptronWeights<T> weights(p.gate);
-    WeightSpectra<A> weights1(c1, g.taps1(p)), weights2(c2, g.taps2(p));
+    WeightSpectra<A> weights1(c1, g.taps1(p), p.conv1.source), weights2(c2, g.taps2(p), p.conv2.source);
 
     const int teams = apart ? g.threads : 1;
     using S = Pieces<A>;

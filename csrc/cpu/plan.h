@@ -25,7 +25,7 @@ inline bool uses_registers(const FeatureMap& map, int64_t width, bool mixed) {
 template <class A>
 class WeightSpectra {
    public:
-    WeightSpectra(const DirectConvolution&, const Taps<A>& taps) : taps_(taps) {}
+    WeightSpectra(const DirectConvolution&, const Taps<A>& taps, const void*) : taps_(taps) {}
     void check(const Team&) const {}
     bool fill(const Team&, A*) const { return false; }
     void keep() const {}

@@ -23,26 +23,29 @@ constexpr int product_rows = 4, real_products = 4;
 // parts.
 constexpr int input_parts = real_products == 3 ? 3 : 2;
 
-// The spectra of tiles at one frequency as A, (tiles, channels) or (channels, tiles): element (m, k) at m * row_stride + k *
-// k_stride, but after every `segment` values of k `segment_stride` elements further on. Its parts are L elements apart.
-//
-// What will be read next lies `ahead` elements further on and is prefetched while this is multiplied, ahead_step<rows>
-// elements with every k: of a whole block of channels, that is all of it in the end. What will be read later is prefetched
-// as well, a cache line with every k, where there are enough rows to multiply meanwhile.
+// Cache lines that are asked for one by one.
 template <class T>
 struct Lines {
     const T* first;
     int64_t stride, segment_stride;  // between those of following k, and where a segment of k begins
 };
-template <class T, int64_t factors>
+
+// The spectra of tiles at one frequency as A, (tiles, channels) or (channels, tiles): element (m, k) at m * row_stride + k *
+// k_stride, but after every `segment` values of k `segment_stride` elements further on. Its parts are L elements apart.
+//
+// What will be read next lies `ahead` elements further on and is prefetched while this is multiplied, ahead_step<rows>
+// elements with every k: of a whole block of channels, that is all of it in the end. What will be read later is prefetched
+// as well, a cache line with every k, where there are enough rows to multiply meanwhile. B is prefetched `factors_ahead`
+// values of k ahead.
+template <class T, int64_t how_far>
 struct TilesByChannels {
     const T* data;
     int64_t segment_stride;  // between blocks of channels
     int64_t ahead;           // the same tiles at the next frequency: in jumps, which no processor foresees
     Lines<T> later;
     static constexpr int64_t row_stride = input_parts * lanes<T>, k_stride = 1, segment = lanes<T>;
+    static constexpr int64_t factors_ahead = how_far;
     static constexpr bool prefetches_later = true;
-    static constexpr int64_t factors_ahead = factors;
     template <int rows>
     static constexpr int64_t ahead_step = rows * input_parts;
 };
@@ -50,8 +53,8 @@ template <class T>
 struct ChannelsByTiles {
     const T* data;
     static constexpr int64_t row_stride = 1, k_stride = input_parts * lanes<T>, segment = INT64_MAX / 2, segment_stride = 0;
-    static constexpr bool prefetches_later = false;
     static constexpr int64_t factors_ahead = 4;
+    static constexpr bool prefetches_later = false;
     static constexpr int64_t ahead = 8 * k_stride;  // tiles: with few of them, of about the next frequency
     template <int rows>
     static constexpr int64_t ahead_step = k_stride;

@@ -17,48 +17,54 @@ namespace gcsa_ext::cpu::GCSA_EXT_ISA {
 template <class A>
 class WeightSpectra {
    public:
-    WeightSpectra(const Convolution<A>& c, const Taps<A>& taps) : tiling_(c.tiling), taps_(taps) {
+    WeightSpectra(const Convolution<A>& c, const Taps<A>& taps, const void* source) : tiling_(c.tiling), taps_(taps) {
         constexpr int64_t element = sizeof(A);
-        const Multiplication<A> product(tiling_, taps, nullptr);
-        const int64_t spectra_bytes = product.units() * product.unit_size() * element;
         bytes_ = taps.outputs * taps.inputs * taps.size() * element;
+        const SpectraUnits<A> units(tiling_, taps);
+        const int64_t spectra_bytes = units.count * units.unit_size * element;
         wanted_ = worth_keeping(bytes_, spectra_bytes);
         if (!wanted_) return;
-        key_ = {taps.data,   element,     taps.strides.tap, taps.outputs,
+        key_ = {source,      element,     taps.strides.tap, taps.outputs,
                 taps.inputs, taps.kernel, tiling_.y.length, tiling_.x.length};
         kept_ = find_spectra(key_);
         same_ = kept_ != nullptr;
-        spectra_ = !kept_           ? nullptr
-                   : kept_->spectra ? kept_->spectra
-                                    : std::make_shared<Scratch>(spectra_bytes, Scratch::Use::result);
+        if (!kept_) return;
+        spectra_ = kept_->spectra;
+        if (!spectra_) spectra_ = std::make_shared<Scratch>(spectra_bytes, Scratch::Use::lasting);
     }
     WeightSpectra(const WeightSpectra&) = delete;
     WeightSpectra& operator=(const WeightSpectra&) = delete;
 
     // Whether the weights are the same.
     void check(const Team& team) {
+        if (!same_) return;
         const auto [begin, end] = team.share(bytes_);
-        const char* const weights = reinterpret_cast<const char*>(taps_.data);
-        if (kept_ && __builtin_memcmp(weights + begin, kept_->weights.data() + begin, end - begin) != 0) same_ = false;
+        const char* const now = reinterpret_cast<const char*>(taps_.data);
+        if (__builtin_memcmp(now + begin, kept_->weights.data() + begin, end - begin) != 0) same_ = false;
     }
-    // Whether there was anything to transform.
+    // Whether there was anything to transform. It is the copy that was compared, since others may write to the weights at
+    // any time.
     bool fill(const Team& team, A* scratch) const {
         if (!same_ || kept_->spectra) return false;
-        const Multiplication<A> product(tiling_, taps_, scratch);
+        Taps<A> copy = taps_;
+        copy.data = reinterpret_cast<const A*>(kept_->weights.data());
+        const Multiplication<A> product(tiling_, copy, scratch);
         A* const to = static_cast<A*>(spectra_->data());
-        team.for_each(product.units(), [&](int64_t unit) { product.make_unit(unit, to + unit * product.unit_size()); });
+        team.for_each(SpectraUnits<A>(tiling_, copy).count, [&](int64_t unit) { product.make_unit(unit, to); });
         return true;
-    }
-    // At the end, by one thread.
-    void keep() const {
-        if (!wanted_ || (same_ && kept_->spectra)) return;
-        const auto* const weights = reinterpret_cast<const char*>(taps_.data);
-        keep_spectra({key_, {weights, weights + bytes_}, same_ ? spectra_ : nullptr});
     }
     Taps<A> taps() const {
         Taps<A> taps = taps_;
         if (same_) taps.spectra = static_cast<const A*>(spectra_->data());
         return taps;
+    }
+    // At the end, by one thread.
+    void keep() const {
+        if (!wanted_ || (same_ && kept_->spectra)) return;
+        if (same_)
+            keep_spectra(key_, kept_->weights.data(), bytes_, spectra_);
+        else
+            keep_spectra(key_, taps_.data, bytes_, nullptr);
     }
 
    private:

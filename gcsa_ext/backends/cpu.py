@@ -359,6 +359,7 @@ def gcsa(
     ]
     x = _contiguous(x, layout)
     saved = (_address(u1), _address(u2)) if save else (0, 0)
+    sources = convolutions[::2]
     gate, layers = _gcsa_vectors(x, gate, (*convolutions, *norms))
     tensors = (x, *gate, *layers[:6], *used[:2], *layers[6:], *used[2:], out)
     assert native.extension is not None
@@ -372,6 +373,7 @@ def gcsa(
         batch_statistics,
         eps,
         [*map(_address, tensors), *saved],
+        list(map(_address, sources)),
     )
     return out, u1, u2, *used
 
