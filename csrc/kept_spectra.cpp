@@ -1,6 +1,7 @@
 #include "kept_spectra.h"
 
 #include <atomic>
+#include <functional>
 #include <iterator>
 #include <list>
 #include <mutex>

@@ -1,10 +1,8 @@
 // The spectra of a convolution's weights that calls keep for each other (../kept_spectra.h).
 #pragma once
 
-#include <algorithm>
 #include <atomic>
 #include <memory>
-#include <utility>
 
 #include "../kept_spectra.h"
 #include "fft_convolution.h"
