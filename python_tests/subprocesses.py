@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 
 import gcsa_ext
@@ -27,3 +28,15 @@ def python(source: str, *, timeout: float = 60.0, path: Path = ROOT, **environme
     )
     assert result.returncode == 0, f"exit status {result.returncode}\n{result.stdout}\n{result.stderr}"
     return result.stdout.strip()
+
+
+def holds_in_a_fork(check: Callable[[], bool]) -> bool:
+    """Whether it does in a child of this process; an exception there is a no."""
+    child = os.fork()
+    if child == 0:
+        holds = False
+        try:
+            holds = check()
+        finally:
+            os._exit(0 if holds else 1)
+    return os.waitpid(child, 0)[1] == 0

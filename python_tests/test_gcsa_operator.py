@@ -623,9 +623,12 @@ def test_workspace_is_given_back_while_others_compute() -> None:
 
 def test_a_fork_after_use() -> None:
     printed = python(
-        """
-        import os, torch, gcsa_ext
+        f"""
+        import sys
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        import torch, gcsa_ext
         from gcsa_ext import functional
+        from subprocesses import holds_in_a_fork
         torch.set_num_threads(2)
         torch.manual_seed(0)
         module = gcsa_ext.GCSA(24).eval().requires_grad_(False)
@@ -639,14 +642,7 @@ def test_a_fork_after_use() -> None:
             found = results()
             return all(torch.allclose(a, b, rtol=1e-4, atol=1e-3) for a, b in zip(found, expected))
         for _ in range(2):
-            child = os.fork()
-            if child == 0:
-                ok = False
-                try:
-                    ok = right() and functional.release_workspace() > 0 and right()
-                finally:
-                    os._exit(0 if ok else 1)
-            assert os.waitpid(child, 0)[1] == 0
+            assert holds_in_a_fork(lambda: right() and functional.release_workspace() > 0 and right())
             assert right()
         print("done")
         """

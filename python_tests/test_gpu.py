@@ -62,20 +62,22 @@ from test_gates import (  # noqa: F401
     test_running_statistics,
     test_running_statistics_may_change_before_the_backward_pass,
 )
-from test_triton_convolution import (  # noqa: F401
-    test_an_attention_in_evaluation,
-    test_an_image_does_not_touch_its_neighbours,
-    test_every_kernel_size,
-    test_layouts,
-    test_positions_beyond_32_bits,
-    test_sizes,
-    test_split_sums,
-    test_without_scale_or_bias,
-)
 from torch import Tensor, nn
 
 import gcsa_ext
 from gcsa_ext import GCSA, backends, functional, reference
+
+if importlib.util.find_spec("triton") is not None:  # without it those of the CUDA kernels are left
+    from test_triton_convolution import (  # noqa: F401
+        test_an_attention_in_evaluation,
+        test_an_image_does_not_touch_its_neighbours,
+        test_every_kernel_size,
+        test_layouts,
+        test_positions_beyond_32_bits,
+        test_sizes,
+        test_split_sums,
+        test_without_scale_or_bias,
+    )
 
 if not torch.cuda.is_available():
     pytest.skip("torch.cuda.is_available() is False: these tests need a GPU", allow_module_level=True)
@@ -102,7 +104,8 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         pytest.skip("triton is not installed beside this torch, so that there are no kernels of it to test")
     assert reason is None  # whatever else is wrong with it is an error
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # the yardstick is float32
-    monkeypatch.setattr(backends.triton.tuning, "enabled", False)
+    if name == "triton":
+        monkeypatch.setattr(backends.triton.tuning, "enabled", False)
     with torch.device(DEVICE), gcsa_ext.use_backend(name):
         yield name
 

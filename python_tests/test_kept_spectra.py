@@ -407,27 +407,25 @@ def test_a_change_during_a_call(call: int, one_thread: None) -> None:
 
 def test_a_fork_after_use() -> None:
     printed = python(
-        """
-        import os, torch, gcsa_ext
+        f"""
+        import sys
+        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        import torch, gcsa_ext
         from gcsa_ext import functional
+        from subprocesses import holds_in_a_fork
         torch.set_num_threads(2)
         module = gcsa_ext.GCSA(24).eval().requires_grad_(False)
         x = torch.randn(3, 24, 13, 11)
         expected = module(x)
         for _ in range(3):
             assert torch.equal(module(x), expected)
-        child = os.fork()
-        if child == 0:
-            ok = False
-            try:
-                ok = all(torch.allclose(module(x), expected, rtol=1e-4, atol=1e-4) for _ in range(3))
-                module.spatial_attention[0].weight.data.neg_()
-                changed = module(x)
-                ok = ok and not torch.allclose(changed, expected, rtol=1e-4, atol=1e-4)
-                ok = ok and functional.release_workspace() > 0 and torch.equal(module(x), changed)
-            finally:
-                os._exit(0 if ok else 1)
-        assert os.waitpid(child, 0)[1] == 0
+        def right():
+            same = all(torch.allclose(module(x), expected, rtol=1e-4, atol=1e-4) for _ in range(3))
+            module.spatial_attention[0].weight.data.neg_()
+            changed = module(x)
+            noticed = not torch.allclose(changed, expected, rtol=1e-4, atol=1e-4)
+            return same and noticed and functional.release_workspace() > 0 and torch.equal(module(x), changed)
+        assert holds_in_a_fork(right)
         assert torch.equal(module(x), expected)
         print("done")
         """

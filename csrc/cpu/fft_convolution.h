@@ -232,7 +232,8 @@ class Multiplication {
         if (taps_.spectra) return run_kept_(tiles, in, first, block, first_column, last_column, out, to);
         const int64_t count = inputs(first);
         // As many streams as there are outputs or inputs are more than the processor's own prefetching follows. Products of
-        // many tiles leave time to ask for them, which the transforms do not.
+        // many tiles leave time to ask for them, which the transforms do not. They do not fit the first-level cache, but a
+        // Zen 5 that is to take them into the second-level one leaves many out.
         const TapLines<A> later(taps_, next, count);
         const bool meanwhile = tiles < product_rows;
         const auto spectrum_of = [&](int column) {

@@ -30,7 +30,7 @@ struct Taps {
     TapStrides strides;
     int64_t kernel;
     bool mirrored;  // false: out[p] = sum_d w[d] in[p + d]; true: w[d] in[p - d], the gradient of the former's input
-    const A* spectra = nullptr;  // as Multiplication::transform leaves them, or null: to be computed
+    const A* spectra = nullptr;  // as Multiplication::make_unit leaves them, or null: to be computed
 
     // Of a convolution with weights in this layout, and of the one from the gradient of its output to that of its input.
     static Taps forward(const void* data, Layout layout, int64_t outputs, int64_t inputs, int64_t kernel) {
