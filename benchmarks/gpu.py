@@ -612,7 +612,7 @@ def pytest_command(*options: str) -> list[str]:
         str(ROOT),
     ]
     command += [*plugins, *([] if present else ["-o", "timeout=0"]), *options]
-    return [*command, str(ROOT / "python_tests" / "test_gpu.py")]
+    return [*command, str(ROOT / "python_tests" / "backends" / "test_gpu.py")]
 
 
 def run_tests(limit: float, log: Path) -> dict[str, Any]:

@@ -4,9 +4,9 @@
 
 #include <cstdint>
 
-#include "tile.h"
-#include "vector.h"
-#include "workspace.h"
+#include "cpu/tile.h"
+#include "cpu/vector.h"
+#include "cpu/workspace.h"
 
 namespace gcsa_ext::cpu::GCSA_EXT_ISA {
 

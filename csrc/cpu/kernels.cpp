@@ -1,6 +1,6 @@
 // The table of this instruction set's kernels.
 
-#include "kernels.h"
+#include "cpu/kernels.h"
 
 #define GCSA_EXT_STRINGIFY(name) #name
 #define GCSA_EXT_NAME_OF(name) GCSA_EXT_STRINGIFY(name)

@@ -1,12 +1,12 @@
 // Every kernel for the CPU, as compiled for one instruction set.
 #pragma once
 
-#include "../channel_gate.h"
-#include "../convolution.h"
-#include "../frequency_mask.h"
-#include "../gcsa.h"
-#include "../measure.h"
-#include "../norm_gate.h"
+#include "params/channel_gate.h"
+#include "params/convolution.h"
+#include "params/frequency_mask.h"
+#include "params/gcsa.h"
+#include "params/measure.h"
+#include "params/norm_gate.h"
 
 namespace gcsa_ext::cpu {
 

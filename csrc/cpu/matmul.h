@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "vector.h"
+#include "cpu/vector.h"
 
 namespace gcsa_ext::cpu::GCSA_EXT_ISA {
 

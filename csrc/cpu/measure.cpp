@@ -1,17 +1,17 @@
 // Floating-point operations per second: of products and sums in registers, which nothing exceeds, and of the products of
 // spectra, with the memory traffic that they have in a convolution but without the transforms of the weights between them.
 
-#include "../measure.h"
+#include "params/measure.h"
 
 #include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <limits>
 
-#include "../scratch.h"
-#include "fft_plan.h"
-#include "kernels.h"
-#include "workspace.h"
+#include "cpu/kernels.h"
+#include "cpu/transforms/fft_plan.h"
+#include "cpu/workspace.h"
+#include "memory/scratch.h"
 
 namespace gcsa_ext::cpu::GCSA_EXT_ISA {
 namespace {

@@ -7,7 +7,7 @@
 #include <omp.h>
 #endif
 
-#include "vector.h"
+#include "cpu/vector.h"
 
 namespace gcsa_ext::cpu::GCSA_EXT_ISA {
 

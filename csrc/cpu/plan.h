@@ -3,11 +3,11 @@
 #pragma once
 
 #ifdef GCSA_EXT_MATRIX_REGISTERS
-#include "direct_gradient.h"
+#include "cpu/matrix/direct_gradient.h"
 #else
-#include "fft_gradient.h"
-#include "fft_plan.h"
-#include "weight_spectra.h"
+#include "cpu/transforms/fft_gradient.h"
+#include "cpu/transforms/fft_plan.h"
+#include "cpu/transforms/weight_spectra.h"
 #endif
 
 namespace gcsa_ext::cpu::GCSA_EXT_ISA {

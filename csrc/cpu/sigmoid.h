@@ -1,7 +1,7 @@
 // The logistic function of a vector.
 #pragma once
 
-#include "vector.h"
+#include "cpu/vector.h"
 
 namespace gcsa_ext::cpu::GCSA_EXT_ISA {
 

@@ -4,8 +4,8 @@
 #include <algorithm>
 #include <cstdint>
 
-#include "blocked.h"
-#include "spectral_product.h"
+#include "cpu/blocked.h"
+#include "cpu/transforms/spectral_product.h"
 
 namespace gcsa_ext::cpu::GCSA_EXT_ISA {
 

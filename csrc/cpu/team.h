@@ -1,7 +1,7 @@
 // Threads that work on one thing together, phase by phase.
 #pragma once
 
-#include "parallel.h"
+#include "cpu/parallel.h"
 
 namespace gcsa_ext::cpu::GCSA_EXT_ISA {
 

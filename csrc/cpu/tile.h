@@ -4,8 +4,8 @@
 
 #include <cstdint>
 
-#include "vector.h"
-#include "workspace.h"
+#include "cpu/vector.h"
+#include "cpu/workspace.h"
 
 namespace gcsa_ext::cpu::GCSA_EXT_ISA {
 

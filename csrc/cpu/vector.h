@@ -10,7 +10,7 @@
 #include <immintrin.h>
 #endif
 
-#include "../tensor.h"
+#include "params/tensor.h"
 
 #ifndef GCSA_EXT_ISA
 #error "kernels are compiled once per instruction set: define GCSA_EXT_ISA and GCSA_EXT_VECTOR_BYTES"

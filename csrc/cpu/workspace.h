@@ -5,7 +5,7 @@
 #include <cstdlib>
 #include <new>
 
-#include "vector.h"
+#include "cpu/vector.h"
 
 namespace gcsa_ext::cpu::GCSA_EXT_ISA {
 

@@ -3,7 +3,7 @@
 Needs the extra ``[train]``: ``pip install ".[train]"``.
 """
 
-from gcsa_ext.data.clips import (
+from gcsa_ext.corpora.clips import (
     ClipBatch,
     ClipDataset,
     ClipSample,
@@ -13,12 +13,12 @@ from gcsa_ext.data.clips import (
     make_sample,
     prepare_clip,
 )
-from gcsa_ext.data.emotions import EMOTIONS, IGNORE_INDEX
-from gcsa_ext.data.faces import FaceCropper
-from gcsa_ext.data.manifest import SPLITS, Clip, ManifestError, read_manifest, write_manifest
-from gcsa_ext.data.spectrogram import LogMelSpectrogram
-from gcsa_ext.data.synthetic import FACE_OF, VOICE_OF, synthesize_clip, synthesize_corpus
-from gcsa_ext.data.video import (
+from gcsa_ext.corpora.labels import EMOTIONS, IGNORE_INDEX
+from gcsa_ext.corpora.manifest import SPLITS, Clip, ManifestError, read_manifest, write_manifest
+from gcsa_ext.corpora.synthetic.corpus import FACE_OF, VOICE_OF, synthesize_clip, synthesize_corpus
+from gcsa_ext.media.faces import FaceCropper
+from gcsa_ext.media.spectrogram import LogMelSpectrogram
+from gcsa_ext.media.video import (
     MediaError,
     MediaInfo,
     equal_interval_times,

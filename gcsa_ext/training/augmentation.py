@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gcsa_ext.data import ClipBatch
+from gcsa_ext.corpora import ClipBatch
 
 
 def draw_frames(batch: ClipBatch, count: int | None) -> ClipBatch:

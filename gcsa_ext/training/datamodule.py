@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from gcsa_ext.data import IGNORE_INDEX, Clip, ClipDataset, ClipSample, ClipSettings, collate_clips
-from gcsa_ext.data.extra import import_extra
+from gcsa_ext.corpora import IGNORE_INDEX, Clip, ClipDataset, ClipSample, ClipSettings, collate_clips
+from gcsa_ext.extra import import_extra
 
 import_extra("lightning")
 from lightning import LightningDataModule  # noqa: E402  (after the check that names the extra to install)
@@ -20,7 +20,7 @@ class ClipDataModule(LightningDataModule):
     """Clips for training, validation and test, prepared once and read from a cache folder.
 
     Args:
-        clips: of all splits, as :func:`~gcsa_ext.data.read_manifest` gives them.
+        clips: of all splits, as :func:`~gcsa_ext.corpora.read_manifest` gives them.
         settings: how clips become tensors.
         cache_folder: where prepared clips are kept.
         batch_size: clips per batch.

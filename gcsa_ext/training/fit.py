@@ -13,11 +13,11 @@ from typing import Any
 
 import torch
 
-from gcsa_ext.data import EMOTIONS
-from gcsa_ext.data.extra import import_extra
+from gcsa_ext.corpora import EMOTIONS
+from gcsa_ext.extra import import_extra
+from gcsa_ext.inference.checkpoint import checkpoint_files, load_checkpoint, save_checkpoint
 from gcsa_ext.nn import BimodalLoss, BimodalNet, CoarseFineLoss
 from gcsa_ext.nn.loss import ABAW_GROUPS
-from gcsa_ext.training.checkpoint import checkpoint_files, load_checkpoint, save_checkpoint
 from gcsa_ext.training.datamodule import ClipDataModule
 from gcsa_ext.training.module import ExpressionModule
 from gcsa_ext.training.progress import make_progress

@@ -7,11 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gcsa_ext.data import IGNORE_INDEX, ClipBatch
-from gcsa_ext.data.extra import import_extra
+from gcsa_ext.corpora import IGNORE_INDEX, ClipBatch
+from gcsa_ext.extra import import_extra
+from gcsa_ext.inference.evaluation import Predictions, run_batch
 from gcsa_ext.nn import BimodalLoss, BimodalNet, BimodalOutput
 from gcsa_ext.training.augmentation import augment_frames, draw_frames
-from gcsa_ext.training.evaluation import Predictions, run_batch
 
 import_extra("lightning")
 from lightning import LightningModule  # noqa: E402  (after the check that names the extra to install)

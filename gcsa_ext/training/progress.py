@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from gcsa_ext.data.extra import import_extra
+from gcsa_ext.extra import import_extra
 
 if TYPE_CHECKING:
     from rich.progress import Progress

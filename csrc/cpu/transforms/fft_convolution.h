@@ -1,0 +1,459 @@
+// Convolution with 'same' zero padding by Fourier transforms of tiles (overlap-save).
+//
+// The map is cut into tiles of height x width points that overlap by k - 1, each is transformed, at every frequency the
+// channels are mixed by one complex matrix product with the spectrum of the weights, and of the result transformed back the
+// points are kept to which no other side of the tile has wrapped around. A tile that covers the whole axis needs only the
+// size plus k / 2 points: the zeros that pad it behind serve in front as well, since it wraps around.
+//
+// All maps are blocked (blocked.h). Spectra lie as [channel block][frequency][tile][part][lane].
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+
+#include "cpu/blocked.h"
+#include "cpu/taps.h"
+#include "cpu/team.h"
+#include "cpu/transforms/spectral_product.h"
+#include "cpu/transforms/spectrum.h"
+#include "cpu/transforms/tap_transform.h"
+
+namespace gcsa_ext::cpu::GCSA_EXT_ISA {
+
+// How one axis of the map is cut into tiles.
+struct TileAxis {
+    int64_t size, length, radius;  // of the map, of a tile, k / 2
+
+    bool whole() const { return length >= size + radius; }
+    int64_t step() const { return whole() ? size : length - 2 * radius; }
+    int64_t tiles() const { return (size + step() - 1) / step(); }
+    int64_t margin() const { return whole() ? 0 : radius; }                  // first valid point of a tile
+    int64_t origin(int64_t tile) const { return tile * step() - margin(); }  // where a tile begins on the map
+    int64_t valid(int64_t tile) const {                                      // how many valid points it has
+        const int64_t left = size - tile * step();
+        return left < step() ? left : step();
+    }
+};
+
+struct Tiling {
+    TileAxis y, x;
+
+    int64_t per_image() const { return y.tiles() * x.tiles(); }
+    int64_t frequencies() const { return y.length * x.length / 2; }
+    // Whether frequency f stands for two that are real (spectrum.h).
+    bool holds_two(int64_t f) const {
+        const int64_t first = frequencies() - y.length;
+        return f == first || f == first + y.length / 2;
+    }
+};
+
+template <class A>
+inline int64_t tile_scratch(const Tiling& tiling) {
+    return TileTransform<A>::scratch(tiling.y.length, tiling.x.length);
+}
+
+// The spectra of some tiles. What is read together lies together: the tiles of one channel block, frequency after frequency.
+// The distance between frequencies is an odd number of tiles: a power of two would map all of them to the same few
+// cache sets.
+template <class A, int parts>
+struct TileSpectra {
+    A* data;
+    int64_t blocks, stride, block_stride;
+    static constexpr int64_t tile_stride = parts * lanes<A>;
+
+    TileSpectra(A* data, int64_t channels, int64_t tiles, int64_t frequencies)
+        : data(data),
+          blocks((channels + lanes<A> - 1) / lanes<A>),
+          stride((tiles | 1) * tile_stride),
+          block_stride(frequencies * stride) {}
+    int64_t size() const { return blocks * block_stride; }
+    A* at(int64_t block, int64_t frequency) const { return data + block * block_stride + frequency * stride; }
+    // Without the blocks before this one.
+    TileSpectra from(int64_t block) const {
+        TileSpectra rest = *this;
+        rest.data += block * block_stride;
+        rest.blocks -= block;
+        return rest;
+    }
+};
+template <class A>
+using InputSpectra = TileSpectra<A, input_parts>;
+template <class A>
+using OutputSpectra = TileSpectra<A, 2>;
+
+// How many inputs are multiplied at a time: the spectra of their weights' rows, of these one column of all, and those of
+// their tiles stay about in the second-level cache.
+template <class A>
+inline int64_t inputs_at_once(const Tiling& tiling, int64_t kernel) {
+    constexpr int64_t most = 32, cache = 2304 << 10;
+    const int64_t weights = TapTransform<A>::rows_size(tiling.x.length, kernel) + tiling.y.length * 2 * lanes<A>;
+    const int64_t tiles = product_rows * tiling.frequencies() * input_parts;
+    const int64_t inputs = cache / static_cast<int64_t>(sizeof(A)) / (weights + tiles);
+    return std::min(std::max<int64_t>(inputs / lanes<A>, 1) * lanes<A>, most);
+}
+// Between the frequencies of their spectra, in elements: no power of two.
+template <class A>
+inline int64_t frequency_stride(int64_t inputs) {
+    return (inputs | 1) * 2 * lanes<A>;
+}
+// Whether their whole spectra are transformed before they are multiplied, not one column after the other: where these stay
+// in the cache, the spectra of the rows stay in the first-level one.
+template <class A>
+inline bool whole_spectra(const Tiling& tiling, int64_t inputs) {
+    constexpr int64_t cache = 320 << 10;
+    return tiling.frequencies() * frequency_stride<A>(inputs) * static_cast<int64_t>(sizeof(A)) <= cache;
+}
+
+// Of spectra of weights that are kept (weight_spectra.h), in elements. A unit is a block of outputs and the inputs that are
+// multiplied at a time, [frequency][input][part][lane].
+template <class A>
+struct SpectraUnits {
+    int64_t chunks, count, stride, unit_size;  // units to a block of outputs and in all; between frequencies, of a unit
+
+    SpectraUnits(const Tiling& tiling, const Taps<A>& taps) {
+        const int64_t at_once = inputs_at_once<A>(tiling, taps.kernel);
+        chunks = (taps.inputs + at_once - 1) / at_once;
+        count = (taps.outputs + lanes<A> - 1) / lanes<A> * chunks;
+        stride = frequency_stride<A>(std::min(at_once, taps.inputs));
+        unit_size = tiling.frequencies() * stride;
+    }
+};
+
+struct TileRangeOfBatch {
+    int64_t first, count;
+};
+
+// The spectra of tiles of a map, from channel block `first_block` on as many as `to` has; without `halo` only the points a
+// tile does not share with others.
+template <class A>
+inline void transform_tiles(
+    const Team& team, const BlockedMap<A>& map, const Tiling& tiling, TileRangeOfBatch range, bool halo,
+    const InputSpectra<A>& to, A* scratch, int64_t first_block = 0
+) {
+    constexpr int L = lanes<A>;
+    const TileTransform<A> transform(tiling.y.length, tiling.x.length);
+    const int64_t across = tiling.x.tiles(), per_image = tiling.per_image();
+    // The points of an axis that a tile takes from the map, as [begin, end) within the tile.
+    const auto bounds = [&](const TileAxis& axis, int64_t tile, int64_t& begin, int64_t& end) {
+        const int64_t origin = axis.origin(tile);
+        begin = halo ? (origin < 0 ? -origin : 0) : axis.margin();
+        end = halo ? axis.length : axis.margin() + axis.step();
+        if (end > axis.size - origin) end = axis.size - origin;
+    };
+    team.for_each(range.count * to.blocks, [&](int64_t unit) {
+        const int64_t tile = unit / to.blocks, block = unit % to.blocks, at = range.first + tile;
+        const int64_t image = at / per_image, ty = at % per_image / across, tx = at % across;
+        int64_t top, bottom, left, right;
+        bounds(tiling.y, ty, top, bottom);
+        bounds(tiling.x, tx, left, right);
+        const A* from = map.block(image, first_block + block) + (tiling.y.origin(ty) * map.width + tiling.x.origin(tx)) * L;
+        transform.template forward<input_parts>(
+            [&](int64_t y) { return y < top || y >= bottom ? nullptr : from + y * map.width * L; }, left, right,
+            to.at(block, 0) + tile * to.tile_stride, to.stride, scratch
+        );
+    });
+}
+
+// epilogue(image, block, first position, count, vectors, step between vectors) takes runs of the result, finish(range) all
+// positions of a block after the last tile of an image. The first block of `from` is `first_block` of the result. A thread
+// has all tiles of some blocks, which it may have computed, or if there are fewer blocks than threads some of one.
+template <class A, class Epilogue, class Finish>
+inline void transform_back(
+    const Team& team, const OutputSpectra<A>& from, const Tiling& tiling, TileRangeOfBatch range, const Epilogue& epilogue,
+    const Finish& finish, A* scratch, int64_t first_block = 0
+) {
+    const TileTransform<A> transform(tiling.y.length, tiling.x.length);
+    const int64_t across = tiling.x.tiles(), per_image = tiling.per_image(), width = tiling.x.size;
+    team.for_each(range.count * from.blocks, [&](int64_t unit) {
+        const int64_t block = unit / range.count, tile = unit % range.count, at = range.first + tile;
+        const int64_t image = at / per_image, ty = at % per_image / across, tx = at % across;
+        const int64_t y0 = ty * tiling.y.step(), x0 = tx * tiling.x.step();
+        transform.inverse(
+            from.at(block, 0) + tile * from.tile_stride, from.stride, tiling.y.margin(), tiling.y.valid(ty),
+            [&](int64_t y, const A* row, int64_t step) {
+                epilogue(
+                    image, first_block + block, (y0 + y) * width + x0, tiling.x.valid(tx), row + tiling.x.margin() * step,
+                    step
+                );
+            },
+            scratch
+        );
+        if (at % per_image == per_image - 1) finish({image, first_block + block, 0, tiling.y.size * width});
+    });
+}
+
+// out[f] = in[f] weights[f] for every tile and frequency. The weights' spectra are many times larger than the weights: they
+// are transformed a few inputs, and where these are many frequencies, one column at a time, and used while they are in the
+// cache. Of few weights the spectra can be kept instead.
+template <class A, bool transforms = true>
+class Multiplication {
+    static constexpr int L = lanes<A>;
+
+   public:
+    Multiplication(const Tiling& tiling, const Taps<A>& taps, A* scratch)
+        : tiling_(tiling),
+          taps_(taps),
+          transform_(tiling.y.length, tiling.x.length, taps.kernel),
+          at_once_(inputs_at_once<A>(tiling, taps.kernel)),
+          stride_(frequency_stride<A>(at_once_)),
+          kept_(tiling, taps),
+          rows_size_(TapTransform<A>::rows_size(tiling.x.length, taps.kernel)),
+          whole_(whole_spectra<A>(tiling, at_once_)),
+          gathered_(scratch),
+          rows_(gathered_ + taps.kernel * taps.kernel * L * L),
+          spectra_(rows_ + (whole_ ? 1 : at_once_) * rows_size_) {}
+
+    int64_t inputs() const { return taps_.inputs; }
+    int64_t outputs() const { return taps_.outputs; }
+    int64_t columns() const { return transform_.columns(); }
+    // The inputs from `first` on that are multiplied at a time.
+    int64_t inputs(int64_t first) const { return std::min(at_once_, taps_.inputs - first); }
+
+    // One unit of the spectra that are kept; `to` is where the first one begins.
+    void make_unit(int64_t unit, A* to) const {
+        const int64_t block = unit / kept_.chunks, first = unit % kept_.chunks * at_once_;
+        const TapLines<A>* const none = nullptr;
+        for_each_taps(taps_, block, first, inputs(first), none, gathered_, [&](int64_t i, const A* vectors) {
+            A* const at = to + unit * kept_.unit_size + i * 2 * L;
+            transform_.forward_rows(vectors, rows_);
+            for (int k = 0; k < columns(); ++k)
+                transform_.forward_column(rows_, 1, k, at + transform_.first_frequency(k) * kept_.stride, kept_.stride);
+        });
+    }
+
+    // What inputs first ... first + inputs(first) contribute to columns [first_column, last_column) of a block of outputs,
+    // which is written to block `to` of `out`, or added if `first` is not 0. `in` begins with the block of channels of input
+    // `first`. `next` is where the weights of the next call begin.
+    void run(
+        int64_t tiles, const InputSpectra<A>& in, int64_t first, int64_t block, int first_column, int last_column,
+        const A* next, const OutputSpectra<A>& out, int64_t to
+    ) const {
+        if (taps_.spectra) return run_kept_(tiles, in, first, block, first_column, last_column, out, to);
+        const int64_t count = inputs(first);
+        // As many streams as there are outputs or inputs are more than the processor's own prefetching follows. Products of
+        // many tiles leave time to ask for them, which the transforms do not. They do not fit the first-level cache, but a
+        // Zen 5 that is to take them into the second-level one leaves many out.
+        const TapLines<A> later(taps_, next, count);
+        const bool meanwhile = tiles < product_rows;
+        const auto spectrum_of = [&](int column) {
+            return spectra_ + (whole_ ? transform_.first_frequency(column) : 0) * stride_;
+        };
+        if constexpr (transforms)
+            for_each_taps(
+                taps_, block, first, count, meanwhile ? &later : nullptr, gathered_, [&](int64_t i, const A* vectors) {
+                    A* const rows = whole_ ? rows_ : rows_ + i * rows_size_;
+                    transform_.forward_rows(vectors, rows);
+                    for (int k = first_column; whole_ && k < last_column; ++k)
+                        transform_.forward_column(rows, 1, k, spectrum_of(k) + i * 2 * L, stride_);
+                }
+            );
+        int64_t step = 0;
+        for (int k = first_column; k < last_column; ++k) {
+            if (transforms && !whole_) transform_.forward_column(rows_, count, k, spectra_, stride_);
+            for (int j = 0; j < transform_.frequencies(k); ++j, ++step) {
+                const int64_t f = transform_.first_frequency(k) + j;
+                using Tiles = TilesByChannels<A, made_ahead>;
+                const Tiles tile{in.at(0, f), in.block_stride, in.stride, later.step(step)};
+                const auto multiply = tiling_.holds_two(f) ? product<RealSums<A>, Tiles>
+                                      : taps_.mirrored     ? product<Sum<A, false>, Tiles>
+                                                           : product<Sum<A, true>, Tiles>;
+                multiply(tiles, count, tile, spectrum_of(k) + j * stride_, 2 * L, out.at(to, f), out.tile_stride, first > 0);
+            }
+        }
+    }
+    const A* weights(int64_t block, int64_t input) const { return taps_.at(block * L, input); }
+
+   private:
+    // How far ahead factors are prefetched: what was transformed just now is near.
+    static constexpr int64_t made_ahead = 4, kept_ahead = 64;
+
+    __attribute__((noinline)) void run_kept_(
+        int64_t tiles, const InputSpectra<A>& in, int64_t first, int64_t block, int first_column, int last_column,
+        const OutputSpectra<A>& out, int64_t to
+    ) const {
+        const A* const spectra = taps_.spectra + (block * kept_.chunks + first / at_once_) * kept_.unit_size;
+        for (int k = first_column; k < last_column; ++k)
+            for (int j = 0; j < transform_.frequencies(k); ++j) {
+                const int64_t f = transform_.first_frequency(k) + j;
+                const A* const factors = spectra + f * kept_.stride;
+                using Tiles = TilesByChannels<A, kept_ahead>;
+                const Tiles tile{in.at(0, f), in.block_stride, in.stride, {factors, 0, 0}};
+                const auto multiply = tiling_.holds_two(f) ? product<RealSums<A>, Tiles> : product<Sum<A, true>, Tiles>;
+                multiply(tiles, inputs(first), tile, factors, 2 * L, out.at(to, f), out.tile_stride, first > 0);
+            }
+    }
+    Tiling tiling_;
+    Taps<A> taps_;
+    TapTransform<A> transform_;
+    int64_t at_once_, stride_;
+    SpectraUnits<A> kept_;
+    int64_t rows_size_;
+    bool whole_;
+    A *gathered_, *rows_, *spectra_;
+};
+
+// What the inputs that are multiplied at a time, from `first` on, contribute to all outputs.
+template <class A, bool transforms>
+inline void multiply_inputs(
+    const Team& team, const Multiplication<A, transforms>& product, int64_t tiles, const InputSpectra<A>& in, int64_t first,
+    const OutputSpectra<A>& out
+) {
+    // Where there are fewer blocks of outputs than threads, some share one and divide its columns.
+    const int64_t shares = (team.size + out.blocks - 1) / out.blocks, columns = product.columns();
+    const auto [begin, end] = team.share(out.blocks * shares);
+    for (int64_t unit = begin; unit < end; ++unit) {
+        const int64_t block = unit / shares, share = unit % shares;
+        const bool last = unit + 1 == end;
+        const A* const next =
+            product.weights((last ? begin : unit + 1) / shares, last ? first + product.inputs(first) : first);
+        product.run(
+            tiles, in, first, block, static_cast<int>(columns * share / shares),
+            static_cast<int>(columns * (share + 1) / shares), next, out, block
+        );
+    }
+}
+// What inputs begin ... end contribute to all outputs.
+template <class A, bool transforms>
+inline void multiply_spectra(
+    const Team& team, const Multiplication<A, transforms>& product, int64_t tiles, const InputSpectra<A>& in, int64_t begin,
+    int64_t end, const OutputSpectra<A>& out
+) {
+    // The tiles' spectra of these inputs stay in the cache for all blocks of outputs.
+    for (int64_t first = begin; first < end; first += product.inputs(first))
+        multiply_inputs(team, product, tiles, in.from((first - begin) / lanes<A>), first, out);
+}
+// What all inputs contribute, one block of outputs after the other, each of which is transformed back at once by the thread
+// that has it; `own` is that thread's memory for the spectra of one block.
+template <class A, class Epilogue, class Finish>
+inline void multiply_and_transform_back(
+    const Team& team, const Multiplication<A>& product, const Tiling& tiling, TileRangeOfBatch range,
+    const InputSpectra<A>& in, const OutputSpectra<A>& own, const Epilogue& epilogue, const Finish& finish, A* scratch
+) {
+    const int columns = static_cast<int>(product.columns());
+    const auto [begin, end] = team.share((product.outputs() + lanes<A> - 1) / lanes<A>);
+    for (int64_t block = begin; block < end; ++block) {
+        for (int64_t first = 0; first < product.inputs();) {
+            const int64_t after = first + product.inputs(first);
+            const A* const next = after < product.inputs() ? product.weights(block, after) : product.weights(block + 1, 0);
+            product.run(range.count, in.from(first / lanes<A>), first, block, 0, columns, next, own, 0);
+            first = after;
+        }
+        transform_back(Team{0, 1}, own, tiling, range, epilogue, finish, scratch, block);
+    }
+}
+
+// ---- a whole convolution ----
+
+// What one is and how it is carried out.
+template <class A>
+struct Convolution {
+    int64_t batch, inputs, outputs, kernel;
+    Tiling tiling;
+    int64_t group;  // tiles that are transformed, multiplied and transformed back at a time
+    int team;       // threads that work on one group: all, or 1 where every thread has images of its own
+
+    static constexpr int L = lanes<A>;
+    int64_t tiles() const { return batch * tiling.per_image(); }
+    int64_t images_per_group() const { return std::max<int64_t>(group / tiling.per_image(), 1); }
+    TileRangeOfBatch images(int64_t first, int64_t count) const {
+        return {first * tiling.per_image(), count * tiling.per_image()};
+    }
+    // Of the spectra of a group's tiles as few as possible are there at a time, so that they stay in the second-level cache:
+    // of the outputs one block per thread, which is transformed back when it is done, or of the inputs a turn.
+    bool by_outputs() const { return outputs > inputs && outputs > (team - 1) * L; }
+    // Whether a thread has a block of outputs complete before it begins another, of every one of so many images.
+    bool block_by_block(int64_t images) const {
+        return by_outputs() && (images * tiling.per_image() <= group || group % tiling.per_image() == 0);
+    }
+    int64_t channels_per_turn(int64_t channels) const {
+        constexpr int64_t cache = (640 << 10) / static_cast<int64_t>(sizeof(A));
+        const int64_t at_once = inputs_at_once<A>(tiling, kernel);
+        return std::min(std::max<int64_t>(cache / input_size(at_once), 1) * at_once, channels);
+    }
+    InputSpectra<A> input_spectra(A* data, int64_t channels) const { return {data, channels, group, tiling.frequencies()}; }
+    OutputSpectra<A> output_spectra(A* data, int64_t channels) const {
+        return {data, channels, group, tiling.frequencies()};
+    }
+    // The memory for what is in use at the same time, in elements.
+    int64_t input_size(int64_t channels) const { return Pieces<A>::size(input_spectra(nullptr, channels).size()); }
+    int64_t output_size(int64_t channels) const { return Pieces<A>::size(output_spectra(nullptr, channels).size()); }
+    // Every turn's spectra come in the last one's place: threads that need not wait for each other, with two places, lose
+    // more to the cache.
+    int64_t turn_size(int64_t channels) const { return input_size(channels_per_turn(channels)); }
+    int64_t workspace_size() const {
+        return by_outputs() ? input_size(inputs) + team * output_size(L) : turn_size(inputs) + output_size(outputs);
+    }
+    // Transforms tiles of a map, from the inputs or the outputs of the convolution, and calls take(its spectra, first
+    // channel, end) turn by turn. No thread may take part in anything that overwrites `spectra` before all have left.
+    template <class Take>
+    void for_each_turn(
+        const Team& team, const BlockedMap<A>& map, TileRangeOfBatch range, bool halo, A* spectra, A* scratch,
+        const Take& take
+    ) const {
+        const int64_t turn = channels_per_turn(map.channels);
+        for (int64_t begin = 0; begin < map.channels; begin += turn) {
+            const int64_t end = std::min(begin + turn, map.channels);
+            const InputSpectra<A> some = input_spectra(spectra, end - begin);
+            if (begin > 0) team.barrier();
+            transform_tiles(team, map, tiling, range, halo, some, scratch, begin / L);
+            team.barrier();
+            take(some, begin, end);
+        }
+    }
+    // Of each thread.
+    int64_t scratch_size() const {
+        const int64_t inputs = inputs_at_once<A>(tiling, kernel);
+        const int64_t taps =
+            kernel * kernel * L * L + inputs * TapTransform<A>::rows_size(tiling.x.length, kernel) +
+            (whole_spectra<A>(tiling, inputs) ? tiling.frequencies() : tiling.y.length) * frequency_stride<A>(inputs);
+        const int64_t tile = tile_scratch<A>(tiling);
+        return taps > tile ? taps : tile;
+    }
+};
+
+// The tiles of some images, group by group; `spectra` is memory of workspace_size elements. epilogue as in transform_back;
+// finish(range) is called for ranges of all blocks, when these are there, if possible by the thread that has computed them.
+template <class A, class Epilogue, class Finish>
+inline void convolve(
+    const Team& team, const Convolution<A>& c, const BlockedMap<A>& in, TileRangeOfBatch range, const Taps<A>& taps,
+    A* spectra, A* scratch, const Epilogue& epilogue, const Finish& finish
+) {
+    const Multiplication<A> product(c.tiling, taps, scratch);
+    for (int64_t done = 0; done < range.count; done += c.group) {
+        const int64_t left = range.count - done;
+        const TileRangeOfBatch group{range.first + done, left < c.group ? left : c.group};
+        if (c.by_outputs()) {
+            const InputSpectra<A> all = c.input_spectra(spectra, c.inputs);
+            A* const own = spectra + c.input_size(c.inputs) + team.rank * c.output_size(c.L);
+            transform_tiles(team, in, c.tiling, group, true, all, scratch);
+            team.barrier();
+            multiply_and_transform_back(
+                team, product, c.tiling, group, all, c.output_spectra(own, c.L), epilogue, finish, scratch
+            );
+        } else {
+            const OutputSpectra<A> all = c.output_spectra(spectra + c.turn_size(c.inputs), c.outputs);
+            c.for_each_turn(
+                team, in, group, true, spectra, scratch, [&](const InputSpectra<A>& some, int64_t begin, int64_t end) {
+                    multiply_spectra(team, product, group.count, some, begin, end, all);
+                }
+            );
+            team.barrier();
+            transform_back(team, all, c.tiling, group, epilogue, NoFinish{}, scratch);
+        }
+        team.barrier();
+    }
+    if constexpr (!std::is_same_v<Finish, NoFinish>) {
+        if (c.by_outputs()) return;
+        const int64_t per_image = c.tiling.per_image(), blocks = (c.outputs + c.L - 1) / c.L;
+        const int64_t positions = c.tiling.y.size * c.tiling.x.size;
+        team.for_each(block_ranges(range.count / per_image, blocks, positions), [&](int64_t i) {
+            BlockRange part = block_range(i, blocks, positions);
+            part.image += range.first / per_image;
+            finish(part);
+        });
+        team.barrier();
+    }
+}
+
+}  // namespace gcsa_ext::cpu::GCSA_EXT_ISA

@@ -1,0 +1,77 @@
+// How a convolution is cut into tiles, and whether threads share them.
+#pragma once
+
+#include <algorithm>
+
+#include "cpu/transforms/fft_convolution.h"
+
+namespace gcsa_ext::cpu::GCSA_EXT_ISA {
+
+// How many tiles make a group, of at most `most`: their spectra should stay near, but the taps are transformed once per
+// group. With fewer than product_rows tiles the products would be slow.
+template <class A>
+inline int64_t tiles_per_group(const Convolution<A>& c, int64_t most) {
+    Convolution<A> one = c;
+    one.group = 1;
+    const int64_t cache = (int64_t(3) << 20) / static_cast<int64_t>(sizeof(A)) * c.team;
+    const int64_t size = one.input_size(c.inputs) + one.output_size(c.outputs),
+                  count = cache / size / product_rows * product_rows;
+    return std::min(std::max<int64_t>(count, product_rows), most);
+}
+
+// The estimated time of a convolution, in nanoseconds of one thread of a Zen 4 with AVX-512. Per point of a tile and vector
+// of channels its transform costs more the further its tiles are from fitting into the first-level cache, a product of
+// spectra `product_cost`, where few tiles cost as much as `fewest`, and the transform of taps `tap_cost` after `gather_cost`
+// per vector of filters. With several groups the sums for the weights' gradient are read and written for each.
+template <class A>
+inline double estimated_cost(const Convolution<A>& c, bool with_gradient) {
+    constexpr double product_cost = 0.5, fewest = 2.5, tap_cost = 2, gather_cost = 150, sums_cost = 3, L = lanes<A>;
+    const double points = static_cast<double>(c.tiling.y.length * c.tiling.x.length), tiles = static_cast<double>(c.tiles());
+    const double transform_cost = 6 + points / 330;
+    const double in_blocks = std::ceil(c.inputs / L), out_blocks = std::ceil(c.outputs / L);
+    const double products = static_cast<double>(c.inputs) * out_blocks;
+    const double groups = std::ceil(tiles / static_cast<double>(c.group));
+    const double taps = tap_cost * points + gather_cost + (with_gradient && groups > 1 ? sums_cost * points : 0);
+    return points * (tiles * transform_cost * (in_blocks + out_blocks) +
+                     std::max(tiles, groups * fewest) * product_cost * products) +
+           groups * products * taps;
+}
+
+// The best way for a convolution. `apart`: every thread is to work on images of its own. `with_gradient`: the gradient of
+// the weights is computed from the same tiles.
+template <class A>
+inline Convolution<A> plan_convolution(
+    int64_t batch, int64_t inputs, int64_t outputs, int64_t height, int64_t width, int64_t kernel, int threads, bool apart,
+    bool with_gradient = false
+) {
+    const int64_t radius = kernel / 2;
+    Convolution<A> best{};
+    double least = 0;
+    const int64_t images = apart ? (batch + threads - 1) / threads : batch;
+    for (int64_t y : fft_lengths) {
+        // A kernel wraps onto itself in a shorter tile, and a tile must have a point that is its own.
+        if (y <= 2 * radius) continue;
+        const TileAxis rows{height, y, radius};
+        for (int64_t x : fft_lengths) {
+            if (x <= 2 * radius) continue;
+            const TileAxis columns{width, x, radius};
+            Convolution<A> c{batch, inputs, outputs, kernel, {rows, columns}, 1, apart ? 1 : threads};
+            c.group = tiles_per_group(c, images * c.tiling.per_image());
+            const double cost = estimated_cost(c, with_gradient);
+            // Of equals the longer columns: their transform is the simpler one.
+            if (best.kernel == 0 || cost <= least) least = cost, best = c;
+            if (columns.whole()) break;  // longer ones have no more to offer
+        }
+        if (rows.whole()) break;
+    }
+    return best;
+}
+
+// Whether threads are better off with images of their own: without waiting for each other, but each transforms all taps.
+template <class A>
+inline bool better_apart(const Convolution<A>& apart, const Convolution<A>& together, int threads) {
+    return threads > 1 && apart.batch >= threads && apart.tiles() / threads >= product_rows &&
+           estimated_cost(apart, false) < 1.05 * estimated_cost(together, false);
+}
+
+}  // namespace gcsa_ext::cpu::GCSA_EXT_ISA

@@ -1,0 +1,55 @@
+// Global channel-spatial attention as a whole.
+//
+//   z   = channel_gate(x)                                       channel_gate.h
+//   u1  = conv1(z) + bias, h channels       a1 = relu(norm1(u1))
+//   u2  = conv2(a1) + bias, C channels      out = z * sigmoid(norm2(u2))
+//
+// The convolutions have 'same' zero padding, stride 1, odd kernels. norm is batch normalisation:
+// (u - mean) / sqrt(var + eps) * weight + bias.
+#pragma once
+
+#include "params/channel_gate.h"
+#include "params/tensor.h"
+
+namespace gcsa_ext {
+
+struct BatchNorm {
+    bool batch_statistics;  // true: mean and var (biased) are computed and written; false: they are read
+    double eps;
+    const void* weight;  // (channels) or null: 1
+    const void* bias;    // (channels) or null: 0
+    void* mean;          // (channels)
+    void* var;           // (channels)
+};
+
+struct Convolution2d {
+    const void* weight;                  // (outputs, inputs, kernel, kernel)
+    const void* bias;                    // (outputs) or null: 0
+    Layout layout = Layout::contiguous;  // of the weight and of its gradient
+    const void* source = nullptr;        // what the weight was converted from for this call, or the weight itself
+};
+
+// The vectors and the convolutions' weights are float32 (float64 for a float64 map), the rest has the map's dtype.
+struct GcsaForward {
+    ChannelGateForward gate;  // with the map, x, out and the channel gate's weights
+    int64_t height, width;    // of the map
+    int64_t kernel;
+    Convolution2d conv1, conv2;
+    BatchNorm norm1, norm2;
+    bool mixed;  // the layers of a float32 map may round what they multiply to bfloat16
+    void* u1;    // saved for the backward pass in the kernels' own layout, saved_size(h) elements, or null: not wanted
+    void* u2;    // saved_size(C) elements; both or none
+};
+
+struct GcsaBackward {
+    GcsaForward forward;  // gate.out is not read; u1, u2, mean and var are the forward pass's
+    const void* grad_out;
+    void* grad_x;                                 // or null: not wanted
+    void *grad_w1, *grad_b1, *grad_w2, *grad_b2;  // the four are all wanted or, when grad_w1 is null, none
+    void *grad_conv1, *grad_conv1_bias;           // each may be null
+    void *grad_norm1_weight, *grad_norm1_bias;
+    void *grad_conv2, *grad_conv2_bias;
+    void *grad_norm2_weight, *grad_norm2_bias;
+};
+
+}  // namespace gcsa_ext

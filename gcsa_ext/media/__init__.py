@@ -1,0 +1,32 @@
+"""Media files: decoding by presentation time, sampling at equal intervals, faces, log-mel spectrograms.
+
+Needs the extra ``[train]``: ``pip install ".[train]"``.
+"""
+
+from gcsa_ext.media.faces import FaceCropper
+from gcsa_ext.media.spectrogram import LogMelSpectrogram
+from gcsa_ext.media.video import (
+    MediaError,
+    MediaInfo,
+    equal_interval_times,
+    frames_at,
+    iterate_audio,
+    iterate_frames,
+    iterate_frames_at,
+    probe,
+    read_audio,
+)
+
+__all__ = [
+    "FaceCropper",
+    "LogMelSpectrogram",
+    "MediaError",
+    "MediaInfo",
+    "equal_interval_times",
+    "frames_at",
+    "iterate_audio",
+    "iterate_frames",
+    "iterate_frames_at",
+    "probe",
+    "read_audio",
+]

@@ -1,0 +1,309 @@
+"""From media files to tensors: spectrograms, faces, prepared clips, the cache and batches."""
+
+import json
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+import torchaudio
+from torch.utils.data import DataLoader
+
+from gcsa_ext.corpora import Clip, ClipDataset, ClipSettings, collate_clips, prepare_clip, synthesize_clip
+from gcsa_ext.corpora import clips as clips_module
+from gcsa_ext.corpora.synthetic.corpus import EXPRESSIONS
+from gcsa_ext.corpora.synthetic.face import random_face, render_face
+from gcsa_ext.extra import import_extra
+from gcsa_ext.media import FaceCropper, LogMelSpectrogram, MediaError
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("media")
+    return {
+        "talking": synthesize_clip(folder / "talking.mp4", 1, "Happiness", 0, seconds=1.2),
+        "long": synthesize_clip(folder / "long.mp4", 2, "Fear", 0, seconds=4.0),
+        "soundless": synthesize_clip(folder / "soundless.mp4", 3, "Anger", 0, sound=False, seconds=0.8),
+        "faceless": synthesize_clip(folder / "faceless.mp4", 4, "Anger", 0, face=False, seconds=0.8),
+        "nothing": synthesize_clip(
+            folder / "nothing.mp4", 4, "Anger", 0, sound=False, face=False, seconds=0.4
+        ),
+        "voice": write_voice(folder / "voice.wav"),
+        "muted": write_voice(folder / "muted.wav", loudness=0.0),
+    }
+
+
+def write_voice(path: Path, loudness: float = 0.3, seconds: float = 0.5) -> Path:
+    samples = loudness * np.sin(2 * np.pi * 300 * np.arange(round(16000 * seconds)) / 16000)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("pcm_s16le", rate=16000, layout="mono")
+        frame = av.AudioFrame.from_ndarray((samples * 32767).astype(np.int16)[None], "s16", "mono")
+        frame.sample_rate = 16000
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def face_picture(seed: int, size: int = 112) -> np.ndarray:
+    random = np.random.default_rng(seed)
+    silence = np.zeros(30, np.float32)
+    return render_face(random, random_face(random), EXPRESSIONS["plain"], silence, size, 25.0)[-1]
+
+
+def test_log_mel_is_torchaudio_s_on_a_fixed_scale() -> None:
+    waveform = torch.randn(2, 8000, generator=torch.Generator().manual_seed(0)) * 0.1
+    log_mel = LogMelSpectrogram(16000, n_mels=40)
+    mel = torchaudio.transforms.MelSpectrogram(
+        16000,
+        n_fft=1024,
+        win_length=400,
+        hop_length=160,
+        f_min=50.0,
+        f_max=8000.0,
+        n_mels=40,
+        pad_mode="constant",
+    )
+    decibels = torchaudio.functional.amplitude_to_DB(mel(waveform), 10.0, 1e-6, 0.0)
+    torch.testing.assert_close(log_mel(waveform), (decibels + 20) / 20)
+    assert log_mel(waveform).shape == (2, 40, 8000 // log_mel.hop_length + 1)
+
+
+def test_log_mel_of_silence_and_of_louder_sound() -> None:
+    log_mel = LogMelSpectrogram()
+    assert (log_mel(torch.zeros(1600)) == log_mel.silence).all()
+    waveform = torch.randn(1600, generator=torch.Generator().manual_seed(0)) * 0.1
+    torch.testing.assert_close(log_mel(10 * waveform) - log_mel(waveform), torch.ones(64, 11))
+    assert torch.isfinite(log_mel(torch.zeros(1))).all()
+
+
+@pytest.mark.parametrize("rate", [8000, 22050, 44100, 48000])
+@pytest.mark.parametrize("n_mels", [1, 80, 128])
+def test_log_mel_has_no_empty_band(rate: int, n_mels: int) -> None:
+    log_mel = LogMelSpectrogram(rate, n_mels)
+    assert (log_mel.mel.mel_scale.fb.sum(0) > 0).all()
+
+
+def test_log_mel_refuses_what_it_cannot_use() -> None:
+    with pytest.raises(ValueError, match="n_mels 0"):
+        LogMelSpectrogram(16000, 0)
+    with pytest.raises(ValueError, match=r"9000.*8000"):
+        LogMelSpectrogram(16000, f_max=9000.0)
+    for waveform in (torch.zeros(100, dtype=torch.int16), torch.zeros(2, 0)):
+        with pytest.raises(ValueError, match="waveform is"):
+            LogMelSpectrogram()(waveform)
+
+
+@pytest.mark.parametrize("size", [112, 640])
+def test_a_face_is_found_and_cropped(size: int) -> None:
+    crop = FaceCropper(48)(face_picture(0, size))
+    assert crop is not None and crop.shape == (48, 48, 3) and crop.dtype == np.uint8
+
+
+def test_no_face_is_none() -> None:
+    cropper = FaceCropper(32)
+    assert cropper(np.full((100, 80, 3), 90, np.uint8)) is None
+    assert cropper(np.zeros((1, 1, 3), np.uint8)) is None
+
+
+def test_the_same_person_is_kept_until_reset() -> None:
+    large, small = face_picture(5, 160), face_picture(6, 96)
+    both = np.full((160, 400, 3), 110, np.uint8)
+    both[:, :160] = large
+    alone = both.copy()
+    alone[:, :160] = 110
+    both[30:126, 280:376] = alone[30:126, 280:376] = small
+    cropper = FaceCropper(64)
+    of_large = cropper(both)
+    cropper.reset()
+    of_small = cropper(alone)
+    followed = cropper(both)
+    assert of_large is not None and of_small is not None and followed is not None
+    distance = [np.abs(followed.astype(int) - crop).mean() for crop in (of_small, of_large)]
+    assert distance[0] < distance[1] / 3
+    cropper.reset()
+    np.testing.assert_array_equal(cropper(both), of_large)
+
+
+def test_frame_mode_takes_the_centred_square() -> None:
+    frame = np.zeros((40, 100, 3), np.uint8)
+    frame[:, 30:70] = 200
+    crop = FaceCropper(20, "frame")(frame)
+    assert crop is not None and (crop == 200).all()
+
+
+def test_face_cropper_refuses_what_it_cannot_use() -> None:
+    with pytest.raises(ValueError, match="size is 0"):
+        FaceCropper(0)
+    with pytest.raises(ValueError, match="'magic'"):
+        FaceCropper(8, "magic")  # type: ignore[arg-type]
+    for frame in (np.zeros((8, 8), np.uint8), np.zeros((8, 8, 3)), np.zeros((0, 8, 3), np.uint8)):
+        with pytest.raises(ValueError, match="frame is"):
+            FaceCropper(8)(frame)
+
+
+def test_settings_survive_json() -> None:
+    settings = ClipSettings(frames_per_clip=4, faces="frame")
+    assert ClipSettings.from_dict(json.loads(json.dumps(settings.to_dict()))) == settings
+    assert ClipSettings.from_dict({}) == ClipSettings()
+    with pytest.raises(ValueError, match=r"frame_count.*expected.*frames_per_clip"):
+        ClipSettings.from_dict({"frame_count": 3})
+    with pytest.raises(ValueError, match="n_mels is 0"):
+        ClipSettings(n_mels=0)
+    with pytest.raises(ValueError, match="image_size is '64'"):
+        ClipSettings.from_dict({"image_size": "64"})
+    with pytest.raises(ValueError, match="window_seconds is nan"):
+        ClipSettings(window_seconds=float("nan"))
+    with pytest.raises(ValueError, match="'both'"):
+        ClipSettings.from_dict({"faces": "both"})
+
+
+def test_a_talking_face_fills_every_tensor(media: dict[str, Path]) -> None:
+    sample = prepare_clip(Clip(media["talking"], 4, "train"), ClipSettings())
+    assert sample["frames"].shape == (8, 3, 64, 64) and sample["frames"].dtype == torch.uint8
+    assert sample["frame_mask"].shape == (8,) and sample["frame_mask"].float().mean() >= 0.75
+    assert sample["spectrogram"].shape[:2] == (1, 64)
+    assert sample["spectrogram"].shape[2] == pytest.approx(121, abs=2)
+    assert sample["spectrogram_mask"].all()
+    assert sample["present"].tolist() == [True, True]
+    assert sample["label"].item() == 4 and sample["label"].dtype == torch.int64
+
+
+@pytest.mark.parametrize(
+    ("name", "present"),
+    [
+        ("soundless", [True, False]),
+        ("faceless", [False, True]),
+        ("nothing", [False, False]),
+        ("voice", [False, True]),
+        ("muted", [False, False]),
+    ],
+)
+def test_a_missing_modality_is_marked_and_zero(
+    media: dict[str, Path], name: str, present: list[bool]
+) -> None:
+    sample = prepare_clip(Clip(media[name]), ClipSettings(frames_per_clip=4))
+    assert sample["present"].tolist() == present
+    assert sample["frame_mask"].any().item() == present[0]
+    assert sample["spectrogram_mask"].any().item() == present[1]
+    if not present[0]:
+        assert not sample["frames"].any()
+    if not present[1]:
+        assert sample["spectrogram"].shape == (1, 64, 1) and not sample["spectrogram"].any()
+        assert sample["spectrogram_mask"].shape == (1,)
+
+
+def test_start_end_and_the_longest_window(media: dict[str, Path]) -> None:
+    settings = ClipSettings(window_seconds=1.0)
+    middle = prepare_clip(Clip(media["long"]), settings)
+    the_same = prepare_clip(Clip(media["long"], start=1.5, end=2.5), settings)
+    other = prepare_clip(Clip(media["long"], start=0.5, end=1.2), settings)
+    assert middle["spectrogram"].shape[2] == 101 and other["spectrogram"].shape[2] == 71
+    torch.testing.assert_close(middle["spectrogram"], the_same["spectrogram"], atol=0.1, rtol=0)
+    assert torch.equal(middle["frames"], the_same["frames"])
+    beyond = prepare_clip(Clip(media["long"], start=3.5, end=99.0), settings)
+    assert beyond["spectrogram"].shape[2] == pytest.approx(51, abs=4)
+    with pytest.raises(MediaError, match=r"starts at 9.0 s.*expected"):
+        prepare_clip(Clip(media["long"], start=9.0), settings)
+
+
+def test_the_cache_is_hit_until_the_file_or_a_setting_changes(
+    media: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prepared: list[Path] = []
+
+    def counting(clip: Clip, settings: ClipSettings) -> object:
+        prepared.append(clip.path)
+        return prepare_clip(clip, settings)
+
+    monkeypatch.setattr(clips_module, "prepare_clip", counting)
+    copy = tmp_path / "clip.mp4"
+    copy.write_bytes(media["soundless"].read_bytes())
+    cache, settings = tmp_path / "cache", ClipSettings(frames_per_clip=2)
+
+    first = ClipDataset([Clip(copy, 1)], settings, cache)[0]
+    again = ClipDataset([Clip(copy, 5)], settings, cache)[0]
+    assert len(prepared) == 1
+    assert again["label"].item() == 5, "labels come from the clip, not from the cache"
+    for key in ("frames", "frame_mask", "spectrogram", "spectrogram_mask", "present"):
+        assert torch.equal(first[key], again[key]) and first[key].dtype == again[key].dtype
+
+    ClipDataset([Clip(copy)], ClipSettings(frames_per_clip=3), cache)[0]
+    ClipDataset([Clip(copy, start=0.1)], settings, cache)[0]
+    assert len(prepared) == 3
+    copy.write_bytes(media["talking"].read_bytes())
+    assert ClipDataset([Clip(copy)], settings, cache)[0]["present"].all()
+    assert len(prepared) == 4
+    assert all(file.suffix == ".safetensors" and file.name[0] != "." for file in cache.iterdir())
+
+
+def test_prepare_fills_the_cache_and_reports_progress(media: dict[str, Path], tmp_path: Path) -> None:
+    clips = [Clip(media[name]) for name in ("talking", "soundless", "faceless", "voice")]
+    dataset = ClipDataset(clips, ClipSettings(frames_per_clip=2), tmp_path / "cache")
+    threads = torch.get_num_threads()
+    calls: list[tuple[int, int]] = []
+    for _ in range(2):
+        dataset.prepare(lambda done, total: calls.append((done, total)), workers=2)
+    assert calls == 2 * [(i, 4) for i in range(5)]
+    assert len(list((tmp_path / "cache").iterdir())) == 4
+    assert torch.get_num_threads() == threads
+
+
+def test_prepare_names_the_file_that_fails(media: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "bad.mp4").write_bytes(b"")
+    for bad in ("bad.mp4", "missing.mp4"):
+        dataset = ClipDataset([Clip(tmp_path / bad), Clip(media["voice"])], cache_folder=tmp_path / "cache")
+        with pytest.raises(MediaError, match=bad):
+            dataset.prepare()
+    with pytest.raises(ValueError, match="cache_folder is None"):
+        ClipDataset([Clip(media["voice"])]).prepare()
+
+
+# Forking with threads alive is what this test is about; Python 3.12 and later warn of it.
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+@pytest.mark.parametrize("context", ["fork", "spawn"])
+def test_loading_with_workers_after_the_parent_has_decoded(
+    media: dict[str, Path], tmp_path: Path, context: str
+) -> None:
+    clips = [Clip(media[name], i) for i, name in enumerate(("talking", "soundless", "faceless", "voice"))]
+    dataset = ClipDataset(clips, ClipSettings(frames_per_clip=2), tmp_path / "cache")
+    expected = collate_clips([ClipDataset(clips, ClipSettings(frames_per_clip=2))[i] for i in range(4)])
+    loader = DataLoader(
+        dataset,
+        batch_size=4,
+        num_workers=1,
+        collate_fn=collate_clips,
+        multiprocessing_context=context,
+        timeout=120,
+    )
+    (batch,) = list(loader)
+    for key, tensor in expected.items():
+        torch.testing.assert_close(batch[key], tensor)
+
+
+def test_collating_pads_spectrograms_and_marks_it(media: dict[str, Path]) -> None:
+    settings = ClipSettings(frames_per_clip=2, n_mels=16)
+    samples = [prepare_clip(Clip(media[name], 1), settings) for name in ("talking", "voice", "soundless")]
+    batch = collate_clips(samples)
+    lengths = [sample["spectrogram"].shape[-1] for sample in samples]
+    assert batch["frames"].shape == (3, 2, 3, 64, 64) and batch["frames"].dtype == torch.uint8
+    assert batch["frame_mask"].shape == (3, 2)
+    assert batch["spectrogram"].shape == (3, 1, 16, max(lengths))
+    assert batch["spectrogram_mask"].sum(1).tolist() == [lengths[0], lengths[1], 0]
+    assert batch["present"].tolist() == [[True, True], [False, True], [True, False]]
+    assert batch["label"].tolist() == [1, 1, 1]
+    assert not batch["spectrogram"][1, :, :, lengths[1] :].any()
+    assert torch.equal(batch["spectrogram"][1, :, :, : lengths[1]], samples[1]["spectrogram"])
+
+
+def test_collating_refuses_nothing_and_a_mixture(media: dict[str, Path]) -> None:
+    with pytest.raises(ValueError, match="empty"):
+        collate_clips([])
+    mixture = [prepare_clip(Clip(media["voice"]), ClipSettings(n_mels=n)) for n in (16, 32)]
+    with pytest.raises(ValueError, match="same settings"):
+        collate_clips(mixture)
+
+
+def test_a_missing_package_names_the_command_that_installs_it() -> None:
+    with pytest.raises(ImportError, match=r'no_such_package.*pip install "\.\[train\]"'):
+        import_extra("no_such_package.part")
