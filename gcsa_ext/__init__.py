@@ -6,8 +6,9 @@ definition in plain PyTorch.
 
 from gcsa_ext import functional, nn, reference
 from gcsa_ext.backends import use_backend
+from gcsa_ext.convert import replace_attention
 from gcsa_ext.info import format_info, info
-from gcsa_ext.nn.attention import GCSA, replace_attention
+from gcsa_ext.nn.attention import GCSA
 from gcsa_ext.nn.masking import FrequencyMasking
 
 __version__ = "0.1.0"

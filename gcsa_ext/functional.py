@@ -5,12 +5,10 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.compiler import is_compiling
 
-from gcsa_ext import ops, reference
+from gcsa_ext import ops, reference  # noqa: F401  (the operators are defined when ops is imported)
 from gcsa_ext.backends import cpu, forced_backend, unsupported
-from gcsa_ext.backends.native import transformed
-from gcsa_ext.ops.direct import goes_directly
+from gcsa_ext.transforms import transformed
 
 __all__ = [
     "channel_gate",
@@ -96,11 +94,10 @@ def explain_convolution(x: Tensor, weight: Tensor) -> str:
 
 
 def release_workspace() -> int:
-    """Give back the memory that the kernels keep from call to call: at most 1 GiB to work in, and 256 MiB
-    of weights' spectra.
+    """Free the memory that the kernels keep from call to call, at most 1 GiB.
 
     Returns:
-        How many bytes that was. What calls in other threads are using stays.
+        How many bytes that was. The workspace of calls that run in other threads stays.
     """
     return cpu.release_workspace()
 
@@ -217,8 +214,6 @@ def frequency_mask(spectrogram: Tensor, start: Tensor, width: Tensor, value: flo
     Raises:
         ValueError: a shape that does not fit; TypeError: a dtype or device that does not.
     """
-    if goes_directly(spectrogram, start, width):
-        return ops.frequency_mask.run(spectrogram, start, width, value)
     if transformed():
         return reference.frequency_mask(spectrogram, start, width, value)
     out: Tensor = torch.ops.gcsa_ext.frequency_mask(spectrogram, start, width, value)
@@ -231,10 +226,6 @@ def frequency_mask_(spectrogram: Tensor, start: Tensor, width: Tensor, value: fl
     Args and errors are those of `frequency_mask`; as with every in-place operation of torch, a leaf that
     requires a gradient is refused with a RuntimeError.
     """
-    if goes_directly(spectrogram, start, width):
-        ops.frequency_mask.run_(spectrogram, start, width, value)
-        torch.autograd.graph.increment_version(spectrogram)
-        return spectrogram
     if transformed() or (spectrogram.requires_grad and torch.is_grad_enabled()):
         return spectrogram.masked_fill_(reference.frequency_bands(spectrogram, start, width), value)
     torch.ops.gcsa_ext.frequency_mask_(spectrogram, start, width, value)
@@ -274,10 +265,6 @@ def random_frequency_mask(
         raise TypeError(
             f"random_frequency_mask: expected a spectrogram of a floating dtype, got {spectrogram.dtype}"
         )
-    if not is_compiling() and forced_backend() in (None, "cpu"):
-        out = cpu.mask_randomly(spectrogram, widest, bands, iid, value, inplace)
-        if out is not None:
-            return out
     draws = _uniform(bands, spectrogram if iid else None)
     u, v = draws.movedim(0, -1).unbind(0)
     width = u * widest

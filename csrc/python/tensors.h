@@ -1,5 +1,5 @@
-// Tensors as Python objects: the questions asked in every call, and new ones. The core includes nothing of torch; what it
-// needs of it, Python hands over once.
+// Torch's tensors as Python objects: read into what the kernels take, and made for results. The extension includes no header
+// of torch and links nothing of it, so that one build runs beside every torch.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -11,47 +11,54 @@
 
 namespace gcsa_ext {
 
-// Borrowed from the dictionary given to use_torch, which is kept for ever; each under its own name there.
+// What the extension uses of torch, each under its name in the dictionary that `use_torch` is given.
 struct Torch {
-    PyObject *Tensor, *Parameter;
-    PyObject *float32, *float64, *bfloat16, *float16, *int64, *channels_last, *contiguous_format;
-    PyObject *empty, *from_dlpack;
-    PyObject *threads, *increment_version;
-    PyObject *is_grad_enabled, *autograd_excluded, *is_inference_mode_enabled, *is_autocast_enabled, *get_autocast_dtype,
-        *get_default_dtype;
-    PyObject* observers;    // a tuple of functions: all return something false when nobody wants to see a call
-    PyObject* empty_names;  // of arguments; made here
+    pybind11::object float32, float64, bfloat16, float16;
+    pybind11::object channels_last, contiguous_format;
+    pybind11::object empty, from_dlpack;
+    pybind11::object threads;  // a function: how many threads a kernel may use
 };
 void use_torch(const pybind11::dict& names);
 const Torch& torch();
 
 using Shape = std::vector<int64_t>;
-Shape shape_of(PyObject* tensor);
-int64_t stride(PyObject* tensor, int axis);
-pybind11::object dtype_of(PyObject* tensor);
-void* address(PyObject* tensor);    // std::invalid_argument where a tensor's memory was taken away
-bool is_dense(PyObject* tensor);    // and contiguous
-int element_size(PyObject* dtype);  // std::invalid_argument unless a floating one of 2, 4 or 8 bytes
 
-pybind11::object call(PyObject* function);
-bool is_true(const pybind11::object& value);
-// Whether no compiler, transform, mode, trace or profiler wants to see a call.
-bool unobserved();
+// std::invalid_argument with this expectation unless the condition holds. Arguments come checked (gcsa_ext/ops): this
+// protects the memory where they do not.
+void require(bool condition, const char* expectation);
 
-// Whether it is a tensor or a parameter of torch's own type, on the CPU, and no negative view, zero tensor or, outside of
-// inference mode, inference tensor.
-bool is_ordinary(PyObject* tensor);
-bool requires_gradient(PyObject* tensor);
-// The same of all, passing over None, and whether nothing observes; with `without_gradient` none wants a gradient.
-bool go_directly(const pybind11::tuple& tensors, bool without_gradient);
+Shape shape_of(pybind11::handle tensor);
+pybind11::object dtype_of(pybind11::handle tensor);
+DType dtype_code(pybind11::handle dtype);            // std::invalid_argument unless it is one of DType
+int element_size(pybind11::handle dtype);            // std::invalid_argument unless a floating one of 2, 4 or 8 bytes
+pybind11::object sum_dtype(pybind11::handle dtype);  // of sums over values of that dtype: float64 or float32
+void* address(pybind11::handle tensor);              // null for None and for a tensor without elements
 
-// An uninitialised tensor. One of `large` bytes lies in memory that is kept from call to call (scratch.h) and goes back
-// there when the last tensor that uses it is gone.
-pybind11::object empty(const Shape& shape, PyObject* dtype, bool channels_last = false, int64_t large = 1 << 20);
-// The same for a masked spectrogram. What glibc has kept is used by everybody, so that it is likelier to be in the caches
-// than memory of our own; but blocks from a size on it always gets from the system, and gives them back.
-inline pybind11::object empty_spectrogram(const Shape& shape, PyObject* dtype) {
-    return empty(shape, dtype, false, 32 << 20);
-}
+// The layout in which a kernel reads a tensor and writes results of its kind: channels_last if it is only that, else
+// contiguous.
+Layout layout_of(pybind11::handle tensor);
+
+// The tensor itself if it lies in that layout without gaps, else a copy that does.
+pybind11::object dense(pybind11::handle tensor, Layout layout = Layout::contiguous);
+// The same of a tensor of that shape in that dtype. None stays None.
+pybind11::object dense(
+    pybind11::handle tensor, const Shape& shape, pybind11::handle dtype, Layout layout = Layout::contiguous
+);
+// The tensor itself if it has that dtype, else a copy. None stays None.
+pybind11::object converted(pybind11::handle tensor, pybind11::handle dtype);
+
+// A feature map (N, C, H, W) in that layout.
+FeatureMap feature_map(pybind11::handle x, Layout layout);
+
+// An uninitialised tensor. From `recycled_bytes` on its memory is kept from call to call (memory/scratch.h) and goes back
+// there with the last tensor that uses it.
+constexpr int64_t recycled_bytes = 1 << 20;
+pybind11::object empty(
+    const Shape& shape, pybind11::handle dtype, Layout layout = Layout::contiguous, int64_t recycled_from = recycled_bytes
+);
+// A tensor like the given one, or without memory if it is not wanted: None.
+pybind11::object empty_like(pybind11::handle tensor, Layout layout, bool wanted = true);
+
+int64_t elements(const Shape& shape);
 
 }  // namespace gcsa_ext

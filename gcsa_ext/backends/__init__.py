@@ -1,16 +1,16 @@
 """Who computes an operator: the choice of a backend, and the reason where one cannot run.
 
-A backend is a module with the functions of the operators (`Backend`) and `unsupported(operator, device,
-dtype) -> str | None`: the one predicate that both selects it and words the reason. "reference" is plain
-PyTorch (gcsa_ext/reference.py) and runs everything.
+A backend is a module with `operators`, the functions it has, by name, and `unsupported(operator, device,
+dtype) -> str | None`: the one predicate that both selects it and words the reason. What it lacks the backend
+"reference" computes, plain PyTorch (gcsa_ext/reference.py), which has all operators and runs everywhere.
 """
 
 from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -21,103 +21,14 @@ _warned: set[str] = set()
 
 
 class Backend(Protocol):
-    """The functions of a backend. They take checked arguments (see gcsa_ext/ops) and return new tensors, None
-    for a gradient that is not needed; the docstrings of gcsa_ext/backends/cpu.py say more."""
+    """What a backend has."""
+
+    @property
+    def operators(self) -> Mapping[str, Callable[..., Any]]:
+        """Functions that take arguments which gcsa_ext/ops has checked, and return new tensors, None for a
+        gradient that is not needed. gcsa_ext/backends/reference.py has them all."""
 
     def unsupported(self, operator: str, device: torch.device, dtype: torch.dtype, /) -> str | None: ...
-
-    def channel_gate(
-        self, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, groups: int, sigmoid: bool, /
-    ) -> Tensor: ...
-
-    def channel_gate_backward(
-        self,
-        grad_out: Tensor,
-        x: Tensor,
-        w1: Tensor,
-        b1: Tensor,
-        w2: Tensor,
-        b2: Tensor,
-        groups: int,
-        sigmoid: bool,
-        need_x: bool,
-        need_weights: bool,
-        /,
-    ) -> tuple[Tensor | None, ...]: ...
-
-    def norm_gate(
-        self,
-        u: Tensor,
-        z: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        mean: Tensor | None,
-        var: Tensor | None,
-        eps: float,
-        /,
-    ) -> tuple[Tensor, Tensor, Tensor]: ...
-
-    def norm_gate_backward(
-        self,
-        grad_out: Tensor,
-        u: Tensor,
-        z: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        mean: Tensor,
-        var: Tensor,
-        eps: float,
-        batch_statistics: bool,
-        need: tuple[bool, bool, bool, bool],
-        /,
-    ) -> tuple[Tensor | None, ...]: ...
-
-    def conv2d_same(self, x: Tensor, weight: Tensor, bias: Tensor | None, /) -> Tensor: ...
-
-    def conv2d_same_backward(
-        self, grad_out: Tensor, x: Tensor, weight: Tensor, need_x: bool, need_weight: bool, /
-    ) -> tuple[Tensor | None, Tensor | None]: ...
-
-    def frequency_mask(
-        self, spectrogram: Tensor, start: Tensor, width: Tensor, value: float, /
-    ) -> Tensor: ...
-
-    def frequency_mask_(self, spectrogram: Tensor, start: Tensor, width: Tensor, value: float, /) -> None: ...
-
-    def saved_shape(self, channels: int, x: Tensor, /) -> tuple[int, ...]: ...
-
-    def gcsa(
-        self,
-        x: Tensor,
-        gate: Sequence[Tensor],
-        convolutions: tuple[Tensor, Tensor | None, Tensor, Tensor | None],
-        norms: Sequence[Tensor | None],
-        statistics: Sequence[Tensor | None],
-        eps: tuple[float, float],
-        groups: int,
-        sigmoid: bool,
-        mixed: bool,
-        save: bool,
-        /,
-    ) -> tuple[Tensor, ...]: ...
-
-    def gcsa_backward(
-        self,
-        grad_out: Tensor,
-        x: Tensor,
-        gate: Sequence[Tensor],
-        convolutions: tuple[Tensor, Tensor | None, Tensor, Tensor | None],
-        norms: Sequence[Tensor | None],
-        used: Sequence[Tensor | None],
-        saved: tuple[Tensor, Tensor],
-        batch_statistics: tuple[bool, bool],
-        eps: tuple[float, float],
-        groups: int,
-        sigmoid: bool,
-        mixed: bool,
-        need: Sequence[bool],
-        /,
-    ) -> Sequence[Tensor | None]: ...
 
 
 _BACKENDS: dict[str, Backend] = {"cpu": cpu, "triton": triton, "cuda": cuda, "reference": reference}
@@ -168,17 +79,17 @@ def unsupported(backend: str, operator: str, device: torch.device, dtype: torch.
     return _backend(backend).unsupported(operator, device, dtype)
 
 
-def select(
+def choose(
     operator: str,
     device: torch.device,
     dtype: torch.dtype,
     shape: Sequence[int] | None = None,
     warn: bool = True,
-) -> Backend:
-    """The backend that runs `operator` on tensors of that device and dtype.
+) -> str:
+    """The name of the backend that runs `operator` on tensors of that device and dtype.
 
     Args:
-        shape: of the operator's first tensor, which PREFERRED_ON_GPUS asks for.
+        shape: of the operator's first tensor, for PREFERRED_ON_GPUS.
         warn: once for each reason, where only the reference can.
 
     Raises:
@@ -189,10 +100,10 @@ def select(
         reason = unsupported(forced.name, operator, device, dtype)
         if reason is not None:
             raise RuntimeError(f"{operator}: backend {forced.name!r} is forced but cannot run: {reason}")
-        return _backend(forced.name)
+        return forced.name
     reasons = []
     for name in _order(operator, device, dtype, shape):
-        reason = unsupported(name, operator, device, dtype)
+        reason = _BACKENDS[name].unsupported(operator, device, dtype)
         if reason is None:
             break
         reasons.append(reason)
@@ -204,11 +115,19 @@ def select(
             RuntimeWarning,
             stacklevel=2,
         )
-    return _backend(name)
+    return name
+
+
+def select(operator: str, x: Tensor, warn: bool = True) -> Callable[..., Any]:
+    """The function that computes `operator` on a first tensor like x: that of the backend which `choose`
+    names, or the reference's where this backend lacks it."""
+    name = choose(operator, x.device, x.dtype, x.shape, warn)
+    found = _BACKENDS[name].operators.get(operator)
+    return reference.operators[operator] if found is None else found
 
 
 def has_kernels(operator: str, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether `select` picks another backend than the reference; without its warning."""
+    """Whether `choose` picks another backend than the reference; without its warning."""
     for name in ORDER if forced.name is None else (forced.name,):
         if name != "reference" and unsupported(name, operator, device, dtype) is None:
             return True
@@ -245,6 +164,7 @@ __all__ = [
     "PREFERRED_ON_GPUS",
     "Backend",
     "Preference",
+    "choose",
     "cpu",
     "cuda",
     "forced",

@@ -3,19 +3,24 @@ arguments to the launches of a backend's gates. Convolutions are torch's."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol, cast
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from gcsa_ext.backends import reference
+from gcsa_ext.backends.operands import Arguments
 from gcsa_ext.layout import memory_format
 
-_AUTOCAST = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastCUDA) | torch._C.DispatchKeySet(
-    torch._C.DispatchKey.AutocastCPU
-)
+
+@contextlib.contextmanager
+def _on_device_of(x: Tensor) -> Iterator[None]:
+    """On the GPU of x, without autocast, which would cast what the operators have cast themselves."""
+    with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False):
+        yield
 
 
 class Norm(NamedTuple):
@@ -131,15 +136,8 @@ def _contiguous(vector: Tensor | None) -> Tensor | None:
     return None if vector is None else vector.contiguous()
 
 
-def _float32_copies(vectors: Sequence[Tensor | None]) -> list[Tensor | None]:
-    """Contiguous copies, None where a vector is missing; in one launch where all are float32 already."""
-    found = [None if v is None else v.to(torch.float32).contiguous() for v in vectors]
-    same = [i for i, v in enumerate(vectors) if v is not None and v is found[i]]
-    if same:
-        copies = torch._foreach_mul([cast("Tensor", found[i]) for i in same], 1.0)
-        for i, copy in zip(same, copies, strict=True):
-            found[i] = copy
-    return found
+def _float32(vector: Tensor | None) -> Tensor | None:
+    return None if vector is None else vector.to(torch.float32).contiguous()
 
 
 def conv2d_same_backward(
@@ -204,13 +202,76 @@ def _offset_gradient(norm: Norm, grads: NormGradients, batch_statistics: bool) -
     return slope if norm.weight is None else slope * norm.weight
 
 
+def _like(grad: Tensor, parameter: Tensor) -> Tensor:
+    """The gradient of a parameter in its dtype and layout."""
+    layout = memory_format(parameter) if parameter.dim() == 4 else torch.contiguous_format
+    return grad.to(parameter.dtype).contiguous(memory_format=layout)
+
+
+class _Layer(NamedTuple):
+    """A convolution and the normalisation behind it, vectors contiguous, statistics float32."""
+
+    is_last: bool
+    weight: Tensor
+    offset: Tensor | None
+    scale: Tensor | None
+    shift: Tensor | None
+    mean: Tensor | None
+    var: Tensor | None
+    eps: float
+
+    def norm(self) -> Norm:
+        """The normalisation, whose statistics are known."""
+        mean, var = cast("tuple[Tensor, Tensor]", (self.mean, self.var))
+        return Norm(self.scale, self.shift, mean, var, self.offset, self.eps)
+
+
+def _layers(a: Arguments) -> tuple[_Layer, _Layer]:
+    """Both convolutions with their normalisations."""
+    return (
+        _Layer(
+            False,
+            a.conv1_weight,
+            _contiguous(a.conv1_bias),
+            _contiguous(a.norm1_weight),
+            _contiguous(a.norm1_bias),
+            _float32(a.mean1),
+            _float32(a.var1),
+            a.eps1,
+        ),
+        _Layer(
+            True,
+            a.conv2_weight,
+            _contiguous(a.conv2_bias),
+            _contiguous(a.norm2_weight),
+            _contiguous(a.norm2_bias),
+            _float32(a.mean2),
+            _float32(a.var2),
+            a.eps2,
+        ),
+    )
+
+
 class Operators:
-    """The operators as functions of the protocol `Backend`, by the kernels of `gates`, and in evaluation by
+    """The operators, by the kernels of `gates`, and in evaluation by
     `convolution` where there is one that takes the layer."""
 
     def __init__(self, gates: Gates, convolution: Convolution | None = None) -> None:
         self._gates = gates
         self._convolution = convolution
+
+    def functions(self) -> Mapping[str, Callable[..., Any]]:
+        """What a backend registers; convolutions alone are torch's."""
+        return {
+            "channel_gate": self.channel_gate,
+            "channel_gate_backward": self.channel_gate_backward,
+            "conv2d_same_backward": conv2d_same_backward,
+            "gcsa": self.gcsa,
+            "gcsa_backward": self.gcsa_backward,
+            "norm_gate": self.norm_gate,
+            "norm_gate_backward": self.norm_gate_backward,
+            "saved_shape": saved_shape,
+        }
 
     def channel_gate(
         self, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, groups: int, sigmoid: bool
@@ -278,9 +339,10 @@ class Operators:
             return torch.empty_like(z, memory_format=layout), used[0], used[1]
         with torch.cuda.device_of(u):
             u, z = u.contiguous(memory_format=layout), z.contiguous(memory_format=layout)
-            used_mean, used_var = _float32_copies((mean, var))
-            if used_mean is None or used_var is None:
+            if mean is None or var is None:
                 used_mean, used_var = self._gates.batch_statistics(u, None, layout)
+            else:
+                used_mean, used_var = (v.to(torch.float32, copy=True).contiguous() for v in (mean, var))
             norm = Norm(_contiguous(weight), _contiguous(bias), used_mean, used_var, None, eps)
             return self._gates.norm_forward(u, z, norm, layout, layout), used_mean, used_var
 
@@ -295,7 +357,7 @@ class Operators:
         var: Tensor,
         eps: float,
         batch_statistics: bool,
-        need: tuple[bool, bool, bool, bool],
+        *need: bool,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
         """The gradients of u, z, weight, bias, None where not needed; mean and var are those of the forward
         pass."""
@@ -314,49 +376,38 @@ class Operators:
             norm = Norm(weight, bias, mean.contiguous(), var.contiguous(), None, eps)
             return self._gates.norm_backward(grad_out, u, z, norm, batch_statistics, need, layout, layout)[:4]
 
-    def gcsa(
-        self,
-        x: Tensor,
-        gate: Sequence[Tensor],
-        convolutions: tuple[Tensor, Tensor | None, Tensor, Tensor | None],
-        norms: Sequence[Tensor | None],
-        statistics: Sequence[Tensor | None],
-        eps: tuple[float, float],
-        groups: int,
-        sigmoid: bool,
-        mixed: bool,
-        save: bool,
-    ) -> tuple[Tensor, ...]:
-        """See reference.gcsa; arguments and results as those of cpu.gcsa.
+    def gcsa(self, a: Arguments, save: bool) -> tuple[Tensor, ...]:
+        """See reference.gcsa; arguments and results as those of backends/reference.py.
 
         Convolutions are torch's, but where the backend has one that does not object, and without their bias:
         it is added inside the normalisation. So with running statistics nothing is computed that folding them
         into the weights would save.
         """
-        layout, padding = convolution_layout(x), convolutions[0].shape[-1] // 2
+        layout, padding = convolution_layout(a.x), a.conv1_weight.shape[-1] // 2
         used: list[Tensor] = []
-        with torch.cuda.device_of(x), torch._C._ExcludeDispatchKeyGuard(_AUTOCAST):
-            given = _float32_copies(statistics)
-            x = x.contiguous(memory_format=memory_format(x))
-            gate = [w.contiguous() for w in gate]
-            z = self._gate(x, gate, groups, sigmoid, layout)
+        with _on_device_of(a.x):
+            x = a.x.contiguous(memory_format=memory_format(a.x))
+            gate = [w.contiguous() for w in a.gate]
+            z = self._gate(x, gate, a.groups, a.sigmoid, layout)
             u, saved = z, []
-            for i, (weight, offset) in enumerate((convolutions[:2], convolutions[2:])):
-                offset = _contiguous(offset)
-                mean, var = given[2 * i : 2 * i + 2]
-                gated, out_layout = z if i else None, memory_format(x) if i else layout
-                fused = None if save or mean is None else self._fused(u, weight)
+            for layer in _layers(a):
+                gated, out_layout = (z, memory_format(x)) if layer.is_last else (None, layout)
+                fused = None if save or layer.mean is None else self._fused(u, layer.weight)
                 if fused is None:
-                    u = F.conv2d(u, weight.to(x.dtype, memory_format=layout), padding=padding)
+                    u = F.conv2d(u, layer.weight.to(x.dtype, memory_format=layout), padding=padding)
                     u = u.contiguous(memory_format=layout)
+                mean, var = layer.mean, layer.var
                 if mean is None or var is None:
-                    mean, var = self._gates.batch_statistics(u, offset, layout)
-                used += mean, var
+                    mean, var = self._gates.batch_statistics(u, layer.offset, layout)
+                    used += mean, var
+                elif save:
+                    used += mean.clone(), var.clone()
+                else:
+                    used += mean.new_empty(0), var.new_empty(0)
                 saved.append(_to_saved(u, layout) if save else x.new_empty(0))
-                scale, shift = (_contiguous(v) for v in norms[2 * i : 2 * i + 2])
-                norm = Norm(scale, shift, mean, var, offset, eps[i])
+                norm = Norm(layer.scale, layer.shift, mean, var, layer.offset, layer.eps)
                 if fused is not None:
-                    taps = weight.to(x.dtype, memory_format=torch.channels_last)
+                    taps = layer.weight.to(x.dtype, memory_format=torch.channels_last)
                     u = fused.convolution_norm(u, taps, gated, norm, layout, out_layout)
                 else:
                     u = self._gates.norm_forward(u, gated, norm, layout, out_layout)
@@ -365,44 +416,31 @@ class Operators:
     def gcsa_backward(
         self,
         grad_out: Tensor,
-        x: Tensor,
-        gate: Sequence[Tensor],
-        convolutions: tuple[Tensor, Tensor | None, Tensor, Tensor | None],
-        norms: Sequence[Tensor | None],
-        used: Sequence[Tensor | None],
-        saved: tuple[Tensor, Tensor],
+        a: Arguments,
+        saved1: Tensor,
+        saved2: Tensor,
         batch_statistics: tuple[bool, bool],
-        eps: tuple[float, float],
-        groups: int,
-        sigmoid: bool,
-        mixed: bool,
         need: Sequence[bool],
-    ) -> list[Tensor | None]:
-        """The gradients of x, gate, convolutions and norms, None where not needed; `used` and `saved` are
-        results of the forward pass. All that lies between x and the convolutions' outputs is computed
+    ) -> Sequence[Tensor | None]:
+        """See backends/reference.py. All that lies between x and the convolutions' outputs is computed
         again."""
-        layout, outside = convolution_layout(x), memory_format(x)
+        layout, outside = convolution_layout(a.x), memory_format(a.x)
+        first, second = _layers(a)
         need_x, *need_gate = need[:5]
         need_z = need_x or any(need_gate)
         need_u1 = need_z or need[5] or need[6]
         need_hidden = need_u1 or need[9] or need[10]
         need_u2 = need_hidden or need[7] or need[8]
-        with torch.cuda.device_of(x), torch._C._ExcludeDispatchKeyGuard(_AUTOCAST):
-            x, grad_out = x.contiguous(memory_format=outside), grad_out.contiguous(memory_format=outside)
-            gate = [w.contiguous() for w in gate]
-            # Hooks on saved tensors may have laid them out in another way.
-            u1, u2 = (_from_saved(u.contiguous(), x, layout) for u in saved)
-            weights = [w.to(x.dtype, memory_format=layout) for w in (convolutions[0], convolutions[2])]
-            offsets = [_contiguous(b) for b in (convolutions[1], convolutions[3])]
-            scale1, shift1, scale2, shift2 = map(_contiguous, norms)
-            mean1, var1, mean2, var2 = cast(
-                "Sequence[Tensor]", [_contiguous(v) for v in used]
-            )  # all are there
-            norm1 = Norm(scale1, shift1, mean1, var1, offsets[0], eps[0])
-            norm2 = Norm(scale2, shift2, mean2, var2, offsets[1], eps[1])
+        with _on_device_of(a.x):
+            x, grad_out = a.x.contiguous(memory_format=outside), grad_out.contiguous(memory_format=outside)
+            gate = [w.contiguous() for w in a.gate]
+            # Hooks on saved tensors may have changed their layout.
+            u1, u2 = (_from_saved(u.contiguous(), x, layout) for u in (saved1, saved2))
+            weights = [layer.weight.to(x.dtype, memory_format=layout) for layer in (first, second)]
+            norm1, norm2 = first.norm(), second.norm()
 
             def gated() -> Tensor:
-                return self._gate(x, gate, groups, sigmoid, layout)
+                return self._gate(x, gate, a.groups, a.sigmoid, layout)
 
             # As few maps as possible live at once: z is computed twice rather than kept, each map is let go
             # after its last use, and both gradients of z are added up in one.
@@ -436,16 +474,17 @@ class Operators:
             if grad_z is not None:
                 self._gates.norm_forward(u2, grad_out, norm2, layout, layout, outside, add_to=grad_z)
                 grad_x, gate_grads = self._gate_backward(
-                    grad_z, x, gate, groups, sigmoid, layout, need_x, any(need_gate)
+                    grad_z, x, gate, a.groups, a.sigmoid, layout, need_x, any(need_gate)
                 )
             else:
                 grad_x, gate_grads = None, [None, None, None, None]
+        convolutions = (a.conv1_weight, a.conv1_bias, a.conv2_weight, a.conv2_bias)
         convolution_grads = (grad_weight1, biases[0], grad_weight2, biases[1])
         return [
             grad_x,
             *gate_grads,
             *(
-                None if grad is None or parameter is None else grad.to(parameter.dtype).contiguous()
+                None if grad is None or parameter is None else _like(grad, parameter)
                 for grad, parameter in zip(convolution_grads, convolutions, strict=True)
             ),
             *(grads1.weight, grads1.bias, grads2.weight, grads2.bias),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gcsa_ext import reference
 from gcsa_ext.backends import cpu
+from gcsa_ext.backends.operands import Arguments
 from gcsa_ext.layout import memory_format
 
 
@@ -97,7 +98,7 @@ def norm_gate_backward(
     var: Tensor,
     eps: float,
     batch_statistics: bool,
-    need: tuple[bool, bool, bool, bool],
+    *need: bool,
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """The gradients of u, z, weight, bias, None where not needed."""
     statistics = (None, None) if batch_statistics else (mean, var)
@@ -131,52 +132,61 @@ def frequency_mask_(spectrogram: Tensor, start: Tensor, width: Tensor, value: fl
 
 
 def saved_shape(channels: int, x: Tensor) -> tuple[int, ...]:
-    """Nothing is kept, but a compiled graph that was made for kernels asks for results of their shape."""
+    """The shape in which kernels would save a convolution's output. Nothing is saved here, but a graph that
+    was compiled for kernels asks for results of their shape."""
     N, _, H, W = x.shape
     return cpu.saved_shape(channels, x) if x.device.type == "cpu" else (N, channels, H * W)
 
 
-def gcsa(
-    x: Tensor,
-    gate: Sequence[Tensor],
-    convolutions: tuple[Tensor, Tensor | None, Tensor, Tensor | None],
-    norms: Sequence[Tensor | None],
-    statistics: Sequence[Tensor | None],
-    eps: tuple[float, float],
-    groups: int,
-    sigmoid: bool,
-    mixed: bool,
-    save: bool,
-) -> tuple[Tensor, ...]:
-    """See reference.gcsa; arguments and results as those of cpu.gcsa, but what is kept has no values."""
-    inputs: Any = (x, *gate, *convolutions, *norms, *statistics, *eps, groups, sigmoid)
-    out, *used = reference.gcsa(*inputs)
-    # NaN shows, should the backward pass be left to a backend that takes them for its own.
-    shapes = (saved_shape(c, x) if save else (0,) for c in (gate[0].shape[0], x.shape[1]))
-    saved = (x.new_full(shape, torch.nan) for shape in shapes)
-    copies = (value.clone() for value in used)  # an operator's result may not be its argument
-    return out.contiguous(memory_format=memory_format(x)), *saved, *copies
+def gcsa(a: Arguments, save: bool) -> tuple[Tensor, ...]:
+    """See reference.gcsa.
+
+    Returns:
+        The result in the layout of x; the outputs of both convolutions, of `saved_shape`, full of NaN, which
+        shows, should a backend take them for its own; mean and (biased) variance of both normalisations,
+        which are copies where they were given. What is not wanted is an empty tensor: saved outputs and given
+        statistics without `save`.
+    """
+    out, *used = reference.gcsa(*a[:-1])
+    shapes = (saved_shape(c, a.x) if save else (0,) for c in (a.w1.shape[0], a.x.shape[1]))
+    saved = (a.x.new_full(shape, torch.nan) for shape in shapes)
+    statistics = (
+        value.clone() if save or given is None else value.new_empty(0)
+        for value, given in zip(used, a.statistics, strict=True)
+    )
+    return out.contiguous(memory_format=memory_format(a.x)), *saved, *statistics
 
 
 def gcsa_backward(
     grad_out: Tensor,
-    x: Tensor,
-    gate: Sequence[Tensor],
-    convolutions: tuple[Tensor, Tensor | None, Tensor, Tensor | None],
-    norms: Sequence[Tensor | None],
-    used: Sequence[Tensor | None],
-    saved: tuple[Tensor, Tensor],
+    a: Arguments,
+    u1: Tensor,
+    u2: Tensor,
     batch_statistics: tuple[bool, bool],
-    eps: tuple[float, float],
-    groups: int,
-    sigmoid: bool,
-    mixed: bool,
     need: Sequence[bool],
-) -> list[Tensor | None]:
-    """The gradients of x, gate, convolutions and norms, None where not needed; the statistics of a
-    batch are computed anew."""
-    statistics = [None if batch_statistics[i // 2] else value for i, value in enumerate(used)]
-    inputs = (x, *gate, *convolutions, *norms, *statistics, *eps, groups, sigmoid)
-    needs = (*need, *(len(inputs) - len(need)) * (False,))
-    grads = differentiate(lambda *args: reference.gcsa(*args)[0], inputs, needs, grad_out)
-    return list(grads[: len(need)])
+) -> Sequence[Tensor | None]:
+    """The gradients of the differentiable arguments, None where not needed. The statistics in `a`, u1 and u2
+    are results of the forward pass; those of a batch are computed again."""
+    batch1, batch2 = batch_statistics
+    if batch1:
+        a = a._replace(mean1=None, var1=None)
+    if batch2:
+        a = a._replace(mean2=None, var2=None)
+    needs = (*need, *(len(a) - 1 - len(need)) * (False,))
+    grads = differentiate(lambda *inputs: reference.gcsa(*inputs)[0], a[:-1], needs, grad_out)
+    return grads[: len(need)]
+
+
+operators: Mapping[str, Callable[..., Any]] = {
+    "channel_gate": channel_gate,
+    "channel_gate_backward": channel_gate_backward,
+    "conv2d_same": conv2d_same,
+    "conv2d_same_backward": conv2d_same_backward,
+    "frequency_mask": frequency_mask,
+    "frequency_mask_": frequency_mask_,
+    "gcsa": gcsa,
+    "gcsa_backward": gcsa_backward,
+    "norm_gate": norm_gate,
+    "norm_gate_backward": norm_gate_backward,
+    "saved_shape": saved_shape,
+}

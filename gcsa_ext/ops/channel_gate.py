@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gcsa_ext import reference
 from gcsa_ext.backends import select
-from gcsa_ext.backends.reference import differentiate
+from gcsa_ext.backends.reference import differentiate as differentiate_reference
 from gcsa_ext.layout import memory_format
 from gcsa_ext.ops import registration
 
@@ -43,8 +43,8 @@ def _forward(
     x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, groups: int, sigmoid: bool = True
 ) -> Tensor:
     _check(x, w1, b1, w2, b2, groups)
-    backend = select("channel_gate", x.device, x.dtype, x.shape)
-    return backend.channel_gate(x, w1, b1, w2, b2, groups, sigmoid)
+    out: Tensor = select("channel_gate", x)(x, w1, b1, w2, b2, groups, sigmoid)
+    return out
 
 
 def _forward_fake(
@@ -68,8 +68,8 @@ def _backward(
 ) -> tuple[Tensor, ...]:
     _check(x, w1, b1, w2, b2, groups)
     registration.check_gradient("channel_gate", grad_out, x.shape, x)
-    backend = select("channel_gate", x.device, x.dtype, x.shape)
-    grads = backend.channel_gate_backward(grad_out, x, w1, b1, w2, b2, groups, sigmoid, need_x, need_weights)
+    differentiate = select("channel_gate_backward", x)
+    grads = differentiate(grad_out, x, w1, b1, w2, b2, groups, sigmoid, need_x, need_weights)
     return tuple(x.new_empty(0) if grad is None else grad for grad in grads)
 
 
@@ -115,7 +115,7 @@ def _autograd(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
     # With create_graph=True the gradient must itself be differentiable: the definition's is, to any order.
     if torch.is_grad_enabled():
         inputs = (x, *weights, ctx.groups, ctx.sigmoid)
-        return differentiate(reference.channel_gate, inputs, (*needs, False, False), grad_out)
+        return differentiate_reference(reference.channel_gate, inputs, (*needs, False, False), grad_out)
     grads = torch.ops.gcsa_ext.channel_gate_backward(
         grad_out, x, *weights, ctx.groups, ctx.sigmoid, needs[0], any(needs[1:])
     )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gcsa_ext import backends, reference
-from gcsa_ext.backends.reference import differentiate
+from gcsa_ext.backends.reference import differentiate as differentiate_reference
 from gcsa_ext.layout import memory_format
 from gcsa_ext.ops import registration
 
@@ -35,18 +36,19 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
             )
 
 
-def _backend(x: Tensor, weight: Tensor) -> backends.Backend:
-    """The selected one, or torch's convolution for kernels that no backend is made for."""
+def _select(operator: str, x: Tensor, weight: Tensor) -> Callable[..., Any]:
+    """The selected backend's function, or torch's convolution for kernels that no backend is made for."""
     if weight.numel() > 0 and 3 <= weight.shape[-1] <= 11:
-        return backends.select("conv2d_same", x.device, x.dtype, x.shape)
-    return backends.reference
+        return backends.select(operator, x)
+    return backends.reference.operators[operator]
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     _check(x, weight, bias)
     if x.numel() == 0:  # torch's convolution refuses maps without positions
         return _forward_fake(x, weight, bias)
-    return _backend(x, weight).conv2d_same(x, weight, bias)
+    out: Tensor = _select("conv2d_same", x, weight)(x, weight, bias)
+    return out
 
 
 def _forward_fake(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -66,7 +68,8 @@ def _backward(
     if x.numel() == 0:
         grads = (torch.empty_like(x), torch.zeros_like(weight))
     else:
-        grads = _backend(x, weight).conv2d_same_backward(grad_out, x, weight, need_x, need_weight)
+        differentiate = _select("conv2d_same_backward", x, weight)
+        grads = differentiate(grad_out, x, weight, need_x, need_weight)
     needs, layouts = (need_x, need_weight), (memory_format(x), torch.contiguous_format)
     grad_x, grad_weight = (
         x.new_empty(0) if grad is None or not need else grad.contiguous(memory_format=layout)
@@ -103,7 +106,7 @@ def _autograd(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
     need_x, need_weight, need_bias = ctx.needs_input_grad
     # With create_graph=True the gradient must itself be differentiable: the definition's is, to any order.
     if torch.is_grad_enabled():
-        return differentiate(
+        return differentiate_reference(
             reference.conv2d_same, (x, weight, bias), (need_x, need_weight, need_bias), grad_out
         )
     grad_x = grad_weight = None

@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gcsa_ext.backends import select
-from gcsa_ext.backends.reference import frequency_mask_
+from gcsa_ext.backends import reference, select
 from gcsa_ext.ops import registration
 
 
@@ -44,10 +43,10 @@ def _check(spectrogram: Tensor, start: Tensor, width: Tensor) -> None:
             )
 
 
-def run(spectrogram: Tensor, start: Tensor, width: Tensor, value: float) -> Tensor:
+def _forward(spectrogram: Tensor, start: Tensor, width: Tensor, value: float) -> Tensor:
     _check(spectrogram, start, width)
-    backend = select("frequency_mask", spectrogram.device, spectrogram.dtype, spectrogram.shape)
-    return backend.frequency_mask(spectrogram, start, width, value)
+    out: Tensor = select("frequency_mask", spectrogram)(spectrogram, start, width, value)
+    return out
 
 
 def _forward_fake(spectrogram: Tensor, start: Tensor, width: Tensor, value: float) -> Tensor:
@@ -55,7 +54,7 @@ def _forward_fake(spectrogram: Tensor, start: Tensor, width: Tensor, value: floa
     return torch.empty_like(spectrogram, memory_format=torch.contiguous_format)
 
 
-def run_(spectrogram: Tensor, start: Tensor, width: Tensor, value: float) -> None:
+def _in_place(spectrogram: Tensor, start: Tensor, width: Tensor, value: float) -> None:
     _check(spectrogram, start, width)
     contiguous = spectrogram.is_contiguous()
     if not contiguous and any(
@@ -65,19 +64,11 @@ def run_(spectrogram: Tensor, start: Tensor, width: Tensor, value: float) -> Non
             "frequency_mask_: expected a spectrogram whose elements do not share memory (clone it, or use "
             f"frequency_mask), got {tuple(spectrogram.shape)} with strides {spectrogram.stride()}"
         )
-    backend = select("frequency_mask_", spectrogram.device, spectrogram.dtype, spectrogram.shape)
-    in_place = backend.frequency_mask_ if contiguous else frequency_mask_
-    in_place(spectrogram, start, width, value)
-
-
-def _in_place_counted(
-    keys: torch._C.DispatchKeySet, spectrogram: Tensor, start: Tensor, width: Tensor, value: float
-) -> None:
-    # Autograd compares versions to notice that a tensor it saved has been overwritten; nothing counts them
-    # for an operator registered from Python.
-    torch.autograd.graph.increment_version(spectrogram)
-    below = keys & torch._C._after_ADInplaceOrView_keyset
-    torch.ops.gcsa_ext.frequency_mask_.default.redispatch(below, spectrogram, start, width, value)
+    in_place = select("frequency_mask_", spectrogram)
+    (in_place if contiguous else reference.frequency_mask_)(spectrogram, start, width, value)
+    # Autograd compares versions to notice that a tensor it saved has been overwritten.
+    if not spectrogram.is_inference():
+        torch.autograd.graph.increment_version(spectrogram)
 
 
 def _in_place_fake(spectrogram: Tensor, start: Tensor, width: Tensor, value: float) -> None:
@@ -86,17 +77,16 @@ def _in_place_fake(spectrogram: Tensor, start: Tensor, width: Tensor, value: flo
 
 registration.define(
     "frequency_mask(Tensor spectrogram, Tensor start, Tensor width, float value) -> Tensor",
-    run,
+    _forward,
     _forward_fake,
 )
 registration.define(
     "frequency_mask_(Tensor(a!) spectrogram, Tensor start, Tensor width, float value) -> ()",
-    run_,
+    _in_place,
     _in_place_fake,
 )
-registration.LIBRARY.impl("frequency_mask_", _in_place_counted, "ADInplaceOrView", with_keyset=True)
 # PyTorch's own rule for negative views (the imaginary part of a conjugate) wants an operator with a result.
-registration.LIBRARY.impl("frequency_mask_", frequency_mask_, "Negative")
+registration.LIBRARY.impl("frequency_mask_", reference.frequency_mask_, "Negative")
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

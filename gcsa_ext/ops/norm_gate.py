@@ -9,7 +9,7 @@ from torch import Tensor
 
 from gcsa_ext import reference
 from gcsa_ext.backends import select
-from gcsa_ext.backends.reference import differentiate
+from gcsa_ext.backends.reference import differentiate as differentiate_reference
 from gcsa_ext.layout import memory_format
 from gcsa_ext.ops import registration
 
@@ -55,7 +55,8 @@ def _forward(
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
     _check(u, z, weight, bias, mean, var)
-    return select("norm_gate", u.device, u.dtype, u.shape).norm_gate(u, z, weight, bias, mean, var, eps)
+    out, used_mean, used_var = select("norm_gate", u)(u, z, weight, bias, mean, var, eps)
+    return out, used_mean, used_var
 
 
 def _forward_fake(
@@ -91,8 +92,8 @@ def _backward(
     _check(u, z, weight, bias, mean, var)
     registration.check_gradient("norm_gate", grad_out, z.shape, z)
     need = (need_u, need_z, need_weight, need_bias)
-    grads = select("norm_gate", u.device, u.dtype, u.shape).norm_gate_backward(
-        grad_out, u, z, weight, bias, mean, var, eps, batch_statistics, need
+    grads = select("norm_gate_backward", u)(
+        grad_out, u, z, weight, bias, mean, var, eps, batch_statistics, *need
     )
     return tuple(u.new_empty(0) if grad is None else grad for grad in grads)
 
@@ -155,7 +156,7 @@ def _autograd(ctx: Any, grad_out: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     if torch.is_grad_enabled():
         statistics = (None, None) if ctx.batch_statistics else (mean, var)
         inputs = (u, z, weight, bias, *statistics, ctx.eps)
-        return differentiate(reference.norm_gate, inputs, (*needs, False, False, False), grad_out)
+        return differentiate_reference(reference.norm_gate, inputs, (*needs, False, False, False), grad_out)
     grads = torch.ops.gcsa_ext.norm_gate_backward(
         grad_out, u, z, weight, bias, mean, var, ctx.eps, ctx.batch_statistics, *needs
     )

@@ -41,34 +41,36 @@ def cast_weights_in_autocast(name: str, operator: Callable[..., Any]) -> None:
 
     The plain module's product x * gate keeps a float32 x at float32, so the result keeps the dtype of x.
     """
-    for key in ("AutocastCPU", "AutocastCUDA"):
-        exclude = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
-
-        def kernel(x: Tensor, *args: Any, exclude: torch._C.DispatchKeySet = exclude) -> Any:
-            weights = (
-                value.to(x.dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
-                for value in args
-            )
-            with torch._C._ExcludeDispatchKeyGuard(exclude):
-                return operator(x, *weights)
-
-        LIBRARY.impl(name, kernel, key)
+    _cast_in_autocast(name, operator, lambda device, x: x.dtype, lambda value: True)
 
 
 def cast_in_autocast(name: str, operator: Callable[..., Any]) -> None:
     """Under autocast, cast every floating tensor to its dtype, as torch does for its own convolutions."""
-    for key, device in (("AutocastCPU", "cpu"), ("AutocastCUDA", "cuda")):
-        exclude = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, key))
+    _cast_in_autocast(
+        name,
+        operator,
+        lambda device, x: torch.get_autocast_dtype(device),
+        lambda value: value.dtype != torch.float64,
+    )
 
-        def kernel(*args: Any, exclude: Any = exclude, device: str = device) -> Any:
-            dtype = torch.get_autocast_dtype(device)
+
+def _cast_in_autocast(
+    name: str,
+    operator: Callable[..., Any],
+    dtype_of: Callable[[str, Tensor], torch.dtype],
+    takes: Callable[[Tensor], bool],
+) -> None:
+    for key, device in (("AutocastCPU", "cpu"), ("AutocastCUDA", "cuda")):
+
+        def kernel(x: Tensor, *args: Any, device: str = device) -> Any:
+            dtype = dtype_of(device, x)
             cast = (
                 value.to(dtype)
-                if isinstance(value, Tensor) and value.is_floating_point() and value.dtype != torch.float64
+                if isinstance(value, Tensor) and value.is_floating_point() and takes(value)
                 else value
-                for value in args
+                for value in (x, *args)
             )
-            with torch._C._ExcludeDispatchKeyGuard(exclude):
+            with torch.autocast(device, enabled=False):
                 return operator(*cast)
 
         LIBRARY.impl(name, kernel, key)

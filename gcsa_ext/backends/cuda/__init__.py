@@ -4,22 +4,17 @@ compiled with the extension, where nvcc was there."""
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
+from torch import Tensor
 
 from gcsa_ext.backends import forced
-from gcsa_ext.backends.cuda import launch
-from gcsa_ext.backends.cuda.mask import frequency_mask, frequency_mask_
-from gcsa_ext.backends.cuda.operators import (
-    channel_gate,
-    channel_gate_backward,
-    gcsa,
-    gcsa_backward,
-    norm_gate,
-    norm_gate_backward,
-)
-from gcsa_ext.backends.gpu import conv2d_same_backward, saved_shape
-from gcsa_ext.backends.reference import conv2d_same
+from gcsa_ext.backends.cuda import gates, launch, mask
+from gcsa_ext.backends.cuda.small_gcsa import small_gcsa, takes
+from gcsa_ext.backends.gpu import Operators
+from gcsa_ext.backends.operands import Arguments
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 MASK_DTYPES = (*DTYPES, torch.float64)
@@ -54,17 +49,19 @@ def _unfit(device: torch.device) -> str | None:
     return f"the CUDA kernels cannot run: {error}" if error else None
 
 
-__all__ = [
-    "channel_gate",
-    "channel_gate_backward",
-    "conv2d_same",
-    "conv2d_same_backward",
-    "frequency_mask",
-    "frequency_mask_",
-    "gcsa",
-    "gcsa_backward",
-    "norm_gate",
-    "norm_gate_backward",
-    "saved_shape",
-    "unsupported",
-]
+_layer_by_layer = Operators(gates)
+
+
+def gcsa(a: Arguments, save: bool) -> tuple[Tensor, ...]:
+    """See backends/reference.py. Small maps in eval take one launch."""
+    return small_gcsa(a) if takes(a, save) else _layer_by_layer.gcsa(a, save)
+
+
+operators: Mapping[str, Callable[..., Any]] = {
+    **_layer_by_layer.functions(),
+    "frequency_mask": mask.frequency_mask,
+    "frequency_mask_": mask.frequency_mask_,
+    "gcsa": gcsa,
+}
+
+__all__ = ["operators", "unsupported"]

@@ -64,7 +64,7 @@ def target(x: Tensor) -> tuple[int, int, int, int]:
     if not x.is_cuda:
         return EMULATED_TARGET
     device = x.get_device()
-    return device, torch._C._cuda_getCurrentRawStream(device), *limits(device)
+    return device, torch.cuda.current_stream(device).cuda_stream, *limits(device)
 
 
 def address(tensor: Tensor | None) -> int:

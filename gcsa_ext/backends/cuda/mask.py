@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-import functools
-import math
-
 import torch
 from torch import Tensor
 
+from gcsa_ext.backends.bits import unsigned_bits
 from gcsa_ext.backends.cuda.launch import address, kernels, target
-
-_INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-@functools.lru_cache(maxsize=256)
-def _bits(value: float, sign: float, dtype: torch.dtype) -> int:
-    """The bits of `value` in `dtype`, as an unsigned number; `sign` keeps 0.0 and -0.0 apart in the cache."""
-    signed = int(torch.tensor(value, dtype=dtype, device="cpu").view(_INTEGERS[dtype.itemsize]).item())
-    return signed & (1 << 8 * dtype.itemsize) - 1
 
 
 def _mask(spectrogram: Tensor, start: Tensor, width: Tensor, value: float, out: Tensor) -> None:
@@ -40,7 +29,7 @@ def _mask(spectrogram: Tensor, start: Tensor, width: Tensor, value: float, out: 
             spectrogram.element_size(),
             address(start),
             address(width),
-            _bits(value, math.copysign(1.0, value), spectrogram.dtype),
+            unsigned_bits(value, spectrogram.dtype),
             address(spectrogram),
             address(out),
         )

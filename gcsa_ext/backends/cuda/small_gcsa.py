@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor
 
 from gcsa_ext.backends.cuda.channel_gate import tf32
 from gcsa_ext.backends.cuda.launch import ELEMENTS, VECTOR_ELEMENTS, address, kernels, target
+from gcsa_ext.backends.operands import Arguments
 from gcsa_ext.layout import memory_format
 
 POSITIONS = 2048
@@ -19,17 +19,18 @@ MULTIPLY_ADDS = {2: 3e9, 4: 4e8}
 take about as long as the launches that are saved. Predicted; ``python benchmarks/gpu.py`` measures it."""
 
 
-def takes(
-    x: Tensor, hidden: int, kernel_size: int, groups: int, statistics: Sequence[Tensor | None], save: bool
-) -> bool:
-    """Whether `small_gcsa` computes it: with all statistics given, nothing kept for a backward pass, and a
+def takes(a: Arguments, save: bool) -> bool:
+    """Whether `small_gcsa` computes it: with all statistics given, nothing saved for a backward pass, and a
     map that makes little work."""
-    N, C, H, W = x.shape
-    if save or any(value is None for value in statistics):
+    N, C, H, W = a.x.shape
+    hidden, kernel_size = a.w1.shape[0], a.conv1_weight.shape[-1]
+    if save or any(value is None for value in a.statistics):
         return False
-    if N * H * W > POSITIONS or 2 * N * C * H * W * hidden * kernel_size**2 > MULTIPLY_ADDS[x.element_size()]:
+    if N * H * W > POSITIONS:
         return False
-    return _plan(*_arguments(x, hidden, kernel_size, groups, True)) is not None
+    if 2 * N * C * H * W * hidden * kernel_size**2 > MULTIPLY_ADDS[a.x.element_size()]:
+        return False
+    return _plan(*_arguments(a.x, hidden, kernel_size, a.groups, True)) is not None
 
 
 def _arguments(x: Tensor, hidden: int, kernel_size: int, groups: int, sigmoid: bool) -> tuple[Any, ...]:
@@ -60,53 +61,37 @@ def _plan(limits: tuple[int, int], *arguments: Any) -> tuple[int, int, int] | No
     return z, hidden, partial
 
 
-def small_gcsa(
-    x: Tensor,
-    gate: Sequence[Tensor],
-    convolutions: tuple[Tensor, Tensor | None, Tensor, Tensor | None],
-    norms: Sequence[Tensor | None],
-    statistics: Sequence[Tensor],
-    eps: tuple[float, float],
-    groups: int,
-    sigmoid: bool,
-) -> tuple[Tensor, ...]:
-    """See reference.gcsa, whose arguments and results these are; in the layout of x."""
-    hidden, kernel_size = convolutions[0].shape[0], convolutions[0].shape[-1]
-    x = x.contiguous(memory_format=memory_format(x))
-    arguments = _arguments(x, hidden, kernel_size, groups, sigmoid)
-    elements = cast("tuple[int, int, int]", _plan(*arguments))
-    z, between = (x.new_empty(count) for count in elements[:2])
-    partial = x.new_empty(elements[2], dtype=torch.float32)
-    out = torch.empty_like(x)
-    used = [x.new_empty(value.shape, dtype=torch.float32) for value in statistics]
-    gate = [w.to(x.dtype).contiguous() for w in gate]
-    weights = [w.to(x.dtype).contiguous() for w in (convolutions[0], convolutions[2])]
-    vectors = [
-        [
-            None if vector is None else vector.contiguous()
-            for vector in (convolutions[2 * i + 1], *norms[2 * i : 2 * i + 2], *statistics[2 * i : 2 * i + 2])
-        ]
-        for i in range(2)
-    ]
-    kernels().small_gcsa(
-        target(x),
-        *arguments[1:],
-        address(x),
-        [address(w) for w in gate],
-        *(
-            (
-                address(weights[i]),
-                [
-                    (0, 0) if vector is None else (vector.data_ptr(), VECTOR_ELEMENTS[vector.dtype])
-                    for vector in vectors[i]
-                ],
-                eps[i],
-                address(used[2 * i]),
-                address(used[2 * i + 1]),
-            )
-            for i in range(2)
-        ),
-        address(out),
-        [address(z), address(between), address(partial)],
-    )
-    return out, *used
+def small_gcsa(a: Arguments) -> tuple[Tensor, ...]:
+    """See backends/reference.py, with nothing saved; in the layout of x."""
+    hidden, kernel_size = a.w1.shape[0], a.conv1_weight.shape[-1]
+    with torch.cuda.device_of(a.x):
+        x = a.x.contiguous(memory_format=memory_format(a.x))
+        arguments = _arguments(x, hidden, kernel_size, a.groups, a.sigmoid)
+        elements = cast("tuple[int, int, int]", _plan(*arguments))
+        z, between = (x.new_empty(count) for count in elements[:2])
+        partial = x.new_empty(elements[2], dtype=torch.float32)
+        out = torch.empty_like(x)
+        used = [x.new_empty(len(value), dtype=torch.float32) for value in (a.b1, a.b1, a.b2, a.b2)]
+        gate = [w.to(x.dtype).contiguous() for w in a.gate]
+        first, second = (w.to(x.dtype).contiguous() for w in (a.conv1_weight, a.conv2_weight))
+        vectors1 = [a.conv1_bias, a.norm1_weight, a.norm1_bias, a.mean1, a.var1]
+        vectors2 = [a.conv2_bias, a.norm2_weight, a.norm2_bias, a.mean2, a.var2]
+        vectors1, vectors2 = (
+            [None if v is None else v.contiguous() for v in vectors] for vectors in (vectors1, vectors2)
+        )
+        kernels().small_gcsa(
+            target(x),
+            *arguments[1:],
+            address(x),
+            [address(w) for w in gate],
+            (address(first), list(map(_vector, vectors1)), a.eps1, address(used[0]), address(used[1])),
+            (address(second), list(map(_vector, vectors2)), a.eps2, address(used[2]), address(used[3])),
+            address(out),
+            [address(z), address(between), address(partial)],
+        )
+    return out, *(x.new_empty(0) for _ in range(2)), *(x.new_empty(0, dtype=torch.float32) for _ in range(4))
+
+
+def _vector(vector: Tensor | None) -> tuple[int, int]:
+    """The address and the code of the dtype of a vector, which may be missing."""
+    return (0, 0) if vector is None else (vector.data_ptr(), VECTOR_ELEMENTS[vector.dtype])

@@ -6,27 +6,26 @@ Importing this never fails: without Triton the reason is kept.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import torch
 
 from gcsa_ext.backends import forced
-from gcsa_ext.backends.gpu import conv2d_same_backward, saved_shape
-from gcsa_ext.backends.reference import conv2d_same
 
 load_error: str | None = None
 INTERPRETED = False
+operators: Mapping[str, Callable[..., Any]] = {}
 try:
-    from gcsa_ext.backends.triton import convolution, tuning
+    from gcsa_ext.backends.gpu import Operators
+    from gcsa_ext.backends.triton import convolution, gates, mask, tuning
     from gcsa_ext.backends.triton.interpreter import INTERPRETED, compute_as_a_gpu_does
-    from gcsa_ext.backends.triton.mask import frequency_mask, frequency_mask_
-    from gcsa_ext.backends.triton.operators import (
-        channel_gate,
-        channel_gate_backward,
-        gcsa,
-        gcsa_backward,
-        norm_gate,
-        norm_gate_backward,
-    )
 
+    operators = {
+        **Operators(gates, convolution).functions(),
+        "frequency_mask": mask.frequency_mask,
+        "frequency_mask_": mask.frequency_mask_,
+    }
     if INTERPRETED:
         compute_as_a_gpu_does()
 except Exception as error:  # a broken installation raises anything
@@ -71,19 +70,4 @@ def _too_old(device: torch.device) -> str | None:
     return f"Triton's kernels need compute capability 8.0, {device} has {found.major}.{found.minor}"
 
 
-__all__ = [
-    "channel_gate",
-    "channel_gate_backward",
-    "conv2d_same",
-    "conv2d_same_backward",
-    "convolution",
-    "frequency_mask",
-    "frequency_mask_",
-    "gcsa",
-    "gcsa_backward",
-    "norm_gate",
-    "norm_gate_backward",
-    "saved_shape",
-    "tuning",
-    "unsupported",
-]
+__all__ = ["convolution", "operators", "tuning", "unsupported"]

@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-import math
-
 import torch
 import triton
 from torch import Tensor
 
+from gcsa_ext.backends.bits import INTEGERS, bits
 from gcsa_ext.backends.triton.kernels import frequency_mask as kernels
 from gcsa_ext.backends.triton.launch import power_of_two
 from gcsa_ext.backends.triton.tuning import Configuration, launch_fastest
-
-_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-@functools.lru_cache(maxsize=256)
-def _bits(value: float, sign: float, dtype: torch.dtype) -> int:
-    """The bits of `value` in `dtype`, as a signed integer; `sign` keeps 0.0 and -0.0 apart in the cache."""
-    return int(torch.tensor(value, dtype=dtype, device="cpu").view(_INTEGERS[dtype.itemsize]).item())
 
 
 def mask_blocks(time: int) -> list[Configuration]:
@@ -45,13 +35,13 @@ def frequency_mask(spectrogram: Tensor, start: Tensor, width: Tensor, value: flo
     freq, time = spectrogram.shape[-2:]
     rows, bands = spectrogram.numel() // time, start.shape[-1]
     start, width, shared = _bands(spectrogram, start, width)
-    integers = _INTEGERS[spectrogram.element_size()]
+    integers = INTEGERS[spectrogram.element_size()]
     maps = spectrogram.view(integers), start, width, out.view(integers)
-    bits = _bits(value, math.copysign(1.0, value), spectrogram.dtype)
+    value_bits = bits(value, spectrogram.dtype)
 
     def launch(blocks: Configuration) -> None:
         grid = (triton.cdiv(rows, blocks["BLOCK_ROWS"]) * triton.cdiv(time, blocks["BLOCK_T"]),)
-        kernels.frequency_mask[grid](*maps, rows, freq, time, bands, bits, SHARED=shared, **blocks)
+        kernels.frequency_mask[grid](*maps, rows, freq, time, bands, value_bits, SHARED=shared, **blocks)
 
     shape_class = ("frequency_mask", power_of_two(rows), power_of_two(time), bands, shared)
     with torch.cuda.device_of(spectrogram):
@@ -66,9 +56,9 @@ def frequency_mask_(spectrogram: Tensor, start: Tensor, width: Tensor, value: fl
         return
     freq, time = spectrogram.shape[-2:]
     start, width, shared = _bands(spectrogram, start, width)
-    maps = spectrogram.view(_INTEGERS[spectrogram.element_size()]), start, width
-    bits = _bits(value, math.copysign(1.0, value), spectrogram.dtype)
+    maps = spectrogram.view(INTEGERS[spectrogram.element_size()]), start, width
+    value_bits = bits(value, spectrogram.dtype)
     blocks = mask_blocks(time)[0]
     grid = (spectrogram.numel() // (freq * time) * bands * triton.cdiv(time, blocks["BLOCK_T"]),)
     with torch.cuda.device_of(spectrogram):
-        kernels.frequency_mask_in_place[grid](*maps, freq, time, bands, bits, SHARED=shared, **blocks)
+        kernels.frequency_mask_in_place[grid](*maps, freq, time, bands, value_bits, SHARED=shared, **blocks)

@@ -1,0 +1,187 @@
+// The operator gcsa: from tensors to one call of the kernel, forward and backward.
+
+#include "params/gcsa.h"
+
+#include <array>
+#include <utility>
+
+#include "cpu/dispatch.h"
+#include "python/binding.h"
+#include "python/tensors.h"
+
+namespace py = pybind11;
+
+namespace gcsa_ext {
+namespace {
+
+// The fields of gcsa_ext.ops.gcsa.Arguments, in its order.
+enum Field {
+    X,
+    W1,
+    B1,
+    W2,
+    B2,
+    CONV1_WEIGHT,
+    CONV1_BIAS,
+    CONV2_WEIGHT,
+    CONV2_BIAS,
+    NORM1_WEIGHT,
+    NORM1_BIAS,
+    NORM2_WEIGHT,
+    NORM2_BIAS,
+    MEAN1,
+    VAR1,
+    MEAN2,
+    VAR2,
+    EPS1,
+    EPS2,
+    GROUPS,
+    SIGMOID,
+    MIXED,
+    FIELDS
+};
+constexpr int differentiable = NORM2_BIAS + 1;
+constexpr int statistics = 4;
+
+// The operands, each dense in the dtype that the kernels take, and the call that they make.
+class Operands {
+   public:
+    Operands(const py::tuple& a, bool batch1, bool batch2) {
+        require(a.size() == FIELDS, "the fields of gcsa_ext.ops.gcsa.Arguments");
+        const Layout layout = layout_of(a[X]);
+        call.gate.map = feature_map(a[X], layout);
+        dtype = dtype_of(a[X]), sums = sum_dtype(dtype);
+        shape = shape_of(a[X]);
+        const Shape taps = shape_of(a[CONV1_WEIGHT]);
+        require(taps.size() == 4, "a weight (h, C, k, k)");
+        const int64_t C = shape[1], h = taps[0], k = taps[3];
+        hidden = h;
+        require(elements(shape) > 0 && h >= 1, "a map that is not empty, and hidden channels");
+        require(k >= 3 && k <= 11 && k % 2 == 1, "an odd kernel size from 3 to 11");
+        call.gate.groups = py::cast<int64_t>(a[GROUPS]);
+        require(call.gate.groups >= 1 && C % call.gate.groups == 0, "groups that divide the channels");
+
+        const Shape shapes[] = {shape, {h, C}, {h}, {C, h}, {C}, {h, C, k, k}, {h}, {C, h, k, k}, {C},
+                                {h},   {h},    {C}, {C},    {h}, {h},          {C}, {C}};
+        for (int i = 0; i <= VAR2; ++i) {
+            const bool of_map = i <= B2;  // the channel gate's weights have the dtype of the map
+            if (i == X || i == CONV1_WEIGHT || i == CONV2_WEIGHT) layouts_[i] = layout_of(a[i]);
+            held_[i] = dense(a[i], shapes[i], of_map ? dtype : sums, layouts_[i]);
+        }
+        for (const int i : {W1, B1, W2, B2, CONV1_WEIGHT, CONV2_WEIGHT})
+            require(!held_[i].is_none(), "all weights of the channel gate and of the convolutions");
+        call.gate.hidden = h;
+        call.gate.sigmoid = py::cast<bool>(a[SIGMOID]);
+        call.gate.x = at(X);
+        call.gate.w1 = at(W1), call.gate.b1 = at(B1), call.gate.w2 = at(W2), call.gate.b2 = at(B2);
+        call.height = shape[2], call.width = shape[3], call.kernel = k;
+        call.conv1 = {at(CONV1_WEIGHT), at(CONV1_BIAS), layouts_[CONV1_WEIGHT]};
+        call.conv2 = {at(CONV2_WEIGHT), at(CONV2_BIAS), layouts_[CONV2_WEIGHT]};
+        call.norm1 = {batch1, py::cast<double>(a[EPS1]), at(NORM1_WEIGHT), at(NORM1_BIAS), at(MEAN1), at(VAR1)};
+        call.norm2 = {batch2, py::cast<double>(a[EPS2]), at(NORM2_WEIGHT), at(NORM2_BIAS), at(MEAN2), at(VAR2)};
+        call.mixed = py::cast<bool>(a[MIXED]);
+    }
+
+    void* at(int field) const { return address(held_[field]); }
+    const py::object& operand(int field) const { return held_[field]; }
+    Layout layout(int field) const { return layouts_[field]; }
+    // Of a convolution's output as it is saved: channels padded to the lanes of the widest vector.
+    Shape saved_shape(int64_t channels) const {
+        const int64_t lanes = 64 / element_size(sums);
+        return {shape[0], (channels + lanes - 1) / lanes * lanes, shape[2], shape[3]};
+    }
+
+    GcsaForward call{};
+    py::object dtype, sums;  // of the map; of sums and statistics
+    Shape shape;             // N, C, H, W
+    int64_t hidden;
+
+   private:
+    std::array<py::object, VAR2 + 1> held_;
+    std::array<Layout, VAR2 + 1> layouts_{};
+};
+
+// The result; with `save` both convolutions' outputs in the kernels' own layout; mean and variance of both normalisations,
+// those of the batch always, given ones as copies with `save`. What is left out is an empty tensor.
+py::tuple forward(const py::tuple& a, bool save) {
+    Operands operands(a, a[MEAN1].is_none(), a[MEAN2].is_none());
+    GcsaForward& call = operands.call;
+    const py::object out = empty(operands.shape, operands.dtype, operands.layout(X));
+    call.gate.out = address(out);
+    py::object u1, u2;
+    if (save) {
+        u1 = empty(operands.saved_shape(operands.hidden), operands.dtype);
+        u2 = empty(operands.saved_shape(operands.shape[1]), operands.dtype);
+        call.u1 = address(u1), call.u2 = address(u2);
+    } else {
+        u1 = empty({0}, operands.dtype), u2 = empty({0}, operands.dtype);
+    }
+    const std::pair<void**, int64_t> slots[statistics] = {
+        {&call.norm1.mean, operands.hidden},
+        {&call.norm1.var, operands.hidden},
+        {&call.norm2.mean, operands.shape[1]},
+        {&call.norm2.var, operands.shape[1]},
+    };
+    py::object used[statistics];
+    for (int i = 0; i < statistics; ++i) {
+        const bool given = !operands.operand(MEAN1 + i).is_none();
+        if (given) {
+            used[i] = save ? operands.operand(MEAN1 + i).attr("clone")() : empty({0}, operands.sums);
+        } else {
+            used[i] = empty({slots[i].second}, operands.sums);
+            *slots[i].first = address(used[i]);
+        }
+    }
+    {
+        const py::gil_scoped_release release;
+        cpu::kernels().gcsa_forward(call);
+    }
+    return py::make_tuple(out, u1, u2, used[0], used[1], used[2], used[3]);
+}
+
+// The gradients of the differentiable operands, None where not needed. Mean and variance in the arguments, `u1` and `u2` are
+// results of the forward pass.
+py::tuple backward(
+    const py::object& grad_out, const py::tuple& a, const py::object& u1, const py::object& u2,
+    const std::pair<bool, bool>& batch, const py::sequence& need
+) {
+    Operands operands(a, batch.first, batch.second);
+    GcsaForward& call = operands.call;
+    require(need.size() == differentiable, "whether each differentiable operand needs a gradient");
+    for (int i = MEAN1; i <= VAR2; ++i) require(!operands.operand(i).is_none(), "mean and var of the forward pass");
+    const py::object kept1 = dense(u1, operands.saved_shape(operands.hidden), operands.dtype);
+    const py::object kept2 = dense(u2, operands.saved_shape(operands.shape[1]), operands.dtype);
+    const py::object grad = dense(grad_out, operands.shape, operands.dtype, operands.layout(X));
+    call.u1 = address(kept1), call.u2 = address(kept2);
+
+    bool wanted[differentiable];
+    for (int i = 0; i < differentiable; ++i) wanted[i] = need[i].cast<bool>();
+    const bool gate = wanted[W1] || wanted[B1] || wanted[W2] || wanted[B2];  // the kernel computes the four together
+    py::object grads[differentiable];
+    void* to[differentiable];
+    for (int i = 0; i < differentiable; ++i) {
+        const bool computed = i >= W1 && i <= B2 ? gate : wanted[i];
+        grads[i] = empty_like(operands.operand(i), operands.layout(i), computed);
+        to[i] = address(grads[i]);
+    }
+    const GcsaBackward arguments{call,           address(grad),    to[X],          to[W1],
+                                 to[B1],         to[W2],           to[B2],         to[CONV1_WEIGHT],
+                                 to[CONV1_BIAS], to[NORM1_WEIGHT], to[NORM1_BIAS], to[CONV2_WEIGHT],
+                                 to[CONV2_BIAS], to[NORM2_WEIGHT], to[NORM2_BIAS]};
+    {
+        const py::gil_scoped_release release;
+        cpu::kernels().gcsa_backward(arguments);
+    }
+    py::tuple result(differentiable);
+    for (int i = 0; i < differentiable; ++i)
+        result[i] = wanted[i] && !grads[i].is_none() ? converted(grads[i], dtype_of(a[i])) : py::none();
+    return result;
+}
+
+const Binding binding([](py::module_& module) {
+    module.def("gcsa", &forward);
+    module.def("gcsa_backward", &backward);
+});
+
+}  // namespace
+}  // namespace gcsa_ext
