@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from gcsa_ext import __version__, data
-from gcsa_ext.cli.main import main
+from gcsa_ext import __version__
+from gcsa_ext.cli import main
+from gcsa_ext.corpora import synthesize_corpus
 
 NO_EXTRAS = """
 import sys
@@ -23,15 +24,15 @@ class Refuse:
         if name.partition(".")[0] in {missing}:
             raise ImportError(f"No module named {{name!r}}")
 sys.meta_path.insert(0, Refuse())
-import gcsa_ext.cli.main
-sys.exit(gcsa_ext.cli.main.main({arguments}))
+import gcsa_ext.cli
+sys.exit(gcsa_ext.cli.main({arguments}))
 """
 EXTRAS = {"av", "cv2", "lightning", "matplotlib", "rich", "safetensors", "torchaudio", "torchmetrics"}
 
 
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Maps this small gain nothing from a second thread, and lose much to it on a busy machine."""
+    """Run on one thread: on maps this small a second thread costs more time than it saves."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -39,7 +40,7 @@ def one_thread() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def cache_of_the_test(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
 
 
@@ -47,7 +48,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a corpus and a checkpoint trained on it by the command line."""
     folder: Path = tmp_path_factory.mktemp("run")
-    data.synthesize_corpus(folder / "corpus", identities=3, size=64)
+    synthesize_corpus(folder / "corpus", identities=3, size=64)
     arguments = [
         "--frames",
         "1",
@@ -198,7 +199,7 @@ def test_an_interrupt_is_no_traceback(
     def interrupted() -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("gcsa_ext.cli.main.format_info", interrupted)
+    monkeypatch.setattr("gcsa_ext.cli.info.format_info", interrupted)
     assert main(["info"]) == 1
     assert capsys.readouterr().err == "gcsa-ext: interrupted\n"
 
@@ -219,7 +220,7 @@ def test_quick_demo(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("verb", ["demo", "train", "evaluate", "predict"])
-def test_help_tells_defaults_that_exist(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_states_existing_defaults(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([verb, "--help"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "(default: " in printed and "None" not in printed and "False" not in printed
