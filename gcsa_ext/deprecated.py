@@ -43,6 +43,7 @@ class _OldModule(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if f"{self.__name__}.{name}" in MOVED:
             return importlib.import_module(f"{self.__name__}.{name}")
+        # Tools ask every module for special names such as __file__: these import nothing.
         special = name.startswith("__") and name != "__all__"
         modules = [] if special else [importlib.import_module(new) for new in MOVED[self.__name__]]
         if name == "__all__":  # of `from module import *`
