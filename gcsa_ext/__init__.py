@@ -4,14 +4,20 @@
 definition in plain PyTorch.
 """
 
+import sys
+
 from gcsa_ext import functional, nn, reference
 from gcsa_ext.backends import use_backend
 from gcsa_ext.convert import replace_attention
+from gcsa_ext.deprecated import OldPaths
 from gcsa_ext.info import format_info, info
 from gcsa_ext.nn.attention import GCSA
 from gcsa_ext.nn.masking import FrequencyMasking
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
+
+# First in the list: a folder that an older version has left behind must not be found in place of an old path.
+sys.meta_path.insert(0, OldPaths())
 
 __all__ = [
     "GCSA",

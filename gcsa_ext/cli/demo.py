@@ -1,7 +1,8 @@
-"""The whole path on synthetic clips: make them, train, evaluate, predict, and say how it went."""
+"""The verb ``demo``: make synthetic clips, train on them, evaluate, predict, and print the results."""
 
 from __future__ import annotations
 
+import argparse
 import copy
 import statistics
 import time
@@ -9,44 +10,59 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 import gcsa_ext
-from gcsa_ext.corpora import (
-    EMOTIONS,
-    ClipSettings,
-    collate_clips,
-    read_manifest,
-    synthesize_clip,
-    synthesize_corpus,
-)
-from gcsa_ext.inference.evaluation import predict_clips, run_batch
-from gcsa_ext.inference.metrics import Scores
-from gcsa_ext.inference.plots import Timeline
-from gcsa_ext.inference.prediction import Summary, predict_video, write_csv
-from gcsa_ext.inference.report import format_scores, write_scores
+from gcsa_ext.cli.options import cache_folder
 from gcsa_ext.nn import BimodalNet
-from gcsa_ext.training.augmentation import augment_frames, draw_frames
-from gcsa_ext.training.datamodule import ClipDataModule
-from gcsa_ext.training.fit import TrainingOptions, make_loss, train
-from gcsa_ext.training.progress import progress_bar
 
-# The corpus draws its speakers below this number, so this one is in none of its splits.
+if TYPE_CHECKING:
+    from gcsa_ext.inference.metrics import Scores
+    from gcsa_ext.inference.prediction import Summary
+    from gcsa_ext.training.datamodule import ClipDataModule
+    from gcsa_ext.training.fit import TrainingOptions
+
+SUMMARY = "make talking faces, train on them, evaluate and predict"
+DETAILS = (
+    "Writes synthetic clips to a cache folder, trains the small network on them (a minute on two CPU "
+    "cores), scores it on people it has not seen, and judges one more clip frame by frame."
+)
+
 UNSEEN_IDENTITY = 2**31
+"""The speaker of the clip to predict. The corpus draws its speakers below this number."""
 UNSEEN_EMOTION = "Surprise"
 UNSEEN_SECONDS = 6.0
 
 
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of ``demo``."""
+    parser.add_argument("--out", type=Path, default=Path("gcsa-ext-demo"), help="folder for the results")
+    parser.add_argument(
+        "--cache", type=Path, help="folder for the clips (default: in the user's cache folder)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the training")
+    parser.add_argument(
+        "--quick", action="store_true", help="few clips and steps: shows that all runs, not how well it does"
+    )
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the demo; returns the exit code."""
+    run_demo(arguments.out, arguments.cache or cache_folder("demo"), arguments.seed, arguments.quick)
+    return 0
+
+
 @dataclass
 class DemoResult:
-    """What the demo found.
+    """Scores, times and files of the demo.
 
     Attributes:
         scores: of "fused", "visual" and "audio" on the test split, people not seen in training.
         step_seconds: median time of one training step with "fused" and with "reference" operators, in s.
         phase_seconds: wall time of each phase in s.
-        files: what was written, by what it is.
+        files: the written files, each under what it is.
     """
 
     scores: dict[str, Scores] = field(default_factory=dict)
@@ -65,49 +81,25 @@ def run_demo(out: str | Path, cache: str | Path, seed: int = 0, quick: bool = Fa
         quick: a small corpus and few steps, which show that everything runs, not how well it does.
 
     Returns:
-        Scores, times and files, all of which have been printed, too.
+        The scores, times and files that were printed.
     """
+    from gcsa_ext.training.fit import TrainingOptions, train
+
     out, cache = Path(out), Path(cache)
-    result = DemoResult()
-    phases = result.phase_seconds
     identities, epochs, rounds = (6, 1, 2) if quick else (84, 12, 7)
+    options = TrainingOptions(epochs=epochs, frames_per_step=3, seed=seed)
+    result = DemoResult()
 
-    with _timed(phases, "making the clips"), progress_bar("making the clips") as report:
-        manifest = synthesize_corpus(cache / f"corpus-{identities}", identities, progress=report)
-    data = ClipDataModule(read_manifest(manifest), ClipSettings(), cache / "prepared", seed=seed)
-    with _timed(phases, "preparing them"), progress_bar("preparing them") as report:
-        data.prepare(report)
-
+    data = _make_clips(result, cache, identities, seed)
     torch.manual_seed(seed)
     model = BimodalNet.from_preset("small")
-    options = TrainingOptions(epochs=epochs, frames_per_step=3, seed=seed)
-    with _timed(phases, "timing a step"), progress_bar("timing a step") as report:
+    with _phase(result, "timing a step") as report:
         result.step_seconds = time_steps(model, data, options, rounds, report)
-    with _timed(phases, "training"):
-        trained = train(model, data, out / "model", options)
-    result.files["checkpoint"] = trained.checkpoint
-
-    with _timed(phases, "evaluating"):
-        with progress_bar("evaluating") as report:
-            result.scores = predict_clips(model, data.datasets["test"], progress=report).scores()
-        result.files["scores"], result.files["confusion matrix"] = write_scores(
-            out, "test", result.scores, EMOTIONS
-        )
-
-    with _timed(phases, "predicting"), progress_bar("predicting"):
-        video = synthesize_clip(
-            out / "unseen.mp4", UNSEEN_IDENTITY, UNSEEN_EMOTION, seed=0, seconds=UNSEEN_SECONDS
-        )
-        summary, timeline = Summary(), Timeline()
-        rows = timeline.observe(summary.observe(predict_video(video, model, data.settings)))
-        csv_file = out / "unseen.emotions.csv"
-        write_csv(csv_file, rows)
-        title = f"a person not seen before: {UNSEEN_EMOTION}"
-        result.files["unseen clip"] = video
-        result.files["its timeline"] = csv_file
-        result.files["its timeline, drawn"] = timeline.plot(csv_file.with_suffix(".png"), EMOTIONS, title)
-
-    _print(result, data, summary, quick)
+    with _timed(result, "training"):
+        result.files["checkpoint"] = train(model, data, out / "model", options).checkpoint
+    _evaluate(result, model, data, out)
+    summary = _predict(result, model, data, out)
+    _print_result(result, data, summary, quick)
     return result
 
 
@@ -120,11 +112,16 @@ def time_steps(
 ) -> dict[str, float]:
     """Median time of one training step on one batch, with the fused and with the plain PyTorch operators.
 
-    The two take turns, so that whatever else the machine does hits both. `model` itself is not trained.
+    The two take turns, so that other load on the machine slows both. `model` itself is not trained.
 
     Returns:
         Seconds, under "fused" and "reference".
     """
+    from gcsa_ext.corpora import collate_clips
+    from gcsa_ext.inference.evaluation import run_batch
+    from gcsa_ext.training.augmentation import augment_frames, draw_frames
+    from gcsa_ext.training.fit import make_loss
+
     clips = data.datasets["train"]
     batch = collate_clips([clips[index] for index in range(min(data.batch_size, len(clips)))])
     contexts: dict[str, Callable[[], AbstractContextManager[None]]] = {
@@ -152,17 +149,74 @@ def time_steps(
 
 
 @contextmanager
-def _timed(phases: dict[str, float], name: str) -> Iterator[None]:
+def _timed(result: DemoResult, phase: str) -> Iterator[None]:
     began = time.perf_counter()
     yield
-    phases[name] = time.perf_counter() - began
+    result.phase_seconds[phase] = time.perf_counter() - began
 
 
-def _print(result: DemoResult, data: ClipDataModule, summary: Summary, quick: bool) -> None:
+@contextmanager
+def _phase(result: DemoResult, name: str) -> Iterator[Callable[[int, int], None]]:
+    """Time a phase and show its progress; yields ``report(done, total)``."""
+    from gcsa_ext.training.progress import progress_bar
+
+    with _timed(result, name), progress_bar(name) as report:
+        yield report
+
+
+def _make_clips(result: DemoResult, cache: Path, identities: int, seed: int) -> ClipDataModule:
+    from gcsa_ext.corpora import ClipSettings, read_manifest, synthesize_corpus
+    from gcsa_ext.training.datamodule import ClipDataModule
+
+    with _phase(result, "making the clips") as report:
+        manifest = synthesize_corpus(cache / f"corpus-{identities}", identities, progress=report)
+    data = ClipDataModule(read_manifest(manifest), ClipSettings(), cache / "prepared", seed=seed)
+    with _phase(result, "preparing them") as report:
+        data.prepare(report)
+    return data
+
+
+def _evaluate(result: DemoResult, model: BimodalNet, data: ClipDataModule, out: Path) -> None:
+    from gcsa_ext.corpora import EMOTIONS
+    from gcsa_ext.inference.evaluation import predict_clips
+    from gcsa_ext.inference.report import write_scores
+
+    with _phase(result, "evaluating") as report:
+        result.scores = predict_clips(model, data.datasets["test"], progress=report).scores()
+        table, confusion = write_scores(out, "test", result.scores, EMOTIONS)
+    result.files["scores"] = table
+    result.files["confusion matrix"] = confusion
+
+
+def _predict(result: DemoResult, model: BimodalNet, data: ClipDataModule, out: Path) -> Summary:
+    """Predict a clip of a person who is in none of the splits."""
+    from gcsa_ext.corpora import EMOTIONS, synthesize_clip
+    from gcsa_ext.inference.plots import Timeline
+    from gcsa_ext.inference.prediction import Summary, predict_video, write_csv
+
+    with _phase(result, "predicting"):
+        video = synthesize_clip(
+            out / "unseen.mp4", UNSEEN_IDENTITY, UNSEEN_EMOTION, seed=0, seconds=UNSEEN_SECONDS
+        )
+        summary, timeline = Summary(), Timeline()
+        rows = timeline.observe(summary.observe(predict_video(video, model, data.settings)))
+        table = out / "unseen.emotions.csv"
+        write_csv(table, rows)
+        title = f"a person not seen before: {UNSEEN_EMOTION}"
+        picture = timeline.plot(table.with_suffix(".png"), EMOTIONS, title)
+    result.files["unseen clip"] = video
+    result.files["its timeline"] = table
+    result.files["its timeline, drawn"] = picture
+    return summary
+
+
+def _print_result(result: DemoResult, data: ClipDataModule, summary: Summary, quick: bool) -> None:
+    from gcsa_ext.corpora import EMOTIONS
+    from gcsa_ext.inference.report import format_scores
+
     scores, steps = result.scores, result.step_seconds
-    counts = {split: len(dataset) for split, dataset in data.datasets.items()}
-    listed = ", ".join(f"{count} {split}" for split, count in counts.items())
-    print(f"clips: {listed}; no person is in two splits")
+    counts = ", ".join(f"{len(dataset)} {split}" for split, dataset in data.datasets.items())
+    print(f"clips: {counts}; no person is in two splits")
     print("F1 on the test clips:")
     print(format_scores(scores, EMOTIONS))
     print(
