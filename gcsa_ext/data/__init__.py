@@ -5,7 +5,6 @@ Needs the extra ``[train]``: ``pip install ".[train]"``.
 
 from gcsa_ext.corpora.clips import (
     ClipBatch,
-    ClipDataset,
     ClipSample,
     ClipSettings,
     collate_clips,
@@ -13,12 +12,11 @@ from gcsa_ext.corpora.clips import (
     make_sample,
     prepare_clip,
 )
+from gcsa_ext.corpora.dataset import ClipDataset
 from gcsa_ext.corpora.labels import EMOTIONS, IGNORE_INDEX
 from gcsa_ext.corpora.manifest import SPLITS, Clip, ManifestError, read_manifest, write_manifest
 from gcsa_ext.corpora.synthetic.corpus import FACE_OF, VOICE_OF, synthesize_clip, synthesize_corpus
-from gcsa_ext.media.faces import FaceCropper
-from gcsa_ext.media.spectrogram import LogMelSpectrogram
-from gcsa_ext.media.video import (
+from gcsa_ext.media import (
     MediaError,
     MediaInfo,
     equal_interval_times,
@@ -29,6 +27,8 @@ from gcsa_ext.media.video import (
     probe,
     read_audio,
 )
+from gcsa_ext.media.faces import FaceCropper
+from gcsa_ext.media.spectrogram import LogMelSpectrogram
 
 __all__ = [
     "EMOTIONS",
