@@ -122,7 +122,7 @@ PROSODIES = {
 
 _FRAME_RATE = 25
 _SAMPLE_RATE = 16000
-_CORPUS_VERSION = 1
+_CORPUS_VERSION = 2
 
 
 def synthesize_clip(
@@ -240,7 +240,7 @@ def synthesize_corpus(
         for take in range(clips_per_emotion):
             for label, name in enumerate(EMOTIONS):
                 path = clips_folder / f"{i:03d}-{name.lower()}-{take}.mp4"
-                clips.append(Clip(path, label, _split(i, identities)))
+                clips.append(Clip(path, label, _split(i, identities), speaker=f"{i:03d}"))
                 jobs.append((path, speaker, label, take))
 
     if record.is_file() and manifest.is_file() and all(clip.path.is_file() for clip in clips):
