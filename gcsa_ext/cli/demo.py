@@ -24,8 +24,10 @@ from gcsa_ext.corpora import (
 from gcsa_ext.inference.evaluation import predict_clips, run_batch
 from gcsa_ext.inference.metrics import Scores
 from gcsa_ext.inference.plots import Timeline
-from gcsa_ext.inference.prediction import Summary, predict_video, write_csv
+from gcsa_ext.inference.predictor import predict_video
 from gcsa_ext.inference.report import format_scores, write_scores
+from gcsa_ext.inference.rows import Summary
+from gcsa_ext.inference.tables import write_csv
 from gcsa_ext.nn import BimodalNet
 from gcsa_ext.training.augmentation import augment_frames, draw_frames
 from gcsa_ext.training.datamodule import ClipDataModule
@@ -132,7 +134,7 @@ def time_steps(
         "reference": lambda: gcsa_ext.use_backend("reference"),
     }
     model = copy.deepcopy(model).train()
-    loss = make_loss(data, model.num_classes, options)
+    loss = make_loss(data, data.labels, options)
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate)
     times: dict[str, list[float]] = {name: [] for name in contexts}
     with torch.random.fork_rng():

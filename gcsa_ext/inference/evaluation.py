@@ -1,4 +1,4 @@
-"""What a network says about many clips, and how good that is."""
+"""A network's predictions for many clips, and their scores."""
 
 from __future__ import annotations
 

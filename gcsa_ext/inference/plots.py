@@ -12,7 +12,7 @@ from gcsa_ext.atomic import whole_file
 from gcsa_ext.extra import import_extra
 
 if TYPE_CHECKING:
-    from gcsa_ext.inference.prediction import FramePrediction
+    from gcsa_ext.inference.rows import FramePrediction
 
 
 def _figure(width: float, height: float) -> Any:
@@ -60,10 +60,10 @@ def plot_confusion(path: str | Path, confusion: Tensor, classes: Sequence[str], 
 
 
 class Timeline:
-    """Collects the predictions of a video for a picture; keeps a bounded number of evenly spaced ones.
+    """Collects the predictions of a video for a picture. It keeps a bounded number of evenly spaced rows.
 
     Args:
-        limit: most predictions kept; more than a picture has columns is no use.
+        limit: largest number of rows to keep. More rows than a picture has columns cannot be seen.
     """
 
     def __init__(self, limit: int = 4096) -> None:

@@ -1,4 +1,4 @@
-"""Scores for people: a table to print, and files to keep."""
+"""Scores as a table of text, as JSON, and as a picture."""
 
 from __future__ import annotations
 
