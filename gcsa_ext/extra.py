@@ -1,4 +1,4 @@
-"""Imports of the packages which only the extra ``[train]`` installs."""
+"""Imports of packages that only the extra ``[train]`` installs."""
 
 import importlib
 from typing import Any

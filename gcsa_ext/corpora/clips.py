@@ -1,4 +1,4 @@
-"""From a clip in a media file to the tensors that the network takes."""
+"""From a clip in a media file to the network's input tensors."""
 
 import functools
 import math
@@ -96,7 +96,7 @@ class ClipSample(TypedDict):
     present: Tensor
     """(2,) bool: a face was found in some frame; there is sound."""
     label: Tensor
-    """() int64, -1 if unknown."""
+    """() int64, of the clip as a whole; -1 if unknown."""
 
 
 class ClipBatch(TypedDict):

@@ -102,7 +102,7 @@ class ClipDataset(Dataset[ClipSample]):
         Args:
             progress: called in this thread as ``progress(done, total)`` after each clip, and first with 0
                 done.
-            workers: number of threads; decoding and detection run outside Python's lock.
+            workers: number of threads; decoding and face detection release the GIL.
 
         Raises:
             ValueError: the dataset has no cache folder.

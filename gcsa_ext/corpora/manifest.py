@@ -18,7 +18,7 @@ _MOST_PROBLEMS_SHOWN = 20
 
 
 class ManifestError(ValueError):
-    """A manifest that cannot be used. The message has one line per bad row: line, column, value, expectation.
+    """A manifest with errors. The message has one line per bad row: line number, column, value, expectation.
 
     Attributes:
         path: the manifest.

@@ -15,7 +15,7 @@ from gcsa_ext.corpora.clips import (
 from gcsa_ext.corpora.dataset import ClipDataset
 from gcsa_ext.corpora.labels import EMOTIONS, IGNORE_INDEX
 from gcsa_ext.corpora.manifest import SPLITS, Clip, ManifestError, read_manifest, write_manifest
-from gcsa_ext.corpora.synthetic.corpus import FACE_OF, VOICE_OF, synthesize_clip, synthesize_corpus
+from gcsa_ext.corpora.synthetic import FACE_OF, VOICE_OF, synthesize_clip, synthesize_corpus
 from gcsa_ext.media import (
     MediaError,
     MediaInfo,

@@ -15,7 +15,7 @@ classification = import_extra("torchmetrics.functional.classification")
 
 @dataclass(frozen=True)
 class Scores:
-    """How well labels were predicted.
+    """Scores of predicted classes.
 
     Attributes:
         macro_f1: unweighted mean of the K per-class F1 scores; a class that is neither labelled nor predicted

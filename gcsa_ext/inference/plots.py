@@ -23,7 +23,7 @@ def _figure(width: float, height: float) -> Any:
 
 
 def plot_confusion(path: str | Path, confusion: Tensor, classes: Sequence[str], title: str = "") -> Path:
-    """Draw a confusion matrix: shades are shares of the label's samples, numbers are counts.
+    """Draw a confusion matrix. The numbers are counts, the shades are shares of the labelled class.
 
     Args:
         path: PNG file to write.
@@ -73,7 +73,7 @@ class Timeline:
         self._seen = 0
 
     def observe(self, rows: Iterable[FramePrediction]) -> Iterator[FramePrediction]:
-        """Take `rows`, in the order of time, and pass them on."""
+        """Keep some of the `rows`, which are in the order of time, and yield all of them."""
         for row in rows:
             if self._seen % self._stride == 0:
                 self.rows.append(row)
@@ -84,7 +84,7 @@ class Timeline:
             yield row
 
     def plot(self, path: str | Path, classes: Sequence[str], title: str = "") -> Path:
-        """Draw the probabilities over time, with bars below for where a face and sound were found.
+        """Draw the probabilities over time. Bars below show when a face was found and when there was sound.
 
         Args:
             path: PNG file to write.

@@ -59,7 +59,7 @@ class Summary:
     notes: dict[str, int] = field(default_factory=dict)
 
     def observe(self, rows: Iterable[FramePrediction]) -> Iterator[FramePrediction]:
-        """Count `rows` and pass them on."""
+        """Count the `rows` and yield them."""
         for row in rows:
             self.frames += 1
             self.seconds = row.time

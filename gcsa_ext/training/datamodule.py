@@ -33,8 +33,8 @@ class ClipDataModule(LightningDataModule):
         settings: how clips become tensors.
         cache_folder: where prepared clips are kept.
         batch_size: clips per batch.
-        workers: DataLoader processes; 0 reads in this one, which is enough once the clips are prepared.
-        seed: of the order in which the training clips are drawn.
+        workers: DataLoader processes; 0 reads in the main process, which is fast enough for prepared clips.
+        seed: of the order of the training clips.
         classes: the label set of the clips, or its class names by index.
 
     Attributes:
@@ -73,7 +73,7 @@ class ClipDataModule(LightningDataModule):
             if all(clip.label == IGNORE_INDEX for clip in self.datasets[split].clips):
                 raise ValueError(
                     f"none of the {len(clips)} clips is a labelled one of the split {split!r}; "
-                    "training needs some of each of train and validation"
+                    "expected some of each of train and validation"
                 )
 
     def prepare(self, progress: Callable[[int, int], None] | None = None, workers: int = 2) -> None:
@@ -104,7 +104,7 @@ class ClipDataModule(LightningDataModule):
         return torch.bincount(labels, minlength=num_classes)
 
     def train_dataloader(self) -> DataLoader[ClipSample]:
-        """Shuffled training batches; the last is left out where it is not full, unless it is the only one."""
+        """Shuffled training batches. A last batch that is not full is left out, unless it is the only one."""
         dataset = self.datasets["train"]
         return DataLoader(
             dataset,

@@ -1,4 +1,4 @@
-"""One call that trains a network on a manifest's clips and leaves its best weights in a checkpoint."""
+"""One call that trains a network on clips and writes its best weights to a checkpoint."""
 
 from __future__ import annotations
 
@@ -40,8 +40,9 @@ class TrainingOptions:
         modality_weight: weight of the two modalities' own losses beside the fused one (mu).
         label_smoothing: of the loss.
         balance_classes: weigh classes by the inverse of their frequency in the training split.
-        augment: mirror, shift and relight the frames.
-        frames_per_step: frames drawn at random of each clip in every step; None for all.
+        augment: change the frames at random, see
+            :func:`~gcsa_ext.training.augmentation.augment_frames`.
+        frames_per_step: number of frames drawn at random from each clip in every step; None for all.
         seed: of the batches, the dropout, the masking and the augmentation.
 
     Raises:
@@ -154,7 +155,7 @@ class TrainingProgress(Callback):
         self.progress = make_progress()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.progress.disable = not trainer.is_global_zero
+        self.progress.disable |= not trainer.is_global_zero
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.task = self.progress.add_task("training", total=int(trainer.estimated_stepping_batches), note="")
@@ -269,7 +270,7 @@ def train(
     best = KeepBest(weights_file, data, labels, options)
     callbacks: list[Callback] = [
         best,
-        # monitor=None with one file kept: always the latest epoch.
+        # Without a monitored metric, the one file kept is that of the latest epoch.
         ModelCheckpoint(
             dirpath=weights_file.parent,
             filename=resume_file.stem,

@@ -1,6 +1,7 @@
 """From clips to tensors: clip settings, prepared clips, the cache and batches."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import av
@@ -147,6 +148,18 @@ def test_prepare_fills_the_cache_and_reports_progress(media: dict[str, Path], tm
     assert calls == 2 * [(i, 4) for i in range(5)]
     assert len(list((tmp_path / "cache").iterdir())) == 4
     assert torch.get_num_threads() == threads
+
+
+@pytest.mark.usefixtures("keep_threads")
+def test_one_cache_may_be_prepared_several_times_at_once(media: dict[str, Path], tmp_path: Path) -> None:
+    clips, settings = [Clip(media["talking"]), Clip(media["voice"])], ClipSettings(frames_per_clip=2)
+    datasets = [ClipDataset(clips, settings, tmp_path / "cache") for _ in range(3)]
+    with ThreadPoolExecutor(max_workers=3) as pool:
+        list(pool.map(ClipDataset.prepare, datasets))
+    assert {file.name for file in (tmp_path / "cache").iterdir()} == {
+        file.name for index in range(2) if (file := datasets[0].cache_file(index)) is not None
+    }
+    torch.testing.assert_close(datasets[0][0], ClipDataset(clips, settings)[0])
 
 
 def test_prepare_names_the_file_that_fails(media: dict[str, Path], tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from gcsa_ext.corpora import EMOTIONS, FACE_OF, VOICE_OF, read_manifest, synthesize_clip, synthesize_corpus
-from gcsa_ext.corpora.synthetic.corpus import EXPRESSIONS, PROSODIES
+from gcsa_ext.corpora.synthetic.clip import EXPRESSIONS, PROSODIES
 from gcsa_ext.corpora.synthetic.face import random_face, render_face
 from gcsa_ext.corpora.synthetic.voice import random_voice, render_voice
 from gcsa_ext.media import FaceCropper, LogMelSpectrogram, frames_at, probe, read_audio

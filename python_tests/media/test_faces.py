@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gcsa_ext.corpora.synthetic.corpus import EXPRESSIONS
+from gcsa_ext.corpora.synthetic.clip import EXPRESSIONS
 from gcsa_ext.corpora.synthetic.face import random_face, render_face
 from gcsa_ext.media import FaceCropper
 

@@ -37,6 +37,7 @@ from gcsa_ext.training.fit import (
     train,
 )
 from gcsa_ext.training.module import ExpressionModule
+from gcsa_ext.training.progress import progress_bar
 
 SETTINGS = ClipSettings(frames_per_clip=2, image_size=24, n_mels=24, faces="frame")
 CONFIG = {
@@ -127,8 +128,6 @@ def test_the_seed_decides(corpus: Path, tmp_path: Path) -> None:
 def test_an_interrupted_training_is_resumed(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gcsa_ext.training.module import ExpressionModule
-
     step = ExpressionModule.training_step
 
     def interrupted(self: ExpressionModule, batch: object, batch_idx: int) -> torch.Tensor:
@@ -158,8 +157,6 @@ def test_an_interrupted_training_is_resumed(
 
 
 def test_an_interrupt_is_an_interrupt(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gcsa_ext.training.module import ExpressionModule
-
     def interrupted(self: ExpressionModule, batch: object, batch_idx: int) -> torch.Tensor:
         raise KeyboardInterrupt
 
@@ -253,6 +250,17 @@ def test_only_rank_0_shows_progress(rank: int, capsys: pytest.CaptureFixture[str
     bar.on_train_start(trainer, module)
     bar.on_train_end(trainer, module)
     assert ("training" in capsys.readouterr().err) == (rank == 0)
+
+
+@pytest.mark.parametrize("variable", ["RANK", "LOCAL_RANK"])
+def test_progress_bars_are_shown_by_rank_0_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], variable: str
+) -> None:
+    for rank in ("0", "1"):
+        monkeypatch.setenv(variable, rank)
+        with progress_bar("preparing") as report:
+            report(1, 2)
+        assert ("preparing" in capsys.readouterr().err) == (rank == "0")
 
 
 def test_data_without_labels_is_refused(corpus: Path) -> None:
