@@ -58,8 +58,7 @@ def predict_video(
     Memory does not grow with the length of the file. A file without a video track gets 25 rows per second.
 
     Args:
-        path: the file. It may lack sound, a video track, or a face. Then the prediction is made from the
-        other
+        path: the file. If it has no sound, no video track or no face, the prediction is made from the other
             modality alone; with neither it is the uniform distribution. The rows' notes say so.
         model: the network; it runs in eval mode, on its device.
         settings: the clip settings with which the network was trained.

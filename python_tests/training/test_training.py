@@ -228,8 +228,8 @@ def test_only_rank_0_writes_the_checkpoint_and_all_ranks_agree(
     best = KeepBest(tmp_path / "model.safetensors", make_data(corpus), ABAW, TrainingOptions())
     module = ExpressionModule(make_model())
     first = {"val_loss": 1.0, "val_fused": 0.5, "val_visual": 0.25, "val_audio": 0.125}
-    own = first if rank == 0 else {**first, "val_fused": 0.75}
-    best.on_validation_end(one_of_several(rank, own, first), module)
+    of_this_rank = first if rank == 0 else {**first, "val_fused": 0.75}
+    best.on_validation_end(one_of_several(rank, of_this_rank, first), module)
     assert best.best == (0.5, -1.0)
     assert sorted(file.name for file in tmp_path.iterdir()) == (
         ["model.json", "model.safetensors"] if rank == 0 else []
