@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic writing: a file is complete from the moment it appears."""
 
 import os
 import uuid
@@ -9,11 +9,10 @@ from pathlib import Path
 
 @contextmanager
 def whole_file(path: str | Path) -> Iterator[Path]:
-    """Give a temporary path beside ``path`` to write to, renamed to ``path`` when the block ends without
-    error.
+    """Yield a temporary path beside ``path``, and rename it to ``path`` when the block ends without error.
 
     The temporary name keeps the suffix, because encoders choose the format by it. Several processes may write
-    the same ``path`` at once: the last one to finish wins, and no reader ever sees a part.
+    the same ``path`` at once: the last one to finish wins, and no reader ever sees an incomplete file.
     """
     target = Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Imports of the packages which only the extra ``[train]`` installs."""
+"""Imports of packages that only the extra ``[train]`` installs."""
 
 import importlib
 from typing import Any
@@ -14,7 +14,7 @@ def import_extra(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except (ImportError, OSError) as error:
-        # torchaudio beside a torch it was not made for fails with OSError: undefined symbol.
+        # A package whose shared library does not load may raise OSError.
         raise ImportError(
             f"this part of gcsa_ext needs {module.partition('.')[0]!r}, which could not be imported "
             f'({error}). Install it with: pip install ".[train]" in a clone of gcsa_ext'

@@ -14,7 +14,6 @@ from gcsa_ext import backends
 
 OPERATORS = ("channel_gate", "norm_gate", "frequency_mask")
 OPTIONAL = (
-    "torchaudio",
     "av",
     "opencv-python-headless",
     "lightning",
@@ -22,8 +21,9 @@ OPTIONAL = (
     "matplotlib",
     "rich",
     "safetensors",
+    "torchaudio",
 )
-"""Distributions of the extra [train]."""
+"""Distributions of the extra [train], and torchaudio, with which the benchmarks compare."""
 
 
 def _version(distribution: str) -> str | None:

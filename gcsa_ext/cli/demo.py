@@ -20,7 +20,7 @@ from gcsa_ext.nn import BimodalNet
 
 if TYPE_CHECKING:
     from gcsa_ext.inference.metrics import Scores
-    from gcsa_ext.inference.prediction import Summary
+    from gcsa_ext.inference.rows import Summary
     from gcsa_ext.training.datamodule import ClipDataModule
     from gcsa_ext.training.fit import TrainingOptions
 
@@ -129,7 +129,7 @@ def time_steps(
         "reference": lambda: gcsa_ext.use_backend("reference"),
     }
     model = copy.deepcopy(model).train()
-    loss = make_loss(data, model.num_classes, options)
+    loss = make_loss(data, data.labels, options)
     optimizer = torch.optim.AdamW(model.parameters(), lr=options.learning_rate)
     times: dict[str, list[float]] = {name: [] for name in contexts}
     with torch.random.fork_rng():
@@ -192,7 +192,9 @@ def _predict(result: DemoResult, model: BimodalNet, data: ClipDataModule, out: P
     """Predict a clip of a person who is in none of the splits."""
     from gcsa_ext.corpora import EMOTIONS, synthesize_clip
     from gcsa_ext.inference.plots import Timeline
-    from gcsa_ext.inference.prediction import Summary, predict_video, write_csv
+    from gcsa_ext.inference.predictor import predict_video
+    from gcsa_ext.inference.rows import Summary
+    from gcsa_ext.inference.tables import write_csv
 
     with _phase(result, "predicting"):
         video = synthesize_clip(

@@ -19,7 +19,7 @@ from gcsa_ext.cli.options import (
 
 if TYPE_CHECKING:
     from gcsa_ext.inference.checkpoint import Checkpoint
-    from gcsa_ext.inference.prediction import FramePrediction
+    from gcsa_ext.inference.rows import FramePrediction
 
 SUMMARY = "judge every frame of media files"
 DETAILS = (
@@ -68,7 +68,9 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _predict_one(arguments: argparse.Namespace, video: Path, checkpoint: Checkpoint) -> None:
     from gcsa_ext.inference.plots import Timeline
-    from gcsa_ext.inference.prediction import Summary, predict_video, write_csv, write_json
+    from gcsa_ext.inference.predictor import predict_video
+    from gcsa_ext.inference.rows import Summary
+    from gcsa_ext.inference.tables import write_csv, write_json
     from gcsa_ext.media import probe
     from gcsa_ext.training.progress import make_progress
 

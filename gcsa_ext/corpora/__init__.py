@@ -5,7 +5,6 @@ Needs the extra ``[train]``: ``pip install ".[train]"``.
 
 from gcsa_ext.corpora.clips import (
     ClipBatch,
-    ClipDataset,
     ClipSample,
     ClipSettings,
     collate_clips,
@@ -13,14 +12,26 @@ from gcsa_ext.corpora.clips import (
     make_sample,
     prepare_clip,
 )
-from gcsa_ext.corpora.labels import EMOTIONS, IGNORE_INDEX
+from gcsa_ext.corpora.dataset import ClipDataset
+from gcsa_ext.corpora.labels import (
+    ABAW,
+    CREMA_D,
+    EMOTIONS,
+    IGNORE_INDEX,
+    RAVDESS,
+    LabelSet,
+    label_set,
+)
 from gcsa_ext.corpora.manifest import SPLITS, Clip, ManifestError, read_manifest, write_manifest
 from gcsa_ext.corpora.synthetic import FACE_OF, VOICE_OF, synthesize_clip, synthesize_corpus
 
 __all__ = [
+    "ABAW",
+    "CREMA_D",
     "EMOTIONS",
     "FACE_OF",
     "IGNORE_INDEX",
+    "RAVDESS",
     "SPLITS",
     "VOICE_OF",
     "Clip",
@@ -28,9 +39,11 @@ __all__ = [
     "ClipDataset",
     "ClipSample",
     "ClipSettings",
+    "LabelSet",
     "ManifestError",
     "collate_clips",
     "is_audible",
+    "label_set",
     "make_sample",
     "prepare_clip",
     "read_manifest",

@@ -1,33 +1,29 @@
-"""From a clip in a media file to the tensors that the network takes."""
+"""From a clip in a media file to the network's input tensors."""
 
 import functools
-import hashlib
-import json
 import math
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any, TypedDict
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
 
-from gcsa_ext.atomic import whole_file
 from gcsa_ext.corpora.labels import IGNORE_INDEX
 from gcsa_ext.corpora.manifest import Clip
-from gcsa_ext.extra import import_extra
-from gcsa_ext.media.faces import FaceCropper, FaceMode
-from gcsa_ext.media.spectrogram import LogMelSpectrogram
-from gcsa_ext.media.video import MediaError, equal_interval_times, iterate_frames_at, probe, read_audio
+from gcsa_ext.media import (
+    FaceCropper,
+    LogMelSpectrogram,
+    MediaError,
+    equal_interval_times,
+    iterate_frames_at,
+    probe,
+    read_audio,
+)
+from gcsa_ext.media.faces import FaceMode
 
-safetensors_torch = import_extra("safetensors.torch")
-
-# Part of every cache key: raise it whenever prepare_clip gives other tensors for the same clip and settings.
-_CACHE_VERSION = 1
 _SILENCE = 1e-4
 
 
@@ -100,7 +96,7 @@ class ClipSample(TypedDict):
     present: Tensor
     """(2,) bool: a face was found in some frame; there is sound."""
     label: Tensor
-    """() int64, -1 if unknown."""
+    """() int64, of the clip as a whole; -1 if unknown."""
 
 
 class ClipBatch(TypedDict):
@@ -157,10 +153,10 @@ def make_sample(
     settings: ClipSettings,
     label: int = IGNORE_INDEX,
 ) -> ClipSample:
-    """The network's input, made of what was decoded; training and prediction share it.
+    """The network's input for a decoded clip, in training and in prediction.
 
     Args:
-        crops: at most frames_per_clip faces (S, S, 3) RGB, None where none was found.
+        crops: at most frames_per_clip faces (S, S, 3) RGB, None for a frame without a face.
         waveform: (samples,) at settings.sample_rate, or None without sound.
         settings: sizes.
         label: index of the class, -1 if unknown.
@@ -188,118 +184,6 @@ def make_sample(
 
 
 _log_mel = functools.lru_cache(maxsize=4)(LogMelSpectrogram)
-
-
-class ClipDataset(Dataset[ClipSample]):
-    """Clips as :class:`ClipSample`, decoded once and then read from a cache folder.
-
-    A clip's cache file is named by a hash of its path, modification time, size, start and end and of the
-    settings, so a changed file or setting is never served from an old one. Labels are not cached. Items may
-    be read by DataLoader workers, whether :meth:`prepare` was called or not.
-
-    Args:
-        clips: what the dataset holds, in this order.
-        settings: how clips become tensors.
-        cache_folder: where prepared clips are kept; made if missing. None decodes at every access.
-    """
-
-    def __init__(
-        self,
-        clips: Sequence[Clip],
-        settings: ClipSettings | None = None,
-        cache_folder: str | Path | None = None,
-    ) -> None:
-        self.clips = list(clips)
-        self.settings = settings if settings is not None else ClipSettings()
-        self.cache_folder = None if cache_folder is None else Path(cache_folder)
-
-    def __len__(self) -> int:
-        return len(self.clips)
-
-    def __getitem__(self, index: int) -> ClipSample:
-        """Read clip ``index`` from the cache, or prepare it. Raises MediaError as :func:`prepare_clip`."""
-        clip = self.clips[index]
-        file = self.cache_file(index)
-        if file is None:
-            return prepare_clip(clip, self.settings)
-        if not file.is_file():
-            sample = prepare_clip(clip, self.settings)
-            tensors = {name: tensor for name, tensor in sample.items() if name != "label"}
-            with whole_file(file) as temporary:
-                safetensors_torch.save_file(tensors, temporary)
-            return sample
-        stored = safetensors_torch.load_file(file)
-        return ClipSample(
-            frames=stored["frames"],
-            frame_mask=stored["frame_mask"],
-            spectrogram=stored["spectrogram"],
-            spectrogram_mask=stored["spectrogram_mask"],
-            present=stored["present"],
-            label=torch.tensor(clip.label, dtype=torch.int64),
-        )
-
-    def cache_file(self, index: int) -> Path | None:
-        """Where prepared clip ``index`` is or will be stored; None without a cache folder.
-
-        Raises:
-            MediaError: the media file is missing.
-        """
-        if self.cache_folder is None:
-            return None
-        clip = self.clips[index]
-        try:
-            status = clip.path.stat()
-        except OSError as error:
-            raise MediaError(clip.path, f"it cannot be read ({error.strerror})") from error
-        key = [
-            _CACHE_VERSION,
-            str(clip.path.resolve()),
-            status.st_mtime_ns,
-            status.st_size,
-            clip.start,
-            clip.end,
-            self.settings.to_dict(),
-        ]
-        digest = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()
-        return self.cache_folder / f"{digest[:32]}.safetensors"
-
-    def prepare(self, progress: Callable[[int, int], None] | None = None, workers: int = 2) -> None:
-        """Fill the cache with every clip that is not in it yet, on ``workers`` threads.
-
-        Args:
-            progress: called in this thread as ``progress(done, total)`` after each clip, and first with 0
-                done.
-            workers: number of threads; decoding and detection run outside Python's lock.
-
-        Raises:
-            ValueError: the dataset has no cache folder.
-            MediaError: a clip cannot be decoded; the clips prepared before it stay in the cache.
-        """
-        if self.cache_folder is None:
-            raise ValueError("cache_folder is None; expected a folder in which to keep prepared clips")
-        total = len(self.clips)
-        # Clips are what runs in parallel: torch's own threads on top of these would only get in their way.
-        torch_threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
-            jobs = [pool.submit(self._fill, index) for index in range(total)]
-            try:
-                if progress is not None:
-                    progress(0, total)
-                for done, job in enumerate(as_completed(jobs), start=1):
-                    job.result()
-                    if progress is not None:
-                        progress(done, total)
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
-            finally:
-                torch.set_num_threads(torch_threads)
-
-    def _fill(self, index: int) -> None:
-        file = self.cache_file(index)
-        if file is not None and not file.is_file():
-            self[index]
 
 
 def collate_clips(samples: Sequence[ClipSample]) -> ClipBatch:

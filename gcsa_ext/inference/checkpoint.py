@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gcsa_ext.atomic import whole_file
-from gcsa_ext.corpora import ClipSettings
+from gcsa_ext.corpora import ClipSettings, LabelSet, label_set
 from gcsa_ext.extra import import_extra
 from gcsa_ext.nn import BimodalNet
 
@@ -32,18 +32,23 @@ class Checkpoint:
     Attributes:
         model: the network on the CPU, in eval mode.
         settings: how a clip becomes the network's input.
-        classes: class names by index.
+        labels: the label set of the network's classes.
         metadata: what the writer added, such as scores; plain JSON values.
     """
 
     model: BimodalNet
     settings: ClipSettings
-    classes: tuple[str, ...]
+    labels: LabelSet
     metadata: dict[str, Any]
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The class names by index."""
+        return self.labels.classes
 
 
 def checkpoint_files(path: str | Path) -> tuple[Path, Path]:
-    """The weights' file and the description's of the checkpoint `path`, with or without either suffix."""
+    """The weights' file and the description's file of the checkpoint `path`, with or without a suffix."""
     path = Path(path)
     stem = path.with_suffix("") if path.suffix in _SUFFIXES else path
     return stem.with_name(stem.name + ".safetensors"), stem.with_name(stem.name + ".json")
@@ -65,7 +70,7 @@ def save_checkpoint(
         path: with or without either suffix; folders are made.
         model: from :meth:`BimodalNet.from_preset` or :meth:`~BimodalNet.from_config`, on any device.
         settings: how clips became the network's input.
-        classes: K names by index.
+        classes: a label set, or K class names by index.
         metadata: more plain JSON values to keep.
 
     Returns:
@@ -75,9 +80,10 @@ def save_checkpoint(
         ValueError: another number of classes than the network's, or a network without a configuration.
         TypeError: metadata that JSON cannot hold.
     """
-    if len(classes) != model.num_classes:
+    labels = label_set(classes)
+    if len(labels) != model.num_classes:
         raise ValueError(
-            f"{len(classes)} class names {tuple(classes)} were given "
+            f"{len(labels)} class names {labels.classes} were given "
             f"for a network of {model.num_classes} classes"
         )
     weights_file, description_file = checkpoint_files(path)
@@ -90,7 +96,8 @@ def save_checkpoint(
         {
             "format": FORMAT,
             "version": FORMAT_VERSION,
-            "classes": list(classes),
+            "classes": list(labels),
+            "label_set": labels.to_dict(),
             "settings": settings.to_dict(),
             "model": model.config(),
             "weights_sha256": hashlib.sha256(weights).hexdigest(),
@@ -107,6 +114,9 @@ def save_checkpoint(
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
     """Read what :func:`save_checkpoint` wrote. No code of the file is run.
+
+    gcsa-ext 0.1.0 wrote class names without a label set. The names of the ABAW classes then give that label
+    set, other names a custom set without coarse groups and maps.
 
     Args:
         path: with or without either suffix.
@@ -136,12 +146,16 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         classes = tuple(description["classes"])
         if len(classes) != model.num_classes:
             raise ValueError(f"{len(classes)} class names for a network of {model.num_classes} classes")
+        written = description.get("label_set")
+        labels = label_set(classes) if written is None else LabelSet.from_dict(written)
+        if labels.classes != classes:
+            raise ValueError(f"the class names {classes} beside a label set of {labels.classes}")
         model.load_state_dict(safetensors_torch.load(weights))
     except (RuntimeError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
             f"{description_file}: its parts do not fit together, or not this gcsa-ext ({error})"
         ) from error
-    return Checkpoint(model.eval(), settings, classes, description["metadata"])
+    return Checkpoint(model.eval(), settings, labels, description["metadata"])
 
 
 def _read_description(file: Path) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a network says about many clips, and how good that is."""
+"""A network's predictions for many clips, and their scores."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Predictions:
     Attributes:
         visual_logits, audio_logits: (N, K).
         probabilities: (N, K), fused.
-        present: (N, 2) bool, whether the clip had a picture and had sound.
+        present: (N, 2) bool, whether the clip had a face and had sound.
         labels: (N,) int64, -1 where there is none.
     """
 
@@ -59,7 +59,7 @@ class Predictions:
         )
 
     def scores(self) -> dict[str, Scores]:
-        """Scores of "fused", of "visual" and of "audio"; a modality is scored on the clips that have it."""
+        """Scores of "fused", "visual" and "audio". A modality is scored on the clips that have it."""
         num_classes = self.probabilities.shape[1]
         visual, audio = self.present.unbind(dim=1)
         return {
@@ -79,10 +79,10 @@ def predict_clips(
     """Apply `model`, in eval mode, to every clip of `dataset`.
 
     Args:
-        model: left in the mode it was in.
+        model: its mode (train or eval) is restored afterwards.
         dataset: at least one clip.
         batch_size: clips per forward pass.
-        progress: called as ``progress(clips done, clips in all)``.
+        progress: called as ``progress(done, total)`` with numbers of clips.
 
     Raises:
         ValueError: the dataset is empty.

@@ -15,7 +15,7 @@ classification = import_extra("torchmetrics.functional.classification")
 
 @dataclass(frozen=True)
 class Scores:
-    """How well labels were predicted.
+    """Scores of predicted classes.
 
     Attributes:
         macro_f1: unweighted mean of the K per-class F1 scores; a class that is neither labelled nor predicted
@@ -48,5 +48,5 @@ def score(predicted: Tensor, labels: Tensor, num_classes: int) -> Scores:
         return Scores(0.0, (0.0,) * num_classes, empty, 0)
     class_f1 = classification.multiclass_f1_score(predicted, labels, num_classes, average=None)
     confusion = classification.multiclass_confusion_matrix(predicted, labels, num_classes)
-    # torchmetrics' own macro average leaves out a class that is neither labelled nor predicted.
+    # The macro average of torchmetrics leaves out a class that is neither labelled nor predicted.
     return Scores(float(class_f1.mean()), tuple(class_f1.tolist()), confusion.cpu(), len(labels))

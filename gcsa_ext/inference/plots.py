@@ -12,7 +12,7 @@ from gcsa_ext.atomic import whole_file
 from gcsa_ext.extra import import_extra
 
 if TYPE_CHECKING:
-    from gcsa_ext.inference.prediction import FramePrediction
+    from gcsa_ext.inference.rows import FramePrediction
 
 
 def _figure(width: float, height: float) -> Any:
@@ -23,7 +23,7 @@ def _figure(width: float, height: float) -> Any:
 
 
 def plot_confusion(path: str | Path, confusion: Tensor, classes: Sequence[str], title: str = "") -> Path:
-    """Draw a confusion matrix: shades are shares of the label's samples, numbers are counts.
+    """Draw a confusion matrix. The numbers are counts, the shades are shares of the labelled class.
 
     Args:
         path: PNG file to write.
@@ -60,10 +60,10 @@ def plot_confusion(path: str | Path, confusion: Tensor, classes: Sequence[str], 
 
 
 class Timeline:
-    """Collects the predictions of a video for a picture; keeps a bounded number of evenly spaced ones.
+    """Collects the predictions of a video for a picture. It keeps a bounded number of evenly spaced rows.
 
     Args:
-        limit: most predictions kept; more than a picture has columns is no use.
+        limit: largest number of rows to keep. More rows than a picture has columns cannot be seen.
     """
 
     def __init__(self, limit: int = 4096) -> None:
@@ -73,7 +73,7 @@ class Timeline:
         self._seen = 0
 
     def observe(self, rows: Iterable[FramePrediction]) -> Iterator[FramePrediction]:
-        """Take `rows`, in the order of time, and pass them on."""
+        """Keep some of the `rows`, which are in the order of time, and yield all of them."""
         for row in rows:
             if self._seen % self._stride == 0:
                 self.rows.append(row)
@@ -84,7 +84,7 @@ class Timeline:
             yield row
 
     def plot(self, path: str | Path, classes: Sequence[str], title: str = "") -> Path:
-        """Draw the probabilities over time, with bars below for where a face and sound were found.
+        """Draw the probabilities over time. Bars below show when a face was found and when there was sound.
 
         Args:
             path: PNG file to write.

@@ -1,4 +1,4 @@
-"""Scores for people: a table to print, and files to keep."""
+"""Scores as a table of text, as JSON, and as a picture."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ COLUMNS = {"audio": "audio", "visual": "face", "fused": "fused"}
 
 
 def format_scores(scores: Mapping[str, Scores], classes: Sequence[str]) -> str:
-    """A table of F1 scores: a line per class, and the macro-F1 below."""
+    """A table of F1 scores: one line per class, and the macro-F1 in the last line."""
     width = max(len("macro-F1"), *map(len, classes))
     lines = [" " * width + "".join(f"{title:>8}" for title in COLUMNS.values())]
     for index, name in enumerate(classes):

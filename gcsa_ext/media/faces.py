@@ -13,12 +13,13 @@ cv2 = import_extra("cv2")
 
 FaceMode = Literal["detect", "frame"]
 
-# The cascade's own window is 20 pixels and a face of 1/12 of the picture's side is still found, so nothing is
-# won by searching larger pictures; their cost grows with the area.
+# The cascade's window is 20 pixels, so in a picture of this side it finds faces down to 1/12 of the side or
+# so. The cost of the search grows with the picture's area.
 _SEARCH_SIDE = 320
 _SMALLEST_FACE = 20
 _SAME_PERSON_OVERLAP = 0.2
-# The cascade's box ends at the eyebrows' outer ends and above the chin; the mouth needs some more.
+# The cascade's box ends at the outer ends of the eyebrows and above the chin. The enlarged box includes the
+# mouth.
 _ENLARGEMENT = 1.15
 
 _per_thread = threading.local()
@@ -42,10 +43,10 @@ class Box(NamedTuple):
 class FaceCropper:
     """Cuts the face out of each frame of one clip.
 
-    With ``mode="detect"`` OpenCV's frontal-face Haar cascade looks for faces; of several the one that
-    overlaps the last one found is kept, so that a clip shows one person, otherwise the largest. With
-    ``mode="frame"`` the centred square of the frame is the crop, for footage that is cropped already. Call
-    :meth:`reset` before another clip. Instances may be pickled; use one per thread.
+    With ``mode="detect"`` OpenCV's frontal-face Haar cascade looks for faces. Of several faces, the crop
+    shows the one that overlaps the face of the last frame, so that a clip shows one person; without such a
+    face, the largest. With ``mode="frame"`` the crop is the centred square of the frame, for footage that is
+    cropped already. Call :meth:`reset` before another clip. Instances may be pickled; use one per thread.
 
     Args:
         size: side of the crops in pixels.
@@ -95,10 +96,11 @@ class FaceCropper:
 
 
 def _cascade() -> Any:
-    """This thread's detector: loading one takes long, and one may not be used by two threads at a time."""
+    """The detector of the calling thread. Loading one takes long, and two threads must not share one."""
     cascade = getattr(_per_thread, "cascade", None)
     if cascade is None:
-        # Clips are what runs in parallel. OpenCV's own threads would also not survive a fork (DataLoader).
+        # Clips are processed in parallel, so OpenCV needs no threads. They would not survive a fork
+        # (DataLoader).
         cv2.setNumThreads(1)
         file = Path(cv2.data.haarcascades) / "haarcascade_frontalface_alt2.xml"
         cascade = cv2.CascadeClassifier(str(file))
@@ -117,8 +119,8 @@ def _find(frame: npt.NDArray[np.uint8], last: Box | None) -> Box | None:
         frame = cv2.resize(frame, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     gray = cv2.equalizeHist(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY))
     if last is not None:
-        # A face that stays takes a small fraction of the time to find again, because it hardly changes its
-        # size.
+        # Between two frames a face hardly changes its size. A search in a small range of sizes is much
+        # faster.
         expected = Box(last.left * scale, last.top * scale, last.side * scale)
         again = _detect(gray, round(expected.side / 1.35), round(expected.side * 1.35))
         found = max(again, key=expected.overlap, default=None)
@@ -138,6 +140,7 @@ def _detect(gray: npt.NDArray[np.uint8], smallest: int, largest: int) -> list[Bo
 
 
 def _cut(frame: npt.NDArray[np.uint8], box: Box, size: int) -> npt.NDArray[np.uint8]:
+    """The pixels of ``box``, scaled to (size, size, 3); border pixels are repeated outside the frame."""
     height, width = frame.shape[:2]
     side = max(1, round(box.side))
     rows = np.clip(round(box.top) + np.arange(side), 0, height - 1)

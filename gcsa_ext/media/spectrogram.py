@@ -1,14 +1,12 @@
 """The log-mel spectrogram, the form in which the network hears a clip."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 
-from gcsa_ext.extra import import_extra
-
-torchaudio = import_extra("torchaudio")
-
-# Mean power of a band for speech at a usual level lies around -20 dB re 1 (full-scale float samples, window
-# not normalised) and spreads over some 20 dB; the floor is far below what any microphone's own noise gives.
+# Speech at a usual level has a mean power per band around -20 dB re 1 (full-scale float samples, window not
+# normalised), which spreads over some 20 dB. The floor is far below the noise of any microphone.
 _FLOOR_DB = -60.0
 _MEAN_DB = -20.0
 _SCALE_DB = 20.0
@@ -29,14 +27,20 @@ class LogMelSpectrogram(nn.Module):
         f_max: upper edge of the highest band, in Hz; at most, and by default, half the sample rate.
 
     Attributes:
+        n_fft: length of the Fourier transform in samples.
+        win_length: samples of a window.
         hop_length: samples from one column to the next.
         silence: value of a cell without any sound.
+        window: (win_length,) float32 buffer.
+        filters: (n_mels, n_fft // 2 + 1) float32 buffer, see :func:`mel_filters`.
 
     Raises:
         ValueError: an argument is outside its range.
     """
 
     silence = (_FLOOR_DB - _MEAN_DB) / _SCALE_DB
+    window: Tensor
+    filters: Tensor
 
     def __init__(
         self, sample_rate: int = 16000, n_mels: int = 64, f_min: float = 50.0, f_max: float | None = None
@@ -52,19 +56,12 @@ class LogMelSpectrogram(nn.Module):
         self.sample_rate = sample_rate
         self.n_mels = n_mels
         self.hop_length = round(0.010 * sample_rate)
-        window = round(0.025 * sample_rate)
-        self.mel = torchaudio.transforms.MelSpectrogram(
-            sample_rate=sample_rate,
-            # Twice the window's next power of two: the lowest mel bands are narrower than the bins of less.
-            n_fft=2 << (window - 1).bit_length(),
-            win_length=window,
-            hop_length=self.hop_length,
-            f_min=f_min,
-            f_max=top,
-            n_mels=n_mels,
-            power=2.0,
-            pad_mode="constant",
-        )
+        self.win_length = round(0.025 * sample_rate)
+        # Twice the next power of two: with fewer frequencies, the lowest mel bands would lie between two.
+        self.n_fft = 2 << (self.win_length - 1).bit_length()
+        self.register_buffer("window", torch.hann_window(self.win_length), persistent=False)
+        filters = mel_filters(sample_rate, self.n_fft, n_mels, f_min, top)
+        self.register_buffer("filters", filters, persistent=False)
 
     def forward(self, waveform: Tensor) -> Tensor:
         """Log-mel spectrogram of ``waveform``.
@@ -83,6 +80,47 @@ class LogMelSpectrogram(nn.Module):
                 f"waveform is {waveform.dtype} of shape {tuple(waveform.shape)}; expected floating point of "
                 "shape (..., samples) with at least one sample"
             )
-        power: Tensor = self.mel(waveform)
+        power = self.filters.to(waveform.dtype) @ self._power(waveform)
         decibels = 10.0 * torch.log10(power.clamp_min(10.0 ** (_FLOOR_DB / 10.0)))
         return (decibels - _MEAN_DB) / _SCALE_DB
+
+    def _power(self, waveform: Tensor) -> Tensor:
+        """(..., samples) -> (..., n_fft // 2 + 1, columns), squared magnitudes."""
+        spectrum = torch.stft(
+            waveform.reshape(-1, waveform.shape[-1]),
+            n_fft=self.n_fft,
+            hop_length=self.hop_length,
+            win_length=self.win_length,
+            window=self.window.to(waveform.dtype),
+            center=True,
+            pad_mode="constant",
+            return_complex=True,
+        )
+        power = spectrum.abs().square()
+        return power.reshape(*waveform.shape[:-1], *power.shape[1:])
+
+
+def mel_filters(sample_rate: int, n_fft: int, n_mels: int, f_min: float, f_max: float) -> Tensor:
+    """Triangular filters on the mel scale of HTK: mel = 2595 log10(1 + Hz / 700).
+
+    The corners of the triangles lie at equal distances in mel. Filter i rises from 0 at corner i to 1 at
+    corner i + 1 and falls to 0 at corner i + 2, linearly in Hz.
+
+    Args:
+        sample_rate: in Hz.
+        n_fft: length of the Fourier transform in samples.
+        n_mels: number of filters.
+        f_min: the first corner, in Hz.
+        f_max: the last corner, in Hz.
+
+    Returns:
+        (n_mels, n_fft // 2 + 1) float32, the weight of each frequency in each band.
+    """
+    first, last = (2595.0 * math.log10(1.0 + hertz / 700.0) for hertz in (f_min, f_max))
+    mels = torch.linspace(first, last, n_mels + 2)
+    corners = 700.0 * (10.0 ** (mels / 2595.0) - 1.0)
+    frequencies = torch.linspace(0.0, sample_rate / 2, n_fft // 2 + 1)
+    distances = frequencies - corners[:, None]
+    widths = corners.diff()[:, None]
+    rising, falling = distances[:-2] / widths[:-1], -distances[2:] / widths[1:]
+    return torch.minimum(rising, falling).clamp_min(0.0)

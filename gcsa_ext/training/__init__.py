@@ -1,10 +1,7 @@
-"""Training, evaluation and checkpoints of the two-modality network.
+"""Training of the two-modality network with Lightning.
 
-Needs the extra ``[train]``: ``pip install ".[train]"``. The parts are imported from their own modules,
-because prediction reads checkpoints without waiting for Lightning to load:
+Needs the extra ``[train]``: ``pip install ".[train]"``. Import from the modules of this package:
 
-* :mod:`~gcsa_ext.inference.checkpoint`: :func:`save_checkpoint`, :func:`load_checkpoint`.
-* :mod:`~gcsa_ext.training.fit`: :func:`train` does all of it.
-* :mod:`~gcsa_ext.training.module`, :mod:`~gcsa_ext.training.datamodule`: for one's own ``lightning.Trainer``.
-* :mod:`~gcsa_ext.inference.evaluation`, :mod:`~gcsa_ext.inference.metrics`, :mod:`~gcsa_ext.inference.plots`.
+* :mod:`~gcsa_ext.training.fit`: :func:`train`, a whole training in one call.
+* :mod:`~gcsa_ext.training.module`, :mod:`~gcsa_ext.training.datamodule`: for another ``lightning.Trainer``.
 """

@@ -9,16 +9,16 @@ from gcsa_ext.corpora import ClipBatch
 
 
 def draw_frames(batch: ClipBatch, count: int | None) -> ClipBatch:
-    """Keep some of the clips' frames, the same positions of every clip, drawn at random.
+    """Keep a random choice of frame positions, the same for every clip of the batch.
 
-    A network that sees other frames in every step learns less by heart, and a step costs less.
+    Other frames in every step reduce overfitting, and fewer frames reduce the time of a step.
 
     Args:
-        batch: frames (N, T, 3, H, W) with frame_mask (N, T), and the rest.
-        count: how many to keep, T or more for all; None: all.
+        batch: frames (N, T, 3, H, W) with frame_mask (N, T), and the other tensors.
+        count: number of frames to keep; all if it is None or at least T.
 
     Returns:
-        A batch that shares what has not changed.
+        A batch that shares the tensors which have not changed.
     """
     drawn = batch.copy()
     length = batch["frames"].shape[1]
@@ -32,9 +32,9 @@ def draw_frames(batch: ClipBatch, count: int | None) -> ClipBatch:
 def augment_frames(
     frames: Tensor, shift: float = 0.04, brightness: float = 0.1, contrast: float = 0.1
 ) -> Tensor:
-    """Mirror, shift and relight the frames of each clip, all frames of a clip alike.
+    """Mirror and shift the frames of each clip and change their brightness and contrast.
 
-    Draws from PyTorch's global CPU generator.
+    All frames of a clip are changed alike. The random numbers come from PyTorch's global CPU generator.
 
     Args:
         frames: (N, T, C, H, W), uint8 in [0, 255] or floating point in [0, 1].

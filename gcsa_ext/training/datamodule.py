@@ -9,7 +9,16 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from gcsa_ext.corpora import IGNORE_INDEX, Clip, ClipDataset, ClipSample, ClipSettings, collate_clips
+from gcsa_ext.corpora import (
+    ABAW,
+    IGNORE_INDEX,
+    Clip,
+    ClipDataset,
+    ClipSample,
+    ClipSettings,
+    collate_clips,
+    label_set,
+)
 from gcsa_ext.extra import import_extra
 
 import_extra("lightning")
@@ -24,11 +33,13 @@ class ClipDataModule(LightningDataModule):
         settings: how clips become tensors.
         cache_folder: where prepared clips are kept.
         batch_size: clips per batch.
-        workers: DataLoader processes; 0 reads in this one, which is enough once the clips are prepared.
-        seed: of the order in which the training clips are drawn.
+        workers: DataLoader processes; 0 reads in the main process, which is fast enough for prepared clips.
+        seed: of the order of the training clips.
+        classes: the label set of the clips, or its class names by index.
 
     Attributes:
         datasets: by split, "train", "validation" and "test"; a training clip without a label is left out.
+        labels: the label set.
 
     Raises:
         ValueError: no labelled clip to train on, or none to validate on.
@@ -42,12 +53,14 @@ class ClipDataModule(LightningDataModule):
         batch_size: int = 16,
         workers: int = 0,
         seed: int = 0,
+        classes: Sequence[str] = ABAW,
     ) -> None:
         super().__init__()
         self.settings = settings
         self.batch_size = batch_size
         self.workers = workers
         self.seed = seed
+        self.labels = label_set(classes)
         self.datasets = {
             split: ClipDataset(
                 [c for c in clips if c.split == split and (split != "train" or c.label != IGNORE_INDEX)],
@@ -60,11 +73,15 @@ class ClipDataModule(LightningDataModule):
             if all(clip.label == IGNORE_INDEX for clip in self.datasets[split].clips):
                 raise ValueError(
                     f"none of the {len(clips)} clips is a labelled one of the split {split!r}; "
-                    "training needs some of each of train and validation"
+                    "expected some of each of train and validation"
                 )
 
     def prepare(self, progress: Callable[[int, int], None] | None = None, workers: int = 2) -> None:
-        """Decode what is not in the cache yet, all splits, reported as one count.
+        """Decode the clips of all splits that are not in the cache yet.
+
+        Args:
+            progress: called as ``progress(done, total)`` with counts over all splits.
+            workers: number of threads.
 
         Raises:
             MediaError: a clip cannot be decoded.
@@ -87,7 +104,7 @@ class ClipDataModule(LightningDataModule):
         return torch.bincount(labels, minlength=num_classes)
 
     def train_dataloader(self) -> DataLoader[ClipSample]:
-        """Shuffled training batches; the last is left out where it is not full, unless it is the only one."""
+        """Shuffled training batches. A last batch that is not full is left out, unless it is the only one."""
         dataset = self.datasets["train"]
         return DataLoader(
             dataset,

@@ -1,4 +1,4 @@
-"""One call that trains a network on a manifest's clips and leaves its best weights in a checkpoint."""
+"""One call that trains a network on clips and writes its best weights to a checkpoint."""
 
 from __future__ import annotations
 
@@ -13,11 +13,10 @@ from typing import Any
 
 import torch
 
-from gcsa_ext.corpora import EMOTIONS
+from gcsa_ext.corpora import label_set
 from gcsa_ext.extra import import_extra
 from gcsa_ext.inference.checkpoint import checkpoint_files, load_checkpoint, save_checkpoint
 from gcsa_ext.nn import BimodalLoss, BimodalNet, CoarseFineLoss
-from gcsa_ext.nn.loss import ABAW_GROUPS
 from gcsa_ext.training.datamodule import ClipDataModule
 from gcsa_ext.training.module import ExpressionModule
 from gcsa_ext.training.progress import make_progress
@@ -29,19 +28,21 @@ from lightning.pytorch.callbacks import ModelCheckpoint  # noqa: E402
 
 @dataclass(frozen=True)
 class TrainingOptions:
-    """Numbers that steer a training; all are choices of this project.
+    """Hyperparameters of a training; all defaults are choices of this project.
 
     Attributes:
         epochs: passes over the training clips.
         max_steps: optimiser steps after which to stop, -1 for no such bound.
         learning_rate: peak of the one-cycle schedule.
         weight_decay: of AdamW.
-        coarse_weight: weight of the coarse groups in the coarse-fine loss (lambda).
+        coarse_weight: weight of the coarse groups in the coarse-fine loss (lambda). It has no effect with a
+            label set that has no coarse groups.
         modality_weight: weight of the two modalities' own losses beside the fused one (mu).
         label_smoothing: of the loss.
         balance_classes: weigh classes by the inverse of their frequency in the training split.
-        augment: mirror, shift and relight the frames.
-        frames_per_step: frames drawn at random of each clip in every step; None for all.
+        augment: change the frames at random, see
+            :func:`~gcsa_ext.training.augmentation.augment_frames`.
+        frames_per_step: number of frames drawn at random from each clip in every step; None for all.
         seed: of the batches, the dropout, the masking and the augmentation.
 
     Raises:
@@ -75,14 +76,14 @@ class TrainingOptions:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """What :func:`train` leaves.
+    """The result of :func:`train`.
 
     Attributes:
         model: the network with its best weights, in eval mode, on the CPU.
         checkpoint: the weights' file; the description lies beside it.
-        scores: macro-F1 on the validation split of "fused", "visual" and "audio" with those weights.
-        epoch: how many epochs those weights were trained for.
-        steps: optimiser steps taken in all.
+        scores: macro-F1 on the validation split of "fused", "visual" and "audio" with the best weights.
+        epoch: number of epochs after which the network had the best weights.
+        steps: optimiser steps of the whole training.
     """
 
     model: BimodalNet
@@ -95,11 +96,13 @@ class TrainingResult:
 class KeepBest(Callback):
     """Writes a checkpoint whenever the fused validation macro-F1 improves; ties go to the lower loss.
 
+    With several processes, rank 0 decides and writes. All ranks have the same state.
+
     Args:
         path: of the checkpoint.
-        data: for the settings to store with it.
-        classes: names by index.
-        options: to store with it.
+        data: its clip settings are stored in the checkpoint.
+        classes: the label set to store in the checkpoint, or class names by index.
+        options: stored in the checkpoint.
     """
 
     def __init__(
@@ -107,22 +110,26 @@ class KeepBest(Callback):
     ) -> None:
         self.path = path
         self.settings = data.settings
-        self.classes = tuple(classes)
+        self.labels = label_set(classes)
         self.options = options
         self.best: tuple[float, float] | None = None
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, ExpressionModule)
         values = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        # Metrics differ between ranks where they are not reduced.
+        values = trainer.strategy.broadcast(values)
         current = values["val_fused"], -values["val_loss"]
         if self.best is not None and current <= self.best:
             return
         self.best = current
+        if not trainer.is_global_zero:
+            return
         save_checkpoint(
             self.path,
             pl_module.model,
             self.settings,
-            self.classes,
+            self.labels,
             {
                 "validation_macro_f1": {name: values[f"val_{name}"] for name in ("fused", "visual", "audio")},
                 "epoch": trainer.current_epoch + 1,
@@ -139,10 +146,16 @@ class KeepBest(Callback):
 
 
 class TrainingProgress(Callback):
-    """One bar over all steps of the training, with the last loss and validation scores beside it."""
+    """One bar over all steps of the training, with the last loss and validation scores beside it.
+
+    With several processes, only rank 0 shows the bar.
+    """
 
     def __init__(self) -> None:
         self.progress = make_progress()
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.progress.disable |= not trainer.is_global_zero
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.task = self.progress.add_task("training", total=int(trainer.estimated_stepping_batches), note="")
@@ -172,19 +185,32 @@ class TrainingProgress(Callback):
         self.progress.stop()
 
 
-def make_loss(data: ClipDataModule, num_classes: int, options: TrainingOptions) -> BimodalLoss:
-    """The loss over the entire network that `options` ask for.
+def make_loss(data: ClipDataModule, classes: Sequence[str], options: TrainingOptions) -> BimodalLoss:
+    """The loss over the entire network.
 
-    The coarse groups are those of the ABAW classes; with another number of classes each is a group of its
-    own.
+    The coarse groups are those of the label set. Without coarse groups, the coarse term would be the fine
+    term once more and only scale the loss, so that it is left out.
+
+    Args:
+        data: its training split gives the class weights.
+        classes: a label set, or class names by index.
+        options: weights of the terms, label smoothing, and whether to weigh the classes.
     """
+    labels = label_set(classes)
+    num_classes = len(labels)
     weight = None
     if options.balance_classes:
         counts = data.class_counts(num_classes)
         # A class that never occurs in training must not make the weights infinite.
         weight = counts.sum() / (num_classes * counts.clamp(min=1)) * (counts > 0)
-    groups = ABAW_GROUPS if num_classes == len(EMOTIONS) else tuple((k,) for k in range(num_classes))
-    criterion = CoarseFineLoss(groups, options.coarse_weight, weight, options.label_smoothing)
+    coarse_weight = options.coarse_weight if labels.groups else 0.0
+    criterion = CoarseFineLoss(
+        labels.group_indices,
+        coarse_weight,
+        weight,
+        options.label_smoothing,
+        labels.ignore_index,
+    )
     return BimodalLoss(criterion, options.modality_weight)
 
 
@@ -193,25 +219,26 @@ def train(
     data: ClipDataModule,
     checkpoint: str | Path,
     options: TrainingOptions | None = None,
-    classes: Sequence[str] = EMOTIONS,
+    classes: Sequence[str] | None = None,
     progress: bool = True,
     resume: bool = False,
 ) -> TrainingResult:
     """Train `model` and keep its best weights.
 
     After each epoch the fusion is fitted to the validation split and the network is scored on it; the
-    checkpoint is rewritten when the fused macro-F1 improves. Beside it lies ``<checkpoint>.resume.ckpt`` with
-    the optimiser's state, until the training is complete. Runs on one device: a GPU if there is one, else the
-    CPU.
+    checkpoint is rewritten when the fused macro-F1 improves. Until the training is complete, the file
+    ``<checkpoint>.resume.ckpt`` beside it holds the optimiser's state. Runs on one device: a GPU if there is
+    one, else the CPU.
 
     Args:
         model: trained in place, then given the best weights.
-        data: prepared clips; what is not prepared yet is decoded when it is first read.
+        data: the clips; a clip that is not prepared yet is decoded when it is first read.
         checkpoint: path of the checkpoint, with or without suffix.
-        options: numbers that steer the training.
-        classes: K names by index, for the checkpoint.
+        options: hyperparameters.
+        classes: a label set, or K class names by index; by default the label set of `data`. It gives the
+            coarse groups of the loss and is stored in the checkpoint.
         progress: show a bar on standard error.
-        resume: go on from ``<checkpoint>.resume.ckpt``, which an interrupted training has left.
+        resume: go on from the file ``<checkpoint>.resume.ckpt`` of an interrupted training.
 
     Raises:
         ValueError: the number of classes is not the network's.
@@ -220,9 +247,10 @@ def train(
     """
     options = TrainingOptions() if options is None else options
     weights_file, _ = checkpoint_files(checkpoint)
-    if len(classes) != model.num_classes:
+    labels = data.labels if classes is None else label_set(classes)
+    if len(labels) != model.num_classes:
         raise ValueError(
-            f"{len(classes)} class names {tuple(classes)} for a network of {model.num_classes} classes"
+            f"{len(labels)} class names {labels.classes} for a network of {model.num_classes} classes"
         )
     resume_file = weights_file.with_suffix(".resume.ckpt")
     if resume and not resume_file.is_file():
@@ -233,16 +261,16 @@ def train(
     model.train()
     module = ExpressionModule(
         model,
-        make_loss(data, len(classes), options),
+        make_loss(data, labels, options),
         options.learning_rate,
         options.weight_decay,
         options.augment,
         options.frames_per_step,
     )
-    best = KeepBest(weights_file, data, classes, options)
+    best = KeepBest(weights_file, data, labels, options)
     callbacks: list[Callback] = [
         best,
-        # monitor=None with one file kept: always the latest epoch.
+        # Without a monitored metric, the one file kept is that of the latest epoch.
         ModelCheckpoint(
             dirpath=weights_file.parent,
             filename=resume_file.stem,
@@ -271,7 +299,9 @@ def train(
             trainer.fit(module, datamodule=data, ckpt_path=resume_file if resume else None)
             if best.best is None:  # stopped by max_steps within the first epoch
                 trainer.validate(module, datamodule=data, verbose=False)
-    resume_file.unlink(missing_ok=True)
+    trainer.strategy.barrier()  # rank 0 has written the checkpoint
+    if trainer.is_global_zero:
+        resume_file.unlink(missing_ok=True)
     kept = load_checkpoint(weights_file)
     model.load_state_dict(kept.model.state_dict())
     model.to("cpu").eval()
@@ -286,7 +316,7 @@ def train(
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Let Ctrl-C be a KeyboardInterrupt: Lightning makes it a sys.exit and ignores the signal ever after."""
+    """Raise KeyboardInterrupt on Ctrl-C. Lightning would call sys.exit and ignore the signal from then on."""
     handler = signal.getsignal(signal.SIGINT)
     try:
         yield
@@ -297,17 +327,17 @@ def _interruptible() -> Iterator[None]:
 
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
-    """Keep Lightning's hints to itself: which devices there are, and that more workers might be faster."""
+    """Suppress Lightning's hints about devices, workers and folders."""
     logger = logging.getLogger("lightning.pytorch")
     level = logger.level
     logger.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
-            # Prepared clips are read faster than a worker process hands them over.
+            # Reading a prepared clip takes less time than passing it between processes.
             warnings.filterwarnings("ignore", ".*does not have many workers.*")
-            # The folder of the resume file is the user's own and need not be empty.
+            # The user chooses the folder of the resume file. It need not be empty.
             warnings.filterwarnings("ignore", ".*Checkpoint directory .* exists and is not empty.*")
-            # Lightning's own code uses a name that PyTorch has renamed.
+            # Lightning uses a name that PyTorch has renamed.
             warnings.filterwarnings("ignore", ".*LeafSpec.* is deprecated.*")
             yield
     finally:

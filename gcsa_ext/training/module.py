@@ -20,17 +20,19 @@ from lightning import LightningModule  # noqa: E402  (after the check that names
 class ExpressionModule(LightningModule):
     """Trains a :class:`~gcsa_ext.nn.BimodalNet` with AdamW and a one-cycle schedule.
 
-    After every validation epoch the network's fusion is fitted to the validation set; then the macro-F1 of
+    After every validation epoch the network's fusion is fitted to the validation set. Then the macro-F1 of
     both modalities and of the fused vector are logged as ``val_visual``, ``val_audio`` and ``val_fused``, and
-    the loss as ``val_loss``. For one process: the validation outputs are not gathered from others.
+    the loss as ``val_loss``. With several processes, each one fits and scores its share of the validation
+    set.
 
     Args:
         model: the network.
         loss: over the entire network.
         learning_rate: the peak of the schedule.
         weight_decay: of AdamW; biases and the weights of norms are exempt.
-        augment: mirror, shift and relight the frames in training.
-        frames_per_step: frames drawn of each clip in every step; None for all.
+        augment: change the frames at random in training, see
+            :func:`~gcsa_ext.training.augmentation.augment_frames`.
+        frames_per_step: number of frames drawn at random from each clip in every step; None for all.
     """
 
     def __init__(
@@ -91,7 +93,7 @@ class ExpressionModule(LightningModule):
             self.log(f"val_{name}", scores.macro_f1, prog_bar=True)
 
     def fit_fusion(self, predictions: Predictions) -> None:
-        """Fit the network's fusion to what it said about the validation set."""
+        """Fit the network's fusion to its outputs for the validation set."""
         self.model.fusion.fit(
             [predictions.visual_logits, predictions.audio_logits],
             predictions.labels,

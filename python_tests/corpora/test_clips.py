@@ -1,21 +1,19 @@
-"""From media files to tensors: spectrograms, faces, prepared clips, the cache and batches."""
+"""From clips to tensors: clip settings, prepared clips, the cache and batches."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import av
 import numpy as np
 import pytest
 import torch
-import torchaudio
 from torch.utils.data import DataLoader
 
 from gcsa_ext.corpora import Clip, ClipDataset, ClipSettings, collate_clips, prepare_clip, synthesize_clip
-from gcsa_ext.corpora import clips as clips_module
-from gcsa_ext.corpora.synthetic.corpus import EXPRESSIONS
-from gcsa_ext.corpora.synthetic.face import random_face, render_face
+from gcsa_ext.corpora import dataset as dataset_module
 from gcsa_ext.extra import import_extra
-from gcsa_ext.media import FaceCropper, LogMelSpectrogram, MediaError
+from gcsa_ext.media import MediaError
 
 
 @pytest.fixture(scope="module")
@@ -43,103 +41,6 @@ def write_voice(path: Path, loudness: float = 0.3, seconds: float = 0.5) -> Path
         container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return path
-
-
-def face_picture(seed: int, size: int = 112) -> np.ndarray:
-    random = np.random.default_rng(seed)
-    silence = np.zeros(30, np.float32)
-    return render_face(random, random_face(random), EXPRESSIONS["plain"], silence, size, 25.0)[-1]
-
-
-def test_log_mel_is_torchaudio_s_on_a_fixed_scale() -> None:
-    waveform = torch.randn(2, 8000, generator=torch.Generator().manual_seed(0)) * 0.1
-    log_mel = LogMelSpectrogram(16000, n_mels=40)
-    mel = torchaudio.transforms.MelSpectrogram(
-        16000,
-        n_fft=1024,
-        win_length=400,
-        hop_length=160,
-        f_min=50.0,
-        f_max=8000.0,
-        n_mels=40,
-        pad_mode="constant",
-    )
-    decibels = torchaudio.functional.amplitude_to_DB(mel(waveform), 10.0, 1e-6, 0.0)
-    torch.testing.assert_close(log_mel(waveform), (decibels + 20) / 20)
-    assert log_mel(waveform).shape == (2, 40, 8000 // log_mel.hop_length + 1)
-
-
-def test_log_mel_of_silence_and_of_louder_sound() -> None:
-    log_mel = LogMelSpectrogram()
-    assert (log_mel(torch.zeros(1600)) == log_mel.silence).all()
-    waveform = torch.randn(1600, generator=torch.Generator().manual_seed(0)) * 0.1
-    torch.testing.assert_close(log_mel(10 * waveform) - log_mel(waveform), torch.ones(64, 11))
-    assert torch.isfinite(log_mel(torch.zeros(1))).all()
-
-
-@pytest.mark.parametrize("rate", [8000, 22050, 44100, 48000])
-@pytest.mark.parametrize("n_mels", [1, 80, 128])
-def test_log_mel_has_no_empty_band(rate: int, n_mels: int) -> None:
-    log_mel = LogMelSpectrogram(rate, n_mels)
-    assert (log_mel.mel.mel_scale.fb.sum(0) > 0).all()
-
-
-def test_log_mel_refuses_what_it_cannot_use() -> None:
-    with pytest.raises(ValueError, match="n_mels 0"):
-        LogMelSpectrogram(16000, 0)
-    with pytest.raises(ValueError, match=r"9000.*8000"):
-        LogMelSpectrogram(16000, f_max=9000.0)
-    for waveform in (torch.zeros(100, dtype=torch.int16), torch.zeros(2, 0)):
-        with pytest.raises(ValueError, match="waveform is"):
-            LogMelSpectrogram()(waveform)
-
-
-@pytest.mark.parametrize("size", [112, 640])
-def test_a_face_is_found_and_cropped(size: int) -> None:
-    crop = FaceCropper(48)(face_picture(0, size))
-    assert crop is not None and crop.shape == (48, 48, 3) and crop.dtype == np.uint8
-
-
-def test_no_face_is_none() -> None:
-    cropper = FaceCropper(32)
-    assert cropper(np.full((100, 80, 3), 90, np.uint8)) is None
-    assert cropper(np.zeros((1, 1, 3), np.uint8)) is None
-
-
-def test_the_same_person_is_kept_until_reset() -> None:
-    large, small = face_picture(5, 160), face_picture(6, 96)
-    both = np.full((160, 400, 3), 110, np.uint8)
-    both[:, :160] = large
-    alone = both.copy()
-    alone[:, :160] = 110
-    both[30:126, 280:376] = alone[30:126, 280:376] = small
-    cropper = FaceCropper(64)
-    of_large = cropper(both)
-    cropper.reset()
-    of_small = cropper(alone)
-    followed = cropper(both)
-    assert of_large is not None and of_small is not None and followed is not None
-    distance = [np.abs(followed.astype(int) - crop).mean() for crop in (of_small, of_large)]
-    assert distance[0] < distance[1] / 3
-    cropper.reset()
-    np.testing.assert_array_equal(cropper(both), of_large)
-
-
-def test_frame_mode_takes_the_centred_square() -> None:
-    frame = np.zeros((40, 100, 3), np.uint8)
-    frame[:, 30:70] = 200
-    crop = FaceCropper(20, "frame")(frame)
-    assert crop is not None and (crop == 200).all()
-
-
-def test_face_cropper_refuses_what_it_cannot_use() -> None:
-    with pytest.raises(ValueError, match="size is 0"):
-        FaceCropper(0)
-    with pytest.raises(ValueError, match="'magic'"):
-        FaceCropper(8, "magic")  # type: ignore[arg-type]
-    for frame in (np.zeros((8, 8), np.uint8), np.zeros((8, 8, 3)), np.zeros((0, 8, 3), np.uint8)):
-        with pytest.raises(ValueError, match="frame is"):
-            FaceCropper(8)(frame)
 
 
 def test_settings_survive_json() -> None:
@@ -216,7 +117,7 @@ def test_the_cache_is_hit_until_the_file_or_a_setting_changes(
         prepared.append(clip.path)
         return prepare_clip(clip, settings)
 
-    monkeypatch.setattr(clips_module, "prepare_clip", counting)
+    monkeypatch.setattr(dataset_module, "prepare_clip", counting)
     copy = tmp_path / "clip.mp4"
     copy.write_bytes(media["soundless"].read_bytes())
     cache, settings = tmp_path / "cache", ClipSettings(frames_per_clip=2)
@@ -247,6 +148,18 @@ def test_prepare_fills_the_cache_and_reports_progress(media: dict[str, Path], tm
     assert calls == 2 * [(i, 4) for i in range(5)]
     assert len(list((tmp_path / "cache").iterdir())) == 4
     assert torch.get_num_threads() == threads
+
+
+@pytest.mark.usefixtures("keep_threads")
+def test_one_cache_may_be_prepared_several_times_at_once(media: dict[str, Path], tmp_path: Path) -> None:
+    clips, settings = [Clip(media["talking"]), Clip(media["voice"])], ClipSettings(frames_per_clip=2)
+    datasets = [ClipDataset(clips, settings, tmp_path / "cache") for _ in range(3)]
+    with ThreadPoolExecutor(max_workers=3) as pool:
+        list(pool.map(ClipDataset.prepare, datasets))
+    assert {file.name for file in (tmp_path / "cache").iterdir()} == {
+        file.name for index in range(2) if (file := datasets[0].cache_file(index)) is not None
+    }
+    torch.testing.assert_close(datasets[0][0], ClipDataset(clips, settings)[0])
 
 
 def test_prepare_names_the_file_that_fails(media: dict[str, Path], tmp_path: Path) -> None:

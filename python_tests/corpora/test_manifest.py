@@ -1,11 +1,12 @@
 """Manifests: what is tolerated, and one clear line for each bad row."""
 
 import pickle
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from gcsa_ext.corpora import EMOTIONS, Clip, ManifestError, read_manifest, write_manifest
+from gcsa_ext.corpora import EMOTIONS, RAVDESS, Clip, ManifestError, read_manifest, write_manifest
 
 
 @pytest.fixture
@@ -110,19 +111,60 @@ def test_missing_and_unreadable_manifests(folder: Path) -> None:
         read_manifest(folder / "binary.csv")
 
 
+def test_speaker_and_frame_labels_are_optional_columns(folder: Path) -> None:
+    (folder / "frames.txt").write_text("3\n-1\n 7 \n\n", encoding="utf-8")
+    header = "path,label,split,speaker,frame_labels\n"
+    path = write(folder, f"{header}a.mp4,Fear,train, Anna ,frames.txt\nb.mp4,-1,test,,\n")
+    assert read_manifest(path) == [
+        Clip(folder / "a.mp4", 3, "train", speaker="Anna", frame_labels=(3, -1, 7)),
+        Clip(folder / "b.mp4", -1, "test"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, ["'frames.txt' is no file", "one label per line"]),
+        (b"0\n8\n", ["line 2", "'8'", "0 to 7", "-1"]),
+        (b"0\n\n1\n", ["line 2", "''"]),
+        (b"Neutral\n", ["line 1", "'Neutral'"]),
+        (b"\xff\xfe\x00", ["cannot be read as text"]),
+    ],
+)
+def test_bad_frame_labels_are_named(folder: Path, content: bytes | None, expected: list[str]) -> None:
+    if content is not None:
+        (folder / "frames.txt").write_bytes(content)
+    path = write(folder, "path,label,split,frame_labels\na.mp4,Fear,train,frames.txt\n")
+    with pytest.raises(ManifestError) as caught:
+        read_manifest(path)
+    for part in ("line 2", "'frame_labels'", "frames.txt", *expected):
+        assert part in str(caught.value)
+
+
+def test_labels_of_another_label_set(folder: Path) -> None:
+    path = folder / "manifest.csv"
+    clips = [Clip(folder / "a.mp4", 1, "train"), Clip(folder / "b.mp4", 7, "test")]
+    write_manifest(path, clips, RAVDESS)
+    assert "a.mp4,calm," in path.read_text(encoding="utf-8")
+    assert read_manifest(path, RAVDESS) == clips
+    with pytest.raises(ManifestError, match="'calm' is no class of label set 'ABAW'"):
+        read_manifest(path)
+
+
 def test_a_manifest_that_is_written_reads_back_and_leaves_nothing_else(folder: Path) -> None:
     clips = [
-        Clip(folder / "a.mp4", 3, "train", 0.25, 1.5),
-        Clip(folder / "b.mp4", -1, "test"),
+        Clip(folder / "a.mp4", 3, "train", 0.25, 1.5, "Anna"),
+        Clip(folder / "b.mp4", -1, "test", frame_labels=(0, -1, 7)),
+        Clip(folder / "b.mp4", -1, "test", frame_labels=()),
     ]
     path = folder / "lists" / "manifest.csv"
     write_manifest(path, clips)
     assert "../a.mp4,Fear,train,0.25,1.5" in path.read_text(encoding="utf-8")
     read = read_manifest(path)
-    assert [(c.path.resolve(), c.label, c.split, c.start, c.end) for c in read] == [
-        (c.path.resolve(), c.label, c.split, c.start, c.end) for c in clips
-    ]
-    assert [file.name for file in path.parent.iterdir()] == ["manifest.csv"]
+    assert [replace(clip, path=clip.path.resolve()) for clip in read] == clips
+    assert sorted(file.name for file in path.parent.iterdir()) == ["manifest-frame-labels", "manifest.csv"]
+    label_files = list(path.parent.glob("manifest-frame-labels/*"))
+    assert sorted(file.read_text(encoding="utf-8") for file in label_files) == ["", "0\n-1\n7\n"]
 
 
 def test_a_failed_write_keeps_the_old_manifest(folder: Path) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from gcsa_ext.corpora import EMOTIONS, FACE_OF, VOICE_OF, read_manifest, synthesize_clip, synthesize_corpus
-from gcsa_ext.corpora.synthetic.corpus import EXPRESSIONS, PROSODIES
+from gcsa_ext.corpora.synthetic.clip import EXPRESSIONS, PROSODIES
 from gcsa_ext.corpora.synthetic.face import random_face, render_face
 from gcsa_ext.corpora.synthetic.voice import random_voice, render_voice
 from gcsa_ext.media import FaceCropper, LogMelSpectrogram, frames_at, probe, read_audio
@@ -80,7 +80,8 @@ def test_a_corpus_is_split_by_identity_and_not_made_twice(tmp_path: Path) -> Non
     assert calls == [(i, 24) for i in range(25)]
     clips = read_manifest(manifest)
     assert len(clips) == 24
-    who = {split: {c.path.name[:3] for c in clips if c.split == split} for split in {c.split for c in clips}}
+    who = {split: {c.speaker for c in clips if c.split == split} for split in {c.split for c in clips}}
+    assert all(clip.speaker == clip.path.name[:3] for clip in clips)
     assert set(who) == {"train", "validation", "test"}
     assert sum(len(names) for names in who.values()) == len(set().union(*who.values())) == 3
     for label in range(len(EMOTIONS)):

@@ -18,23 +18,18 @@ import torch
 
 from gcsa_ext.corpora import EMOTIONS, ClipSettings, prepare_clip, synthesize_clip
 from gcsa_ext.corpora.clips import Clip, collate_clips
-from gcsa_ext.inference import prediction
+from gcsa_ext.inference import bins, predictor
 from gcsa_ext.inference.plots import Timeline
-from gcsa_ext.inference.prediction import FramePrediction, Summary, predict_video, write_csv, write_json
-from gcsa_ext.media import MediaError
+from gcsa_ext.inference.predictor import predict_video
+from gcsa_ext.inference.rows import FramePrediction, Summary
+from gcsa_ext.inference.tables import write_csv, write_json
+from gcsa_ext.media import MediaError, MediaInfo
 from gcsa_ext.nn import BimodalNet
 
 SETTINGS = ClipSettings(frames_per_clip=4, image_size=24, n_mels=24, window_seconds=1.0)
 FULL_FRAME = ClipSettings(frames_per_clip=4, image_size=24, n_mels=24, window_seconds=1.0, faces="frame")
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Maps this small gain nothing from a second thread, and lose much to it on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -185,11 +180,11 @@ def long_film(seconds: float, alive: list[int]) -> Iterator[tuple[float, np.ndar
 def test_memory_does_not_grow_with_length(model: BimodalNet, monkeypatch: pytest.MonkeyPatch) -> None:
     def peak(seconds: float) -> int:
         alive: list[int] = []
-        info = prediction.MediaInfo(Path("film"), seconds, 25.0, 64, 64, 0, True, True)
-        monkeypatch.setattr(prediction, "probe", lambda path: info)
-        monkeypatch.setattr(prediction, "iterate_frames", lambda path: long_film(seconds, alive))
+        info = MediaInfo(Path("film"), seconds, 25.0, 64, 64, 0, True, True)
+        monkeypatch.setattr(predictor, "probe", lambda path: info)
+        monkeypatch.setattr(bins, "iterate_frames", lambda path: long_film(seconds, alive))
         monkeypatch.setattr(
-            prediction,
+            bins,
             "iterate_audio",
             lambda path, rate, chunk_seconds: (np.ones(rate, np.float32) for _ in range(int(seconds))),
         )

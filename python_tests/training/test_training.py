@@ -1,26 +1,43 @@
-"""Training, metrics, checkpoints and plots, on a handful of synthetic clips."""
+"""Training on a handful of synthetic clips."""
 
 from __future__ import annotations
 
-import json
 import signal
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from gcsa_ext.corpora import EMOTIONS, ClipSettings, collate_clips, read_manifest, synthesize_corpus
-from gcsa_ext.inference.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from gcsa_ext.corpora import (
+    ABAW,
+    EMOTIONS,
+    RAVDESS,
+    ClipSettings,
+    LabelSet,
+    collate_clips,
+    label_set,
+    read_manifest,
+    synthesize_corpus,
+)
+from gcsa_ext.inference.checkpoint import load_checkpoint
 from gcsa_ext.inference.evaluation import predict_clips
-from gcsa_ext.inference.metrics import score
-from gcsa_ext.inference.plots import plot_confusion
-from gcsa_ext.inference.report import format_scores, write_scores
 from gcsa_ext.nn import BimodalNet
 from gcsa_ext.training.augmentation import augment_frames, draw_frames
 from gcsa_ext.training.datamodule import ClipDataModule
-from gcsa_ext.training.fit import TrainingOptions, TrainingResult, make_loss, train
+from gcsa_ext.training.fit import (
+    KeepBest,
+    TrainingOptions,
+    TrainingProgress,
+    TrainingResult,
+    make_loss,
+    train,
+)
+from gcsa_ext.training.module import ExpressionModule
+from gcsa_ext.training.progress import progress_bar
 
 SETTINGS = ClipSettings(frames_per_clip=2, image_size=24, n_mels=24, faces="frame")
 CONFIG = {
@@ -31,14 +48,7 @@ CONFIG = {
     "frequency_mask_param": 4,
 }
 
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Maps this small gain nothing from a second thread, and lose much to it on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +78,7 @@ def test_training_lowers_the_loss_and_leaves_a_checkpoint(corpus: Path, tmp_path
     clips += [replace(clip, split="validation") for clip in clips]
     data = ClipDataModule(clips, SETTINGS, corpus.parent / "prepared", batch_size=8)
     model = make_model()
-    loss = make_loss(data, 8, TrainingOptions())
+    loss = make_loss(data, data.labels, TrainingOptions())
     batch = collate_clips(list(data.datasets["train"]))
 
     def training_loss(net: BimodalNet) -> float:
@@ -118,8 +128,6 @@ def test_the_seed_decides(corpus: Path, tmp_path: Path) -> None:
 def test_an_interrupted_training_is_resumed(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gcsa_ext.training.module import ExpressionModule
-
     step = ExpressionModule.training_step
 
     def interrupted(self: ExpressionModule, batch: object, batch_idx: int) -> torch.Tensor:
@@ -149,8 +157,6 @@ def test_an_interrupted_training_is_resumed(
 
 
 def test_an_interrupt_is_an_interrupt(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gcsa_ext.training.module import ExpressionModule
-
     def interrupted(self: ExpressionModule, batch: object, batch_idx: int) -> torch.Tensor:
         raise KeyboardInterrupt
 
@@ -175,6 +181,88 @@ def test_max_steps_and_class_weights(corpus: Path, tmp_path: Path) -> None:
     assert run(corpus, tmp_path, max_steps=2, epochs=5, balance_classes=True).steps == 2
 
 
+@pytest.mark.parametrize("labels", [ABAW, RAVDESS])
+def test_the_loss_has_the_coarse_groups_of_the_label_set(corpus: Path, labels: LabelSet) -> None:
+    loss = make_loss(make_data(corpus), labels, TrainingOptions(coarse_weight=0.25)).criterion
+    groups = [tuple(row.nonzero().flatten().tolist()) for row in loss.members]
+    assert groups == [tuple(sorted(group)) for group in labels.group_indices]
+    assert loss.coarse_weight == 0.25
+
+
+def test_without_coarse_groups_the_loss_is_the_fine_term_alone(corpus: Path) -> None:
+    options = TrainingOptions(coarse_weight=0.5, label_smoothing=0.0)
+    loss = make_loss(make_data(corpus), ("yes", "no"), options).criterion
+    logits, target = torch.randn(5, 2), torch.tensor([0, 1, 1, 0, -1])
+    expected = torch.nn.functional.cross_entropy(logits, target, ignore_index=-1)
+    torch.testing.assert_close(loss(logits, target), expected)
+
+
+@pytest.mark.parametrize(
+    ("of_data", "classes", "expected"),
+    [(ABAW, None, ABAW), (RAVDESS, None, RAVDESS), (ABAW, RAVDESS, RAVDESS), (ABAW, "abcdefgh", None)],
+)
+def test_training_takes_the_label_set_of_the_data_or_the_argument(
+    corpus: Path, tmp_path: Path, of_data: LabelSet, classes: Sequence[str] | None, expected: LabelSet | None
+) -> None:
+    data = ClipDataModule(read_manifest(corpus), SETTINGS, corpus.parent / "prepared", 8, classes=of_data)
+    options = TrainingOptions(max_steps=1)
+    result = train(make_model(), data, tmp_path / "m", options, classes=classes, progress=False)
+    assert load_checkpoint(result.checkpoint).labels == (expected or label_set("abcdefgh"))
+
+
+def one_of_several(rank: int, values: dict[str, float], of_rank_0: dict[str, float]) -> Any:
+    """A trainer as a callback sees it on one rank of several; `values` are the metrics of this rank."""
+    return SimpleNamespace(
+        is_global_zero=rank == 0,
+        callback_metrics={name: torch.tensor(value) for name, value in values.items()},
+        current_epoch=4,
+        strategy=SimpleNamespace(broadcast=lambda _: of_rank_0),
+        estimated_stepping_batches=10,
+    )
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_only_rank_0_writes_the_checkpoint_and_all_ranks_agree(
+    corpus: Path, tmp_path: Path, rank: int
+) -> None:
+    best = KeepBest(tmp_path / "model.safetensors", make_data(corpus), ABAW, TrainingOptions())
+    module = ExpressionModule(make_model())
+    first = {"val_loss": 1.0, "val_fused": 0.5, "val_visual": 0.25, "val_audio": 0.125}
+    of_this_rank = first if rank == 0 else {**first, "val_fused": 0.75}
+    best.on_validation_end(one_of_several(rank, of_this_rank, first), module)
+    assert best.best == (0.5, -1.0)
+    assert sorted(file.name for file in tmp_path.iterdir()) == (
+        ["model.json", "model.safetensors"] if rank == 0 else []
+    )
+    worse = {**first, "val_fused": 0.375}
+    best.on_validation_end(one_of_several(rank, first, worse), module)
+    assert best.best == (0.5, -1.0)
+    again = KeepBest(tmp_path / "model.safetensors", make_data(corpus), ABAW, TrainingOptions())
+    again.load_state_dict(best.state_dict())
+    assert again.best == best.best
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_only_rank_0_shows_progress(rank: int, capsys: pytest.CaptureFixture[str]) -> None:
+    bar, module = TrainingProgress(), ExpressionModule(make_model())
+    trainer = one_of_several(rank, {}, {})
+    bar.setup(trainer, module, "fit")
+    bar.on_train_start(trainer, module)
+    bar.on_train_end(trainer, module)
+    assert ("training" in capsys.readouterr().err) == (rank == 0)
+
+
+@pytest.mark.parametrize("variable", ["RANK", "LOCAL_RANK"])
+def test_progress_bars_are_shown_by_rank_0_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], variable: str
+) -> None:
+    for rank in ("0", "1"):
+        monkeypatch.setenv(variable, rank)
+        with progress_bar("preparing") as report:
+            report(1, 2)
+        assert ("preparing" in capsys.readouterr().err) == (rank == "0")
+
+
 def test_data_without_labels_is_refused(corpus: Path) -> None:
     clips = [clip for clip in read_manifest(corpus) if clip.split != "validation"]
     with pytest.raises(ValueError, match="'validation'"):
@@ -194,17 +282,6 @@ def test_data_without_labels_is_refused(corpus: Path) -> None:
 def test_bad_options(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=name):
         TrainingOptions(**{name: value})  # type: ignore[arg-type]
-
-
-def test_macro_f1_counts_absent_classes_as_zero() -> None:
-    predicted = torch.tensor([0, 0, 1, 1, 2, 3])
-    labels = torch.tensor([0, 1, 1, 1, 0, -1])
-    result = score(predicted, labels, 4)
-    assert result.class_f1 == pytest.approx((0.5, 0.8, 0.0, 0.0))
-    assert result.macro_f1 == pytest.approx(1.3 / 4)
-    assert result.count == 5
-    assert result.confusion.tolist() == [[1, 0, 1, 0], [1, 2, 0, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
-    assert score(torch.zeros(2, 4), torch.tensor([-1, -1]), 4).macro_f1 == 0.0
 
 
 def test_augmentation_keeps_shape_range_and_clips_apart() -> None:
@@ -239,77 +316,3 @@ def test_frames_are_drawn_with_their_mask(corpus: Path) -> None:
     assert batch["frames"].shape[1] == 6
     for count in (None, 6, 7):
         assert torch.equal(draw_frames(batch, count)["frames"], batch["frames"])
-
-
-def test_checkpoint_round_trip(tmp_path: Path) -> None:
-    model = make_model().eval()
-    model.fusion.set_scores([0.25, 0.5])
-    written = save_checkpoint(tmp_path / "sub" / "m.safetensors", model, SETTINGS, EMOTIONS, {"note": 1})
-    assert [p.name for p in written] == ["m.safetensors", "m.json"]
-    for path in (tmp_path / "sub" / "m", *written):
-        kept = load_checkpoint(path)
-        assert kept.metadata == {"note": 1}
-        assert kept.settings == SETTINGS
-        assert not kept.model.training
-        for name, tensor in model.state_dict().items():
-            torch.testing.assert_close(kept.model.state_dict()[name], tensor, rtol=0, atol=0)
-
-
-def edit(file: Path, **changes: object) -> None:
-    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
-
-
-def test_checkpoint_errors(tmp_path: Path) -> None:
-    model = make_model()
-    weights, description = save_checkpoint(tmp_path / "m", model, SETTINGS, EMOTIONS)
-    original, kept_weights = description.read_text(), weights.read_bytes()
-
-    def expect(message: str) -> None:
-        with pytest.raises(CheckpointError, match=message):
-            load_checkpoint(tmp_path / "m")
-        description.write_text(original)
-        weights.write_bytes(kept_weights)
-
-    weights.write_bytes(kept_weights[:-100])
-    expect("SHA-256")
-    description.write_text(original[: len(original) // 2])
-    expect("JSON")
-    description.write_text("[]")
-    expect("not a gcsa-ext checkpoint")
-    edit(description, version=99)
-    expect("99")
-    edit(description, classes=["a", "b"])
-    expect("2 class names")
-    edit(description, model={**CONFIG, "visual": {"widths": [8, 16], "depths": [1, 1]}})
-    expect("do not fit together")
-    edit(description, model={**CONFIG, "surprise": 1})
-    expect("surprise")
-    values = json.loads(original)
-    del values["settings"]
-    description.write_text(json.dumps(values))
-    expect("lacks settings")
-    description.unlink()
-    expect("m.json: there is no such file")
-    with pytest.raises(ValueError, match="class names"):
-        save_checkpoint(tmp_path / "m", model, SETTINGS, ["a"])
-    load_checkpoint(tmp_path / "m")
-
-
-def test_failed_save_leaves_the_old_checkpoint(tmp_path: Path) -> None:
-    model = make_model()
-    save_checkpoint(tmp_path / "m", model, SETTINGS, EMOTIONS)
-    with pytest.raises(TypeError):
-        save_checkpoint(tmp_path / "m", model, SETTINGS, EMOTIONS, {"bad": object()})
-    load_checkpoint(tmp_path / "m")
-    assert len(list(tmp_path.iterdir())) == 2
-
-
-def test_report(tmp_path: Path) -> None:
-    result = score(torch.tensor([0, 1, 1]), torch.tensor([0, 1, 0]), 2)
-    scores = dict.fromkeys(("fused", "visual", "audio"), result)
-    table, picture = write_scores(tmp_path, "test", scores, ["yes", "no"])
-    assert picture.read_bytes().startswith(b"\x89PNG")
-    assert json.loads(table.read_text())["fused"]["confusion"] == [[1, 1], [0, 1]]
-    assert format_scores(scores, ["yes", "no"]).splitlines()[-1].split() == ["macro-F1", *["0.667"] * 3]
-    with pytest.raises(ValueError, match="\\(2, 2\\)"):
-        plot_confusion(tmp_path / "x.png", result.confusion, ["a", "b", "c"])

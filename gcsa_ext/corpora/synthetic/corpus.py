@@ -1,189 +1,29 @@
-"""A corpus of synthetic talking faces, as real media files, which needs no licence and no download.
-
-Neither the face nor the voice alone tells all eight emotions apart, but together they do:
-
-=========  ===============  ===================
-emotion    face             voice
-=========  ===============  ===================
-Neutral    plain            calm
-Anger      frowning         aroused
-Disgust    frowning         calm
-Fear       startled         trembling
-Happiness  smiling          aroused
-Sadness    sorrowful        calm
-Surprise   startled         aroused
-Other      plain            whispering
-=========  ===============  ===================
-
-Emotions with the same entry in a column are drawn from the same distribution there; the one link between the
-columns is that lips move with the syllables. The grouping is made for this test, it claims nothing about
-people.
-"""
+"""A corpus of synthetic talking faces, split by person, with its manifest."""
 
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from gcsa_ext.atomic import whole_file
-from gcsa_ext.corpora.labels import EMOTIONS
+from gcsa_ext.corpora.labels import ABAW
 from gcsa_ext.corpora.manifest import Clip, write_manifest
-from gcsa_ext.corpora.synthetic.face import Expression, random_face, render_empty_room, render_face
-from gcsa_ext.corpora.synthetic.voice import Prosody, random_voice, render_voice
-from gcsa_ext.extra import import_extra
+from gcsa_ext.corpora.synthetic.clip import synthesize_clip
 
-av = import_extra("av")
-cv2 = import_extra("cv2")
-
-FACE_OF = {
-    "Neutral": "plain",
-    "Anger": "frowning",
-    "Disgust": "frowning",
-    "Fear": "startled",
-    "Happiness": "smiling",
-    "Sadness": "sorrowful",
-    "Surprise": "startled",
-    "Other": "plain",
-}
-"""What each emotion's face shows: emotions with the same entry look alike."""
-
-VOICE_OF = {
-    "Neutral": "calm",
-    "Anger": "aroused",
-    "Disgust": "calm",
-    "Fear": "trembling",
-    "Happiness": "aroused",
-    "Sadness": "calm",
-    "Surprise": "aroused",
-    "Other": "whispering",
-}
-"""How each emotion's voice speaks: emotions with the same entry sound alike."""
-
-EXPRESSIONS = {
-    "plain": Expression(),
-    "frowning": Expression(
-        brow_height=-0.05,
-        brow_tilt=-0.42,
-        eye_opening=0.6,
-        mouth_curve=-0.03,
-        mouth_width=0.85,
-        nose_wrinkle=1.0,
-    ),
-    "startled": Expression(brow_height=0.09, eye_opening=1.55, mouth_opening=0.13, mouth_width=0.8),
-    "smiling": Expression(
-        eye_opening=0.75, mouth_curve=0.085, mouth_opening=0.03, mouth_width=1.35, cheek=1.0
-    ),
-    "sorrowful": Expression(
-        brow_height=0.01, brow_tilt=0.42, eye_opening=0.65, gaze=0.02, mouth_curve=-0.07, mouth_width=0.9
-    ),
-}
-
-PROSODIES = {
-    "calm": Prosody(
-        pitch=0.92,
-        pitch_range=0.8,
-        contour=-2.5,
-        level=-5.0,
-        syllable_rate=2.7,
-        pause=0.25,
-        breath=0.1,
-        tilt=13.0,
-    ),
-    "aroused": Prosody(
-        pitch=1.35,
-        pitch_range=3.0,
-        contour=1.5,
-        level=4.0,
-        syllable_rate=5.2,
-        pause=0.12,
-        breath=0.04,
-        tilt=5.0,
-    ),
-    "trembling": Prosody(
-        pitch=1.6,
-        pitch_range=1.0,
-        contour=3.0,
-        tremor=1.6,
-        level=-2.0,
-        syllable_rate=4.4,
-        pause=0.35,
-        breath=0.35,
-        tilt=9.0,
-    ),
-    "whispering": Prosody(
-        pitch=1.0, pitch_range=0.5, level=-8.0, syllable_rate=3.4, pause=0.3, breath=0.97, tilt=4.0
-    ),
-}
-
-_FRAME_RATE = 25
-_SAMPLE_RATE = 16000
-_CORPUS_VERSION = 1
+# Part of the clips' folder name. It changes whenever the same arguments give other files.
+_CORPUS_VERSION = 2
 
 
-def synthesize_clip(
-    path: str | Path,
-    identity: int,
-    emotion: int | str,
-    seed: int,
-    sound: bool = True,
-    face: bool = True,
-    seconds: float | None = None,
-    size: int = 112,
-) -> Path:
-    """Write one talking face to ``path`` (.mp4, H.264 at 25 frames per second and AAC at 16 kHz).
+class _Job(NamedTuple):
+    """The arguments of synthesize_clip for one clip."""
 
-    The same arguments give the same file. The file is never half there.
-
-    Args:
-        path: the file to write; its folder is made.
-        identity: who speaks; looks and voice depend on it and on nothing else.
-        emotion: index into, or a name of, ``EMOTIONS``.
-        seed: chooses pose, light, background, timing and noise.
-        sound: False leaves the sound track out.
-        face: False films an empty room; the voice is still heard.
-        seconds: length, 1.6 to 2.4 s at random if None.
-        size: even side of the frames in pixels.
-
-    Returns:
-        ``path``.
-
-    Raises:
-        ValueError: an unknown emotion, a negative identity or seed, an odd ``size`` or less than a frame's
-        time.
-    """
-    name = _emotion_name(emotion)
-    if identity < 0 or seed < 0:
-        raise ValueError(f"identity is {identity} and seed {seed}; expected numbers >= 0")
-    if size < 32 or size % 2:
-        raise ValueError(f"size is {size}; expected an even number of at least 32 pixels, as H.264 needs")
-    if seconds is not None and not seconds * _FRAME_RATE >= 1:
-        raise ValueError(f"seconds is {seconds}; expected at least one frame, {1 / _FRAME_RATE} s")
-    person = np.random.default_rng([identity])
-    looks, voice = random_face(person), random_voice(person)
-    # Face and voice draw from streams of their own, which never see the emotion: nothing leaks between
-    # groups.
-    for_time, for_face, for_voice = np.random.default_rng([identity, seed, EMOTIONS.index(name)]).spawn(3)
-    length = for_time.uniform(1.6, 2.4) if seconds is None else seconds
-    frames = max(1, round(length * _FRAME_RATE))
-
-    prosody = PROSODIES[VOICE_OF[name]]
-    waveform, loudness = render_voice(for_voice, voice, prosody, frames / _FRAME_RATE, _SAMPLE_RATE)
-    at_frames = (np.arange(frames) * _SAMPLE_RATE) // _FRAME_RATE
-    if face:
-        speech = loudness[at_frames].astype(np.float32)
-        if not sound:
-            speech = np.zeros_like(speech)
-        film = render_face(for_face, looks, EXPRESSIONS[FACE_OF[name]], speech, size, _FRAME_RATE)
-    else:
-        film = render_empty_room(for_face, frames, size)
-    with whole_file(path) as temporary:
-        _encode(temporary, film, waveform if sound else None)
-    return Path(path)
+    path: Path
+    identity: int
+    emotion: int
+    seed: int
 
 
 def synthesize_corpus(
@@ -197,15 +37,15 @@ def synthesize_corpus(
 ) -> Path:
     """Write a corpus of ``identities`` x 8 emotions x ``clips_per_emotion`` clips and its manifest.
 
-    About two thirds of the identities are for training, the rest for validation and test in equal parts; no
-    identity is in two splits. A folder that already holds the corpus of the same arguments is left as it is;
-    one that was interrupted is completed.
+    About two thirds of the identities are for training, the others for validation and test in equal parts. No
+    identity is in two splits; it is the clip's speaker in the manifest. A folder that holds the corpus of the
+    same arguments already is left as it is; an interrupted corpus is completed.
 
     Args:
         folder: where the corpus goes; made if missing.
-        identities: number of speakers, at least 3.
-        clips_per_emotion: clips of each speaker and emotion.
-        seed: chooses the speakers and all that varies.
+        identities: number of persons, at least 3.
+        clips_per_emotion: clips of each person and emotion.
+        seed: chooses the persons and everything random in the clips.
         workers: number of threads.
         progress: called in this thread as ``progress(done, total)`` after each clip, and first with 0 done.
         size: even side of the frames in pixels.
@@ -230,31 +70,47 @@ def synthesize_corpus(
         "seed": seed,
         "size": size,
     }
-    # Clips of other parameters get another folder, so they are never mistaken for these.
+    # Clips of other parameters are in another folder, so that they are never used by mistake.
     clips_folder = root / "-".join(["clips", *(f"{value}" for value in parameters.values())])
-    speakers = np.random.default_rng([seed]).integers(2**31, size=identities).tolist()
-    total = identities * len(EMOTIONS) * clips_per_emotion
+    persons = np.random.default_rng([seed]).integers(2**31, size=identities).tolist()
     clips: list[Clip] = []
-    jobs: list[tuple[Path, int, int, int]] = []
-    for i, speaker in enumerate(speakers):
+    jobs: list[_Job] = []
+    for i, person in enumerate(persons):
         for take in range(clips_per_emotion):
-            for label, name in enumerate(EMOTIONS):
+            for label, name in enumerate(ABAW):
                 path = clips_folder / f"{i:03d}-{name.lower()}-{take}.mp4"
-                clips.append(Clip(path, label, _split(i, identities)))
-                jobs.append((path, speaker, label, take))
+                clips.append(Clip(path, label, _split(i, identities), speaker=f"{i:03d}"))
+                jobs.append(_Job(path, person, label, take))
 
-    if record.is_file() and manifest.is_file() and all(clip.path.is_file() for clip in clips):
-        try:
-            finished = json.loads(record.read_text(encoding="utf-8")) == parameters
-        except json.JSONDecodeError:
-            finished = False
-        if finished:
-            if progress is not None:
-                progress(total, total)
-            return manifest
-
+    missing = [job for job in jobs if not job.path.is_file()]
+    if not missing and manifest.is_file() and _holds(record, parameters):
+        if progress is not None:
+            progress(len(jobs), len(jobs))
+        return manifest
     record.unlink(missing_ok=True)
-    missing = [job for job in jobs if not job[0].is_file()]
+    _render(missing, len(jobs), size, workers, progress)
+    write_manifest(manifest, clips)
+    with whole_file(record) as temporary:
+        temporary.write_text(json.dumps(parameters, indent=2) + "\n", encoding="utf-8")
+    return manifest
+
+
+def _holds(record: Path, parameters: dict[str, int]) -> bool:
+    """True if the file ``record`` says that a corpus of these parameters is complete."""
+    try:
+        return bool(json.loads(record.read_text(encoding="utf-8")) == parameters)
+    except (FileNotFoundError, json.JSONDecodeError):
+        return False
+
+
+def _render(
+    missing: list[_Job],
+    total: int,
+    size: int,
+    workers: int,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Write the ``missing`` of ``total`` clips."""
     done = total - len(missing)
     if progress is not None:
         progress(done, total)
@@ -269,10 +125,6 @@ def synthesize_corpus(
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise
-    write_manifest(manifest, clips)
-    with whole_file(record) as temporary:
-        temporary.write_text(json.dumps(parameters, indent=2) + "\n", encoding="utf-8")
-    return manifest
 
 
 def _split(identity: int, identities: int) -> str:
@@ -280,40 +132,3 @@ def _split(identity: int, identities: int) -> str:
     if identity < identities - 2 * held_out:
         return "train"
     return "validation" if identity < identities - held_out else "test"
-
-
-def _emotion_name(emotion: int | str) -> str:
-    if isinstance(emotion, str):
-        for name in EMOTIONS:
-            if name.lower() == emotion.lower():
-                return name
-    elif 0 <= emotion < len(EMOTIONS):
-        return EMOTIONS[emotion]
-    raise ValueError(
-        f"emotion is {emotion!r}; expected one of {', '.join(EMOTIONS)} or an index below {len(EMOTIONS)}"
-    )
-
-
-def _encode(path: Path, film: npt.NDArray[np.uint8], waveform: npt.NDArray[np.float32] | None) -> None:
-    with av.open(str(path), "w", options={"fflags": "+bitexact"}) as container:
-        video = container.add_stream("libx264", rate=_FRAME_RATE)
-        video.width, video.height, video.pix_fmt = film.shape[2], film.shape[1], "yuv420p"
-        video.options = {"preset": "superfast", "crf": "18", "threads": "1"}
-        tracks: list[tuple[Any, list[Any]]] = []
-        pictures = []
-        for i, pixels in enumerate(film):
-            picture = av.VideoFrame.from_ndarray(cv2.cvtColor(pixels, cv2.COLOR_RGB2YUV_I420), "yuv420p")
-            picture.pts, picture.time_base = i, Fraction(1, _FRAME_RATE)
-            pictures.append(picture)
-        tracks.append((video, pictures))
-        if waveform is not None:
-            audio = container.add_stream(
-                "aac", rate=_SAMPLE_RATE, layout="mono", options={"aac_coder": "fast"}
-            )
-            audio.bit_rate = 48_000
-            sound = av.AudioFrame.from_ndarray(waveform[None], format="fltp", layout="mono")
-            sound.sample_rate, sound.pts, sound.time_base = _SAMPLE_RATE, 0, Fraction(1, _SAMPLE_RATE)
-            tracks.append((audio, [sound]))
-        for stream, pieces in tracks:
-            for piece in [*pieces, None]:
-                container.mux(stream.encode(piece))

@@ -1,8 +1,9 @@
-"""Parametric faces: drawn as layers of soft shapes in the face's own coordinates, then posed in the frame.
+"""Parametric faces, drawn as layers of soft shapes in face coordinates and then posed in the frame.
 
-In face coordinates x points to the picture's right and y down; the head is centred on (0, 0), about 0.5 wide
-and 0.65 high on each side. Everything that stays the same in a clip (head, hair, nose, clothes) is drawn
-once; brows, eyes and mouth are drawn for all frames at once in the parts of the picture where they are.
+In face coordinates x points to the right of the picture and y down. The head is an ellipse around (0, 0)
+whose half axes are about 0.5 and 0.65 long. The parts that are the same in all frames of a clip (head, hair,
+nose, clothes) are drawn once. Brows, eyes and mouth are drawn for all frames at once, each in its part of the
+picture.
 """
 
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ _PIXEL = 2 * _REACH / _PATCH
 
 @dataclass(frozen=True)
 class Expression:
-    """What an expression does to a neutral face at full strength, in face coordinates.
+    """The changes of a neutral face by an expression at full strength, in face coordinates.
 
     Attributes:
         brow_height: by how much the brows rise.
@@ -133,12 +134,12 @@ def random_face(random: np.random.Generator) -> Face:
 def render_face(
     random: np.random.Generator, face: Face, expression: Expression, speech: Array, size: int, rate: float
 ) -> npt.NDArray[np.uint8]:
-    """Film ``face`` while its expression grows and it speaks; pose, light and background are drawn at random.
+    """Film ``face`` while its expression grows and it speaks. Pose, light and background are random.
 
     Args:
-        random: source of all that varies from clip to clip.
-        face: who is filmed.
-        expression: what the face shows at full strength.
+        random: source of everything that varies from clip to clip.
+        face: looks of the person.
+        expression: the expression at full strength.
         speech: (T,) loudness at each frame in [0, 1]; it opens the mouth.
         size: side of the frames in pixels.
         rate: frames per second.
@@ -151,7 +152,7 @@ def render_face(
 
 
 def render_empty_room(random: np.random.Generator, frames: int, size: int) -> npt.NDArray[np.uint8]:
-    """The same kind of picture without anybody in it: (frames, size, size, 3) uint8 RGB."""
+    """Film an empty room, lit and noisy as in :func:`render_face`: (frames, size, size, 3) uint8 RGB."""
     background = _background(random, size)
     camera = _Camera.draw(random)
     return np.stack([camera.picture(random, background) for _ in range(frames)])
@@ -179,7 +180,8 @@ class _Moment:
     ) -> "_Moment":
         frames = len(speech)
         time = np.arange(frames) / rate
-        # The expression grows from a trace to its peak within the first part of the clip and then wavers.
+        # The expression grows from a fifth of its strength to its peak in the first part of the clip, then
+        # wavers.
         peak = random.uniform(0.75, 1.1)
         onset, rise = random.uniform(0.0, 0.3), random.uniform(0.2, 0.5)
         growth = np.clip((time - onset) / rise, 0.0, 1.0)
@@ -234,7 +236,7 @@ def _blob(x: Array, y: Array, width: float, height: float) -> Array:
 
 
 def _paint(image: Array, mask: Array, colour: Array) -> None:
-    """Lay ``colour``, (3,) or (3, ...), over ``image`` (3, ...) in place, as opaque as ``mask`` (...)."""
+    """Blend ``colour`` (3,) or (3, ...) into ``image`` (3, ...) in place with the opacity ``mask`` (...)."""
     image += mask * (colour.reshape(3, *(1,) * mask.ndim) - image if colour.ndim == 1 else colour - image)
 
 
@@ -251,12 +253,12 @@ _MOUTH = _between(0.08, 0.62), _between(-0.48, 0.48)
 
 @dataclass(frozen=True)
 class _Person:
-    """A person in a clip's light, as layers of RGB multiplied by opacity: colour planes first.
+    """A person in a clip's light, as layers of RGB multiplied by opacity, colour planes first.
 
     Attributes:
-        head: (4, _PATCH, _PATCH), all that does not move in the face's own coordinates, and the opacity.
-        eyes: (T, 3, rows, columns), what covers the head at ``_EYES``.
-        mouth: (T, 3, rows, columns), what covers it at ``_MOUTH``.
+        head: (4, _PATCH, _PATCH), the parts that do not move in face coordinates, and the opacity.
+        eyes: (T, 3, rows, columns), the layer over the head at ``_EYES``.
+        mouth: (T, 3, rows, columns), the layer over the head at ``_MOUTH``.
     """
 
     head: Array
@@ -267,7 +269,7 @@ class _Person:
     def draw(cls, random: np.random.Generator, face: Face, moment: "_Moment") -> "_Person":
         frames = len(moment.brow_height)
         head = _draw_head(face, moment.yaw)
-        # Only colours that are multiplied by the opacity may be interpolated, or the edges get a dark rim.
+        # Interpolating colours that are not multiplied by the opacity would give the edges a dark rim.
         light = _light(random) * head[3]
         layers = []
         for draw, (rows, columns) in ((_draw_eyes, _EYES), (_draw_mouth, _MOUTH)):
@@ -332,20 +334,20 @@ def _draw_head(face: Face, yaw: float) -> Array:
 
 def _shading(face: Face, yaw: float) -> Array:
     """Brightness of the skin: a lit forehead, nose bridge and cheeks, dark eye sockets and edges."""
-    x, apart = _X - yaw, np.abs(_X - yaw)
+    x, from_middle = _X - yaw, np.abs(_X - yaw)
     nose_tip = face.eye_height + face.nose_length
     shade = (
         1.04 - 0.38 * np.clip((_X / face.head_width) ** 2 + 0.5 * (_Y / face.head_height) ** 2, 0, 1.6) ** 2
     )
-    shade = shade - 0.34 * _blob(apart - face.eye_distance, _Y - face.eye_height + 0.015, 0.15, 0.085)
+    shade = shade - 0.34 * _blob(from_middle - face.eye_distance, _Y - face.eye_height + 0.015, 0.15, 0.085)
     shade = shade + 0.14 * _blob(x, _Y - face.eye_height - 0.06, 0.045, 0.20)
     shade = shade + 0.10 * _blob(x, _Y + 0.33, 0.26, 0.10)
-    shade = shade + 0.13 * _blob(apart - 0.27, _Y - 0.13, 0.12, 0.11)
+    shade = shade + 0.13 * _blob(from_middle - 0.27, _Y - 0.13, 0.12, 0.11)
     shade = shade + 0.10 * _blob(x, _Y - nose_tip + 0.03, 0.05, 0.04)
     # Flanks of the nose, the nostrils and the shadow under its tip.
-    shade = shade - 0.10 * _blob(apart - face.nose_width, _Y - nose_tip + 0.10, 0.022, 0.10)
+    shade = shade - 0.10 * _blob(from_middle - face.nose_width, _Y - nose_tip + 0.10, 0.022, 0.10)
     shade = shade - 0.16 * _blob(x, _Y - nose_tip - 0.035, face.nose_width, 0.022)
-    shade = shade - 0.35 * _blob(apart - 0.5 * face.nose_width, _Y - nose_tip - 0.012, 0.022, 0.014)
+    shade = shade - 0.35 * _blob(from_middle - 0.5 * face.nose_width, _Y - nose_tip - 0.012, 0.022, 0.014)
     # Under the lower lip and along the chin.
     shade = shade - 0.12 * _blob(x, _Y - face.mouth_height - 0.11, 0.12, 0.022)
     return np.asarray(shade, np.float32)
@@ -356,7 +358,7 @@ def _draw_eyes(image: Array, face: Face, moment: _Moment) -> None:
     x = (_X[:, _EYES[1]] - moment.yaw)[None]
     y = _Y[None, _EYES[0]] - face.eye_height
     side = np.sign(x)
-    # From the middle of each eye, outwards: both eyes are drawn at once.
+    # The distance from the middle of either eye, positive outwards: both eyes are drawn at once.
     outward = np.abs(x) - face.eye_distance
 
     opening = 0.047 * (face.eye_size / 0.105) * moment.eye_opening
@@ -394,24 +396,24 @@ def _draw_eyes(image: Array, face: Face, moment: _Moment) -> None:
 
 
 def _draw_mouth(image: Array, face: Face, moment: _Moment) -> None:
-    """Draw lips, teeth, throat, cheeks and the folds from the nose on (3, T, rows, columns) in place."""
+    """Draw lips, teeth, throat, cheeks and the folds beside the nose on (3, T, rows, columns) in place."""
     x = (_X[:, _MOUTH[1]] - moment.yaw)[None]
     rows = _Y[None, _MOUTH[0]]
-    apart = np.abs(x)
+    from_middle = np.abs(x)
 
     fold = face.nose_width + 0.05 + 0.35 * (rows - 0.18)
     strength = 0.10 + 0.35 * np.maximum(moment.cheek, moment.nose_wrinkle)
     _paint(
         image,
-        strength * _soft(np.abs(apart - fold) - 0.006, 0.02) * _soft(np.abs(rows - 0.27) - 0.10, 0.05),
+        strength * _soft(np.abs(from_middle - fold) - 0.006, 0.02) * _soft(np.abs(rows - 0.27) - 0.10, 0.05),
         face.skin * 0.5,
     )
-    cheek = 0.30 * moment.cheek * np.exp(-(((apart - 0.28) / 0.09) ** 2) - ((rows - 0.16) / 0.05) ** 2)
+    cheek = 0.30 * moment.cheek * np.exp(-(((from_middle - 0.28) / 0.09) ** 2) - ((rows - 0.16) / 0.05) ** 2)
     _paint(image, cheek, np.minimum(face.skin * _BLUSH, 1.0))
 
     half = face.mouth_width * moment.mouth_width
     along = np.clip(1 - (x / half) ** 2, 0, None)
-    # The lips' line is a parabola through corners that rise by mouth_curve.
+    # The line between the lips is a parabola whose corners rise by mouth_curve.
     y = rows - face.mouth_height + moment.mouth_curve * ((x / half) ** 2 - 0.4)
     gap = 0.5 * moment.mouth_opening * np.sqrt(along)
     lip = face.lip_thickness * np.sqrt(along) * (along > 0)
@@ -457,7 +459,7 @@ def _film(
     time = np.arange(frames) / rate
 
     def sway(spread: float, swing: float) -> npt.NDArray[np.float64]:
-        """A random place and a slow movement around it."""
+        """A random position with a slow movement around it, per frame."""
         phase = random.uniform(0.2, 0.7) * time + random.random()
         path: npt.NDArray[np.float64] = random.normal(0, spread) + swing * np.sin(2 * np.pi * phase)
         return path

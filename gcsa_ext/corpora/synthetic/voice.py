@@ -1,7 +1,7 @@
 """Parametric voices: glottal pulses and breath, shaped by the formants of a sequence of vowels.
 
-The source is made sample by sample from the phase of the fundamental; the vocal tract multiplies its
-short-time Fourier transform, column by column, so that formants can move.
+The source is computed per sample from the phase of the fundamental frequency. The vocal tract is a factor on
+the source's short-time Fourier transform, another one in each column, so that formants can move.
 """
 
 from dataclasses import dataclass
@@ -22,7 +22,7 @@ _HIGHER_FORMANTS = (3500.0, 4500.0)
 
 @dataclass(frozen=True)
 class Prosody:
-    """How an emotion is spoken.
+    """The manner of speaking of an emotion.
 
     Attributes:
         pitch: factor on the speaker's mean fundamental frequency.
@@ -33,8 +33,7 @@ class Prosody:
         syllable_rate: syllables per second.
         pause: share of each syllable's time that is silent.
         breath: share of breath noise in the source, from 0 (voiced) to 1 (whispered).
-        tilt: fall of the source spectrum above 500 Hz, in dB per octave; less is a more pressed, brighter
-        voice.
+        tilt: fall of the source spectrum above 500 Hz, in dB per octave. A small tilt gives a bright voice.
     """
 
     pitch: float = 1.0
@@ -57,7 +56,7 @@ class Voice:
 
 
 def random_voice(random: np.random.Generator) -> Voice:
-    """Draw a speaker; small vocal tracts go with high voices."""
+    """Draw a speaker. High voices have short vocal tracts."""
     octaves = random.uniform(0.0, 1.2)
     return Voice(pitch=95.0 * 2.0**octaves, formants=0.95 + 0.15 * octaves + random.normal(0.0, 0.03))
 
@@ -108,7 +107,7 @@ def render_voice(
     speech *= 0.08 * 10 ** (level / 20) / (np.sqrt(np.mean(speech**2)) + 1e-9)
     room = np.convolve(random.standard_normal(samples + 3), np.full(4, 0.25), "valid")
     room *= 0.0025 * 10 ** (random.uniform(-6.0, 6.0) / 20)
-    # The microphone saturates softly, so a loud voice never clips hard.
+    # The microphone saturates softly, so that a loud voice is not clipped.
     return np.tanh(speech + room).astype(np.float32), envelope / max(float(envelope.max()), 1e-9)
 
 
@@ -143,8 +142,8 @@ def _through_tract(source: Array, formants: Array, tilt: float, sample_rate: int
 
     filtered = np.fft.irfft(spectrum * gain) * window
     speech = np.zeros(int(at[-1, -1]) + 1)
-    # Windows that are a whole number of hops apart do not overlap, so each of these sums is one plain
-    # addition.
+    # Every step-th window begins where the window before it ends, so that these windows are added in one
+    # piece.
     step = _WINDOW // _HOP
     for offset in range(step):
         part = filtered[offset::step].reshape(-1)
