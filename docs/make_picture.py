@@ -59,7 +59,7 @@ def concatenate(parts: list[Path], path: Path) -> None:
 
 
 def draw_timeline(faces: list[Axes], timeline: Axes, video: Path, checkpoint: Checkpoint) -> None:
-    """Faces at equal intervals, and below them the probabilities that the network predicts for every frame."""
+    """Faces at equal intervals, and below them the probabilities predicted for every frame."""
     rows = list(predict_video(video, checkpoint.model, checkpoint.settings, checkpoint.classes))
     end = rows[-1].time
     pictures, _ = frames_at(video, equal_interval_times(0.0, end, len(faces)))

@@ -1,4 +1,4 @@
-"""The documentation: its code runs, its links and paths lead somewhere, it builds, and it has every public name."""
+"""The documentation: its code runs, its links and paths exist, it builds, and it has every public name."""
 
 from __future__ import annotations
 
@@ -49,9 +49,7 @@ def blocks(page: Path) -> list[Block]:
 def run_command(line: str) -> None:
     """Run a line of a bash block, which must be a gcsa-ext command; a training gets one epoch."""
     program, *arguments = shlex.split(line, comments=True)
-    assert program == "gcsa-ext", (
-        f"{line!r} is not run: put the reason above the block, <!-- not run: ... -->"
-    )
+    assert program == "gcsa-ext", f"{line!r}: say above the block why it is not run, <!-- not run: ... -->"
     if arguments[0] == "train" and "--epochs" not in arguments:
         arguments += ["--epochs", "1"]
     assert main(arguments) == 0, line
@@ -72,7 +70,7 @@ def run_page(page: Path, namespace: dict[str, Any]) -> None:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, one_thread: None) -> Path:
     """An empty working folder, with a cache folder of its own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     work = tmp_path / "work"
@@ -82,7 +80,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_code_of_the_readme_runs(folder: Path) -> None:
-    synthesize_corpus(folder, identities=6).rename(folder / "clips.csv")
+    synthesize_corpus(folder, identities=3).rename(folder / "clips.csv")
     synthesize_clip(folder / "holiday.mp4", 12345, "Surprise", seed=0)
 
     class MyNet(nn.Sequential):
@@ -182,19 +180,9 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if importlib.util.find_spec("sphinx") is None:
         pytest.skip("Sphinx is not installed: it comes with the extra [docs], which .ci/run installs")
     out = tmp_path_factory.mktemp("docs")
-    command = [
-        sys.executable,
-        "-P",
-        "-m",
-        "sphinx",
-        "-q",
-        "-W",
-        "--keep-going",
-        "-n",
-        str(ROOT / "docs"),
-        str(out),
-    ]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    options = ["-q", "-W", "--keep-going", "-n"]
+    command = [sys.executable, "-m", "sphinx", *options, str(ROOT / "docs"), str(out)]
+    result = subprocess.run(command, cwd=out, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     return out
 
