@@ -21,7 +21,7 @@ from matplotlib.figure import Figure
 
 from gcsa_ext.corpora import synthesize_clip
 from gcsa_ext.inference.checkpoint import Checkpoint, load_checkpoint
-from gcsa_ext.inference.prediction import predict_video
+from gcsa_ext.inference.predictor import predict_video
 from gcsa_ext.media import equal_interval_times, frames_at
 
 ROOT = Path(__file__).parents[1]

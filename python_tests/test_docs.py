@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 from public_attention import PlainAttention
 from torch import nn
 
+import gcsa_ext
 from gcsa_ext.cli import main
 from gcsa_ext.corpora import synthesize_clip, synthesize_corpus
 
@@ -39,7 +41,7 @@ class Block(NamedTuple):
 
 def blocks(page: Path) -> list[Block]:
     text = page.read_text(encoding="utf-8")
-    fence = re.compile(r"(?:<!-- ([^\n]*) -->\n)?^```(\S*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+    fence = re.compile(r"(?:<!-- ([^\n]*) -->\n)?^```(\S*)[^\n]*\n(.*?)^```$", re.DOTALL | re.MULTILINE)
     return [
         Block(found[2], found[3], found[1] or "", text.count("\n", 0, found.start(3)) + 1)
         for found in fence.finditer(text)
@@ -146,18 +148,24 @@ def test_files_and_folders_that_are_named_exist(page: Path) -> None:
                 assert (ROOT / name).exists(), f"{page}: {name}"
 
 
-PUBLIC = ("", ".backends", ".corpora", ".functional", ".media", ".nn", ".reference")
-PUBLIC_PACKAGES = ("training", "inference")
+INTERNAL = {"__main__", "atomic", "cli", "deprecated", "extra", "layout", "ops", "py"}
+INTERNAL_PARTS = {"inference.bins", "inference.windows", "training.progress"}
 
 
 def public_names() -> set[str]:
-    """Every public name of the package with its module."""
-    modules = [importlib.import_module(f"gcsa_ext{name}") for name in PUBLIC]
-    names = {f"{m.__name__}.{name}" for m in modules for name in getattr(m, "__all__", defined_in(m))}
-    for package in PUBLIC_PACKAGES:
-        for file in (ROOT / "gcsa_ext" / package).glob("[a-z]*.py"):
-            module = importlib.import_module(f"gcsa_ext.{package}.{file.stem}")
-            names |= {f"{module.__name__}.{name}" for name in defined_in(module)}
+    """Every public name of the package with its module; of a package without __all__, those of its modules."""
+    names = {f"gcsa_ext.{name}" for name in gcsa_ext.__all__}
+    for found in pkgutil.iter_modules(gcsa_ext.__path__):
+        if found.name in INTERNAL:
+            continue
+        modules = [importlib.import_module(f"gcsa_ext.{found.name}")]
+        if found.ispkg and not hasattr(modules[0], "__all__"):
+            parts = (f"{found.name}.{part.name}" for part in pkgutil.iter_modules(modules[0].__path__))
+            modules = [
+                importlib.import_module(f"gcsa_ext.{part}") for part in parts if part not in INTERNAL_PARTS
+            ]
+        for module in modules:
+            names |= {f"{module.__name__}.{name}" for name in getattr(module, "__all__", defined_in(module))}
     return {name for name in names if not isinstance(find(name), ModuleType)}
 
 
