@@ -148,12 +148,12 @@ def test_files_and_folders_that_are_named_exist(page: Path) -> None:
                 assert (ROOT / name).exists(), f"{page}: {name}"
 
 
-INTERNAL = {"__main__", "atomic", "cli", "deprecated", "extra", "layout", "ops", "py"}
+INTERNAL = {"__main__", "atomic", "cli", "deprecated", "extra", "layout", "ops"}
 INTERNAL_PARTS = {"inference.bins", "inference.windows", "training.progress"}
 
 
 def public_names() -> set[str]:
-    """Every public name of the package with its module; of a package without __all__, those of its modules."""
+    """Every public name with its module; those of the modules of a package that has no __all__."""
     names = {f"gcsa_ext.{name}" for name in gcsa_ext.__all__}
     for found in pkgutil.iter_modules(gcsa_ext.__path__):
         if found.name in INTERNAL:
