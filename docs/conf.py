@@ -16,6 +16,7 @@ myst_heading_anchors = 3  # so that links to sections are checked
 
 html_theme = "furo"
 html_title = "gcsa_ext"
+html_show_copyright = False
 
 default_role = "code"  # docstrings put names between single backticks
 autodoc_member_order = "bysource"
