@@ -123,6 +123,14 @@ def test_set_up_commands_are_one_line_and_the_ones_that_ci_runs() -> None:
     assert re.search(pattern[1], test)
 
 
+def test_picture_shows_the_speed_table() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = text.partition("<!-- speed table begin -->")[2].partition("<!-- speed table end -->")[0].strip()
+    picture = (ROOT / "docs" / "picture.png").read_bytes()
+    assert table.count("\n") >= 2
+    assert table.encode() in picture, "draw it again: gcsa-ext demo && python docs/make_picture.py"
+
+
 def anchors(page: Path) -> set[str]:
     titles = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
