@@ -30,6 +30,7 @@ MOVED: dict[str, tuple[str, ...]] = {
         "gcsa_ext.inference.predictor",
         "gcsa_ext.inference.rows",
         "gcsa_ext.inference.tables",
+        "gcsa_ext.inference.bins",
     ),
     "gcsa_ext.training.checkpoint": ("gcsa_ext.inference.checkpoint",),
     "gcsa_ext.training.demo": ("gcsa_ext.cli.demo",),
