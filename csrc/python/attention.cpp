@@ -104,8 +104,8 @@ class Operands {
         };
         call.gate = {map, h, settings.groups, settings.sigmoid, address(x.ptr()), at_[0], at_[1], at_[2], at_[3], nullptr};
         call.height = H, call.width = W, call.kernel = k;
-        call.conv1 = {at_[4], at_[5], layout_of(4), address(weight(4))};
-        call.conv2 = {at_[6], at_[7], layout_of(6), address(weight(6))};
+        call.conv1 = {at_[4], at_[5], layout_of(4)};
+        call.conv2 = {at_[6], at_[7], layout_of(6)};
         call.norm1 = {false, settings.eps[0], at_[8], at_[9], nullptr, nullptr};
         call.norm2 = {false, settings.eps[1], at_[10], at_[11], nullptr, nullptr};
         return true;

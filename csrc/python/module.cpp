@@ -11,7 +11,6 @@
 #include <vector>
 
 #include "cpu/dispatch.h"
-#include "memory/kept_spectra.h"
 #include "memory/scratch.h"
 #include "python/attention.h"
 #include "python/masking.h"
@@ -253,13 +252,12 @@ PYBIND11_MODULE(_C, module) {
         "gcsa_forward",
         [](int dtype, bool channels_last, int64_t batch, int64_t channels, int64_t height, int64_t width, int threads,
            int64_t hidden, int64_t groups, bool sigmoid, bool mixed, int64_t kernel, std::array<bool, 2> batch_statistics,
-           std::array<double, 2> eps, const std::array<Address, 20>& addresses, const std::array<Address, 2>& sources) {
-            auto call = gcsa(
+           std::array<double, 2> eps, const std::array<Address, 20>& addresses, const std::array<Address, 2>&) {
+            const auto call = gcsa(
                 dtype, channels_last, batch, channels, height, width, threads, hidden, groups, sigmoid, mixed, kernel,
                 batch_statistics, eps, addresses
             );
-            require_addresses(addresses[17], sources[0], sources[1]);
-            call.conv1.source = pointer(sources[0]), call.conv2.source = pointer(sources[1]);
+            require_addresses(addresses[17]);
             const py::gil_scoped_release release;
             kernels().gcsa_forward(call);
         }
@@ -287,12 +285,12 @@ PYBIND11_MODULE(_C, module) {
     module.def("core_round_trip", [](double seconds) {
         require(seconds > 0, "a time to measure for");
         const py::gil_scoped_release release;
-        return kernels().core_round_trip(seconds);
+        return kernels().core_round_trip({seconds});
     });
     module.def("fma_peak", [](int threads, double seconds) {
         require(threads >= 1, "at least 1 thread");
         const py::gil_scoped_release release;
-        return kernels().fma_peak(threads, seconds);
+        return kernels().fma_peak({threads, seconds});
     });
     module.def(
         "convolution_product_rate", [](int64_t batch, int64_t inputs, int64_t outputs, int64_t height, int64_t width,
@@ -316,8 +314,7 @@ PYBIND11_MODULE(_C, module) {
     module.def("attend", &gcsa_ext::attend);
     module.def("differentiate", &gcsa_ext::differentiate);
     module.def("release_scratch", [] {
-        const int64_t spectra = gcsa_ext::release_spectra();
-        return spectra + gcsa_ext::release_scratch();
+        const py::gil_scoped_release release;
+        return gcsa_ext::release_scratch();
     });
-    module.def("keep_weights_up_to", &gcsa_ext::keep_weights_up_to);
 }
