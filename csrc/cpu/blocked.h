@@ -27,12 +27,12 @@ struct BlockRange {
     int64_t image, block, begin, count;
 };
 
-// Takes ranges that need nothing more.
+// A `finish` that does nothing.
 struct NoFinish {
     void operator()(BlockRange) const {}
 };
 
-// Cuts `images` maps into ranges of at most this many positions, to be shared among threads.
+// Cuts `images` maps into ranges of at most this many positions, to be divided among threads.
 constexpr int64_t positions_per_range = 512;
 inline int64_t block_ranges(int64_t images, int64_t blocks, int64_t positions) {
     return images * blocks * ((positions + positions_per_range - 1) / positions_per_range);
@@ -96,7 +96,7 @@ inline void write_block(const FeatureMap& map, T* to, BlockRange range, const So
     }
 }
 
-// A tile [channels][columns] of positions counted through the blocked map, with its channels shuffled as in tile.h.
+// load_tile (tile.h) from a blocked map.
 template <class A>
 inline void load_tile(const BlockedMap<A>& map, TileRange range, int64_t columns, A* tile, ChannelShuffle shuffle) {
     constexpr int L = lanes<A>;
@@ -111,7 +111,7 @@ inline void load_tile(const BlockedMap<A>& map, TileRange range, int64_t columns
                 [&](int i) {
                     const int64_t at = range.begin + p + i;
                     const A* const from = map.block(at / map.positions(), block) + at % map.positions() * L;
-                    prefetch(from + columns * L, L);  // of the next tile
+                    prefetch(from + columns * L, L);  // the next tile
                     return load(from, Full<A>{});
                 },
                 [&](int i, vec<A> value) { store(tile + shuffle.from(block * L + i) * columns + p, value, Full<A>{}); }

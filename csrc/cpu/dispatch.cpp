@@ -43,9 +43,9 @@ bool has_avx512() {
 }
 #endif
 #ifdef GCSA_EXT_AMX
-// Linux saves the matrix registers of those processes only that have asked for it: this asks, so it is called only where
-// they would be chosen. It refuses where a thread's alternate signal stack is too small for them, and older kernels do not
-// know the question.
+// Linux saves the matrix registers only of processes that have requested it. This function makes the request, so it is
+// called only if AMX would then be chosen. Linux refuses where a thread's alternate signal stack is too small for the
+// registers, or does not know the request.
 bool has_amx() {
     constexpr unsigned amx_bf16 = 1 << 22, amx_tile = 1 << 24, avx512_bf16 = 1 << 5;  // leaf 7
     constexpr long ask_for_state = 0x1023, matrix_registers = 18;

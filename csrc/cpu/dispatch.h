@@ -1,4 +1,4 @@
-// The choice of the instruction set, made once, when the first kernel is asked for.
+// The choice of the instruction set, made at the first call of `kernels`.
 #pragma once
 
 #include <string>
@@ -12,7 +12,7 @@ namespace gcsa_ext::cpu {
 // variable GCSA_EXT_CPU_ISA names; std::runtime_error where that one is unknown, not built or not runnable here.
 const Kernels& kernels();
 
-// What this build has, from the plainest to the best.
+// The instruction sets of this build, from the plainest to the best.
 std::vector<std::string> built_isas();
 
 }  // namespace gcsa_ext::cpu

@@ -10,43 +10,39 @@
 
 namespace gcsa_ext::cpu {
 
+template <class Call, class Result = void>
+using Kernel = Result (*)(const Call&);
+
+// The kernels of one instruction set. Every member behind `isa` points to the specialisation of `run` (below) for its type
+// of call: kernels.cpp fills the table from the members' types.
 struct Kernels {
     const char* isa;
-    void (*channel_gate_forward)(const ChannelGateForward&);
-    void (*channel_gate_backward)(const ChannelGateBackward&);
-    void (*norm_gate_forward)(const NormGateForward&);
-    void (*norm_gate_backward)(const NormGateBackward&);
-    void (*convolution_forward)(const ConvolutionForward&);
-    void (*convolution_backward)(const ConvolutionBackward&);
-    void (*frequency_mask)(const FrequencyMask&);
-    void (*gcsa_forward)(const GcsaForward&);
-    void (*gcsa_backward)(const GcsaBackward&);
-    double (*fma_peak)(int threads, double seconds);
-    double (*core_round_trip)(double seconds);
-    double (*product_rate)(const ProductRate&);
+    Kernel<ChannelGateForward> channel_gate_forward;
+    Kernel<ChannelGateBackward> channel_gate_backward;
+    Kernel<NormGateForward> norm_gate_forward;
+    Kernel<NormGateBackward> norm_gate_backward;
+    Kernel<ConvolutionForward> convolution_forward;
+    Kernel<ConvolutionBackward> convolution_backward;
+    Kernel<FrequencyMask> frequency_mask;
+    Kernel<GcsaForward> gcsa_forward;
+    Kernel<GcsaBackward> gcsa_backward;
+    Kernel<FmaPeak, double> fma_peak;
+    Kernel<CoreRoundTrip, double> core_round_trip;
+    Kernel<ProductRate, double> product_rate;
 };
 
 #ifdef GCSA_EXT_ISA
-#define GCSA_EXT_DECLARE_KERNELS(isa)                       \
-    namespace isa {                                         \
-    void channel_gate_forward(const ChannelGateForward&);   \
-    void channel_gate_backward(const ChannelGateBackward&); \
-    void norm_gate_forward(const NormGateForward&);         \
-    void norm_gate_backward(const NormGateBackward&);       \
-    void convolution_forward(const ConvolutionForward&);    \
-    void convolution_backward(const ConvolutionBackward&);  \
-    void frequency_mask(const FrequencyMask&);              \
-    void gcsa_forward(const GcsaForward&);                  \
-    void gcsa_backward(const GcsaBackward&);                \
-    double fma_peak(int threads, double seconds);           \
-    double core_round_trip(double seconds);                 \
-    double product_rate(const ProductRate&);                \
-    }
-GCSA_EXT_DECLARE_KERNELS(GCSA_EXT_ISA)
-#ifdef GCSA_EXT_MATRIX_REGISTERS
-GCSA_EXT_DECLARE_KERNELS(avx512)
+namespace GCSA_EXT_ISA {
+// The kernel for a type of call, specialised in the operator's file.
+template <class Result, class Call>
+Result run(const Call&);
+}  // namespace GCSA_EXT_ISA
 #endif
-#undef GCSA_EXT_DECLARE_KERNELS
+#ifdef GCSA_EXT_MATRIX_REGISTERS
+namespace avx512 {  // takes the calls that cannot use the matrix registers
+template <class Result, class Call>
+Result run(const Call&);
+}  // namespace avx512
 #endif
 
 }  // namespace gcsa_ext::cpu

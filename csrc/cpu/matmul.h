@@ -7,8 +7,8 @@
 
 namespace gcsa_ext::cpu::GCSA_EXT_ISA {
 
-// The block of C that stays in registers: block_rows x (block_vectors * lanes). Of 32 registers (AVX-512, aarch64) 24 hold
-// sums, of 16 (AVX2, SSE) 12.
+// The block of C that is in registers: block_rows x (block_vectors * lanes). 24 of 32 registers (AVX-512, aarch64) hold
+// sums, or 12 of 16 (AVX2, SSE).
 #if defined(__AVX512F__) || defined(__aarch64__)
 constexpr int block_rows = 6, block_vectors = 4;
 #else
@@ -34,8 +34,8 @@ GCSA_EXT_INLINE void matmul_block(
             for (int j = 0; j < vectors; ++j) sum[i][j] += a * b[j];
         }
     }
-    // What C held is added last: a sum over many tiles is then one of their sums, not of so many single products, and rounds
-    // as rarely.
+    // The previous value of C is added last: a sum over many tiles then adds up the sums of tiles instead of single
+    // products, with fewer rounding errors.
     for (int i = 0; i < rows; ++i)
         for (int j = 0; j < vectors; ++j) {
             T* const to = C + i * c_stride + j * lanes<T>;
@@ -43,7 +43,7 @@ GCSA_EXT_INLINE void matmul_block(
         }
 }
 
-// All rows of one panel of columns; what does not fill a block of rows is left to smaller blocks.
+// All rows of one panel of columns. The rows that do not fill a block go to smaller blocks.
 template <class T, int vectors, int rows = block_rows>
 inline void matmul_panel(
     int64_t M, int64_t K, MatrixView<T> A, const T* B, int64_t b_stride, T* C, int64_t c_stride, bool accumulate

@@ -1,5 +1,5 @@
-// Floating-point operations per second: of products and sums in registers, which nothing exceeds, and of the products of
-// spectra, with the memory traffic that they have in a convolution but without the transforms of the weights between them.
+// The measurements of measure.h. Products of spectra have the memory traffic that they have in a convolution, but no
+// transforms of the weights between them.
 
 #include "params/measure.h"
 
@@ -32,9 +32,10 @@ double best_rate(int threads, double seconds, double operations, const Body& bod
 
 }  // namespace
 
-double fma_peak(int threads, double seconds) {
+template <>
+double run(const FmaPeak& p) {
     constexpr int chains = 12, steps = 200000;  // a product and a sum take 4 or 5 cycles, two are begun in each
-    return best_rate(threads, seconds, 2. * chains * lanes<float> * steps * threads, [](const Team&) {
+    return best_rate(p.threads, p.seconds, 2. * chains * lanes<float> * steps * p.threads, [](const Team&) {
         vec<float> sum[chains];
         const vec<float> factor = broadcast(0.999f);
         for (int i = 0; i < chains; ++i) sum[i] = broadcast(static_cast<float>(i));
@@ -45,10 +46,10 @@ double fma_peak(int threads, double seconds) {
     });
 }
 
-// Seconds that a cache line takes from one thread to another and back, the least of short series, or infinite where there is
-// only one. Two cores under one last-level cache need about 50 ns, two that meet in memory several times as many. All
-// threads come along, since OpenMP would end those that do not.
-double core_round_trip(double seconds) {
+// The least of short series. Two cores under one last-level cache need about 50 ns, two that meet in memory several times as
+// many. All threads of the pool take part in the parallel region, since OpenMP would end the others.
+template <>
+double run(const CoreRoundTrip& p) {
     struct alignas(128) Line {
         std::atomic<int64_t> turn{0};
     } line;
@@ -59,16 +60,16 @@ double core_round_trip(double seconds) {
 #endif
     parallel_team(threads, [&](const Team& team) {
         if (team.size < 2 || team.rank > 1) return;
-        constexpr int64_t over = -1;
+        constexpr int64_t end = -1;
         if (team.rank == 1) {
-            for (int64_t seen = 0; (seen = line.turn.load(std::memory_order_acquire)) != over;)
+            for (int64_t seen = 0; (seen = line.turn.load(std::memory_order_acquire)) != end;)
                 if (seen % 2) line.turn.compare_exchange_strong(seen, seen + 1, std::memory_order_acq_rel);
             return;
         }
         constexpr int series = 20;
         const double begin = now();
         int64_t turns = 0;
-        for (double before = begin, after = begin; after < begin + seconds; before = after) {
+        for (double before = begin, after = begin; after < begin + p.seconds; before = after) {
             for (int i = 0; i < series; ++i, ++turns) {
                 line.turn.store(2 * turns + 1, std::memory_order_release);
                 while (line.turn.load(std::memory_order_acquire) != 2 * turns + 2) {
@@ -77,12 +78,13 @@ double core_round_trip(double seconds) {
             after = now();
             time = std::min(time, (after - before) / series);
         }
-        line.turn.store(over, std::memory_order_release);
+        line.turn.store(end, std::memory_order_release);
     });
     return time;
 }
 
-double product_rate(const ProductRate& p) {
+template <>
+double run(const ProductRate& p) {
     using A = float;
     const Convolution<A> c =
         plan_convolution<A>(p.batch, p.inputs, p.outputs, p.height, p.width, p.kernel, p.threads, false);

@@ -1,4 +1,4 @@
-// Threads: OpenMP's pool, which in a torch process is torch's own.
+// Loops over threads: OpenMP's pool, which in a process with torch is torch's pool.
 #pragma once
 
 #include <cstdint>
@@ -11,13 +11,13 @@
 
 namespace gcsa_ext::cpu::GCSA_EXT_ISA {
 
-// How many threads a job of `count` equal parts is worth.
+// The number of threads for `count` equal parts of work.
 inline int useful_threads(int threads, int64_t count) {
     return count < threads ? (count < 1 ? 1 : static_cast<int>(count)) : threads;
 }
 
-// Calls body(thread, begin, end) with disjoint ranges that cover [0, count); the split depends on nothing but the number
-// of threads. The body must not throw: allocate before.
+// Calls body(thread, begin, end) with disjoint ranges that cover [0, count). The ranges depend only on the number of
+// threads. The body must not throw, so memory is allocated before.
 template <class Body>
 inline void parallel_for(int threads, int64_t count, const Body& body) {
     threads = useful_threads(threads, count);

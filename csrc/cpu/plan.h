@@ -2,12 +2,12 @@
 // are compiled, directly in bfloat16.
 #pragma once
 
+#include "cpu/kernels.h"
 #ifdef GCSA_EXT_MATRIX_REGISTERS
 #include "cpu/matrix/direct_gradient.h"
 #else
 #include "cpu/transforms/fft_gradient.h"
 #include "cpu/transforms/fft_plan.h"
-#include "cpu/transforms/weight_spectra.h"
 #endif
 
 namespace gcsa_ext::cpu::GCSA_EXT_ISA {
@@ -16,24 +16,10 @@ namespace gcsa_ext::cpu::GCSA_EXT_ISA {
 template <class T>
 using PlannedConvolution = DirectConvolution;
 
-// Whether a call is for them: of bfloat16, or of float32 that may be rounded to it, with maps that fill the registers.
+// True for a call that the registers serve: of bfloat16, or of float32 that may be rounded to it, with maps that fill them.
 inline bool uses_registers(const FeatureMap& map, int64_t width, bool mixed) {
     return (map.dtype == DType::bfloat16 || (mixed && map.dtype == DType::float32)) && map.batch * width >= 8;
 }
-
-// They take weights as they are: there is nothing to keep.
-template <class A>
-class WeightSpectra {
-   public:
-    WeightSpectra(const DirectConvolution&, const Taps<A>& taps, const void*) : taps_(taps) {}
-    void check(const Team&) const {}
-    bool fill(const Team&, A*) const { return false; }
-    void keep() const {}
-    Taps<A> taps() const { return taps_; }
-
-   private:
-    Taps<A> taps_;
-};
 #else
 template <class T>
 using PlannedConvolution = Convolution<accumulator<T> >;
@@ -46,6 +32,21 @@ inline PlannedConvolution<T> plan(const Arguments&... arguments) {
     return plan_direct(arguments...);
 #else
     return plan_convolution<accumulator<T> >(arguments...);
+#endif
+}
+
+// Calls body(element) with a value of the element type of a call's map. A call that the matrix registers do not serve goes
+// to AVX-512's kernel instead.
+template <class Call, class Body>
+inline void with_planned_element(
+    [[maybe_unused]] const Call& call, const FeatureMap& map, [[maybe_unused]] int64_t width, [[maybe_unused]] bool mixed,
+    const Body& body
+) {
+#ifdef GCSA_EXT_MATRIX_REGISTERS
+    if (!uses_registers(map, width, mixed)) return avx512::run<void>(call);
+    map.dtype == DType::bfloat16 ? body(bfloat16{}) : body(float{});
+#else
+    with_element(map.dtype, body);
 #endif
 }
 

@@ -54,7 +54,7 @@ constexpr T inverse_factorial(int k) {
     return 1 / product;
 }
 
-// Where there are registers for it, a constant of a loop is kept in one: compilers would load it in every turn.
+// Keeps a constant of a loop in a register, where there are enough: compilers would load it in every iteration.
 template <class T>
 inline vec<T> held(T value) {
     vec<T> constant = broadcast(value);
@@ -64,8 +64,8 @@ inline vec<T> held(T value) {
     return constant;
 }
 
-// 1 / (1 + exp(-x)), made before a loop and called in it. NaN stays NaN. With AVX-512 a float is 0 where it would
-// be a subnormal number.
+// 1 / (1 + exp(-x)). The object is made before a loop, so that its constants are in registers in the loop. NaN stays NaN.
+// With AVX-512, subnormal results in float are 0.
 template <class T>
 class Sigmoid {
     using K = SigmoidConstants<T>;

@@ -30,9 +30,8 @@ struct Taps {
     TapStrides strides;
     int64_t kernel;
     bool mirrored;  // false: out[p] = sum_d w[d] in[p + d]; true: w[d] in[p - d], the gradient of the former's input
-    const A* spectra = nullptr;  // as Multiplication::make_unit leaves them, or null: to be computed
 
-    // Of a convolution with weights in this layout, and of the one from the gradient of its output to that of its input.
+    // The taps of a convolution with weights in this layout, and of the one from its output's gradient to its input's.
     static Taps forward(const void* data, Layout layout, int64_t outputs, int64_t inputs, int64_t kernel) {
         return {static_cast<const A*>(data), outputs, inputs, TapStrides::of(layout, inputs, kernel), kernel, false};
     }
@@ -45,16 +44,16 @@ struct Taps {
     int64_t outputs_in(int64_t block) const { return std::min<int64_t>(outputs - block * lanes<A>, lanes<A>); }
 };
 
-// What a gradient of the weights needs, with the convolution of the output's gradient g to the gradient of the input.
+// Where the gradient of a convolution's weights goes, and its second operand beside the output's gradient g.
 template <class A>
 struct WeightGradient {
-    const BlockedMap<A>* input;  // of the convolution whose backward pass this is
+    const BlockedMap<A>* input;  // of the convolution; null if no gradient of the weights is wanted
     A* grad;                     // (channels of g, channels of input, kernel, kernel)
     Layout layout;               // of grad
-    A* sums;                     // memory for all units if there is more than one group, else null
+    A* sums;                     // memory for unit_sums_size elements, or null where that is 0
 };
 
-// Between a row of `count` scalars for each output and vectors of all outputs.
+// From a row of `count` scalars for each output to vectors of all outputs.
 template <class A>
 inline void gather_rows(const A* from, int64_t output_stride, int64_t outputs, int64_t count, A* to) {
     constexpr int L = lanes<A>;
@@ -71,8 +70,8 @@ inline void gather_rows(const A* from, int64_t output_stride, int64_t outputs, i
         });
     }
 }
-// Stores that cross a cache line take several times as long: the first few scalars are stored on their own where the others
-// of all rows can then be aligned.
+// The way back, times a factor. Stores that cross a cache line take several times as long: where all rows can then be
+// aligned, the first few scalars of each are stored separately.
 template <class A>
 inline void scatter_rows(const A* from, int64_t output_stride, int64_t outputs, int64_t count, A factor, A* to) {
     constexpr int L = lanes<A>;
@@ -92,8 +91,8 @@ inline void scatter_rows(const A* from, int64_t output_stride, int64_t outputs, 
     }
 }
 
-// Between the taps of `outputs` outputs, at most as many as a vector has lanes, and `inputs` inputs, at most as many too,
-// and vectors of all outputs, [input][tap]. Of three strides one is 1.
+// From the taps of `outputs` outputs and `inputs` inputs, each at most as many as a vector has lanes, to vectors of all
+// outputs, [input][tap]. One of the three strides is 1.
 template <class A>
 inline void gather_taps(const A* from, TapStrides strides, int64_t outputs, int64_t inputs, int64_t taps, A* to) {
     constexpr int L = lanes<A>;
@@ -116,6 +115,7 @@ inline void gather_taps(const A* from, TapStrides strides, int64_t outputs, int6
             });
     }
 }
+// The way back, times a factor.
 template <class A>
 inline void scatter_taps(const A* from, TapStrides strides, int64_t outputs, int64_t inputs, int64_t taps, A factor, A* to) {
     constexpr int L = lanes<A>;
@@ -136,7 +136,7 @@ inline void scatter_taps(const A* from, TapStrides strides, int64_t outputs, int
             );
     }
 }
-// For a later scatter_taps.
+// Prefetches the memory that a later scatter_taps writes.
 template <class A>
 inline void prefetch_taps_to_write(TapStrides strides, int64_t outputs, int64_t inputs, int64_t taps, A* to) {
     if (strides.tap == 1) {
@@ -147,15 +147,15 @@ inline void prefetch_taps_to_write(TapStrides strides, int64_t outputs, int64_t 
     }
 }
 
-// Weights that a later call needs, one block of outputs and `count` inputs, as cache lines: those of all steps together are
-// all of them. A step has one for each input.
+// The weights of one block of outputs and `count` inputs as cache lines, to be prefetched step by step. A step has one line
+// for each input, and all steps together have all lines.
 template <class A>
 class TapLines {
     static constexpr int64_t L = lanes<A>, line = cache_line / static_cast<int64_t>(sizeof(A));
 
    public:
     TapLines(const Taps<A>& taps, const A* first, int64_t count) : first_(first), count_(count) {
-        // The mirrored convolution's lie in a run for each input, the others' in a run for each output.
+        // Mirrored taps lie in one run per input, others in one run per output.
         const TapStrides& strides = taps.strides;
         const int64_t segments = taps.mirrored ? 1 : (count + L - 1) / L, run = (taps.mirrored ? L : count) * taps.size();
         stride_ = taps.mirrored ? strides.input : strides.output;
@@ -163,9 +163,9 @@ class TapLines {
         step_ = strides.tap == 1 ? segments * line : strides.tap;
         steps_ = strides.tap == 1 ? run / step_ + 1 : taps.size();
     }
-    // The last step's from there on.
+    // The lines of step i; from the last step on always the same.
     Lines<A> step(int64_t i) const { return {first_ + std::min(i, steps_ - 1) * step_, stride_, segment_stride_}; }
-    // Asks for those of one of `shares` shares of the steps.
+    // Prefetches the lines of one of `shares` shares of the steps.
     GCSA_EXT_INLINE void prefetch_share(int64_t share, int64_t shares) const {
         for (int64_t row = 0; row < std::min(count_, L); ++row)
             for (int64_t i = steps_ * share / shares; i < steps_ * (share + 1) / shares; ++i)
@@ -180,7 +180,7 @@ class TapLines {
 
 // Calls take(i, vectors) for the taps of inputs first ... first + count and one block of outputs, i counted from `first`: a
 // vector of all outputs for each tap. `gathered` is scratch for kernel^2 vectors of as many inputs as a vector has lanes.
-// `later` is asked for meanwhile, if there is any.
+// The lines of `later`, which may be null, are prefetched between the calls.
 template <class A, class Take>
 inline void for_each_taps(
     const Taps<A>& taps, int64_t block, int64_t first, int64_t count, const TapLines<A>* later, A* gathered, const Take& take
@@ -189,8 +189,8 @@ inline void for_each_taps(
     const TapStrides strides = taps.strides;
     const int64_t outputs = taps.outputs_in(block), size = taps.size();
     const A* const from = taps.at(block * L, first);
-    // Inputs that follow each other in memory are gathered together: a vector's width of scalars or, as full squares, a
-    // quarter of that, which stays in the first-level cache until it is transformed.
+    // Inputs that follow each other in memory are gathered together: as many as a vector has lanes or, where their taps
+    // follow each other, a quarter of that, whose full squares stay in the L1 cache until they are transformed.
     const int64_t together = strides.input == 1 ? L : strides.input == size ? std::max(L / 4, 1) : 1;
     for (int64_t i = 0; i < count; i += together) {
         const int64_t inputs = std::min(together, count - i);

@@ -1,11 +1,11 @@
-// Threads that work on one thing together, phase by phase.
+// Threads that work together, phase by phase.
 #pragma once
 
 #include "cpu/parallel.h"
 
 namespace gcsa_ext::cpu::GCSA_EXT_ISA {
 
-// Either one thread on its own or all threads of the enclosing parallel region.
+// Either a single thread or all threads of the enclosing parallel region.
 struct Team {
     int rank, size;
 
@@ -18,7 +18,7 @@ struct Team {
     void for_each(int64_t count, const Body& body) const {
         for (auto [i, end] = share(count); i < end; ++i) body(i);
     }
-    // What the team wrote before is seen by all of it afterwards.
+    // Afterwards all threads of the team see what any of them wrote before.
     void barrier() const {
 #ifdef _OPENMP
         if (size > 1) {

@@ -20,8 +20,8 @@ struct TileRange {
     int64_t begin, count;  // positions, counted through the batch
 };
 
-// Cuts vectors begin ... end of `positions` positions, lanes of them in each, into tiles of about the same width, at most
-// `widest` vectors: body(range, columns), the last columns holding no position where these end within a vector.
+// Cuts vectors begin ... end of positions into tiles of about the same width, at most `widest` vectors. Calls body(range,
+// columns) for each: of the `columns` columns, whole vectors, those beyond range.count hold no position.
 template <class A, class Body>
 inline void for_each_tile(int64_t begin, int64_t end, int64_t positions, int64_t widest, const Body& body) {
     constexpr int64_t L = lanes<A>;
@@ -32,8 +32,8 @@ inline void for_each_tile(int64_t begin, int64_t end, int64_t positions, int64_t
     }
 }
 
-// Calls run(tile column, offset of the run's first position in channel 0, count) for the parts of a tile that lie in one
-// image.
+// Calls run(column, offset in the map, count) for every part of a tile that lies in one image: its first column in the tile
+// and the offset of its first position in channel 0.
 template <class Run>
 inline void for_each_run(const FeatureMap& map, TileRange range, const Run& run) {
     for (int64_t done = 0; done < range.count;) {
@@ -57,7 +57,7 @@ inline void load_tile(
         for_each_run(map, range, [&](int64_t column, int64_t offset, int64_t count) {
             for (int64_t c = 0; c < map.channels; ++c) {
                 const T* const row = from + offset + shuffle.to(c) * map.positions;
-                prefetch(row + count, count);  // of the next tile, unless the image ends
+                prefetch(row + count, count);  // the next tile, unless the image ends
                 load_row(row, count, tile + c * columns + column);
             }
         });
@@ -87,7 +87,7 @@ inline void store_tile(
         for_each_run(map, range, [&](int64_t column, int64_t offset, int64_t count) {
             for (int64_t c = 0; c < map.channels; ++c) {
                 T* const row = to + offset + shuffle.to(c) * map.positions;
-                prefetch_to_write(row + count, count);  // of the next tile
+                prefetch_to_write(row + count, count);  // the next tile
                 store_row(row, count, tile + c * columns + column);
             }
         });

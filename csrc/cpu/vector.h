@@ -1,5 +1,5 @@
-// Vectors of one register's width for the instruction set this file is compiled for, on compiler vector extensions
-// (GCC, Clang), so that the same source serves every machine.
+// Vectors as wide as a register of the instruction set that this file is compiled for. They are the compilers' vector
+// extensions (GCC, Clang), so that the same source serves every machine.
 #pragma once
 
 #include <cstdint>
@@ -16,7 +16,7 @@
 #error "kernels are compiled once per instruction set: define GCSA_EXT_ISA and GCSA_EXT_VECTOR_BYTES"
 #endif
 
-// A call would pass all of its vectors through memory.
+// For functions of vectors: a call would pass them through memory.
 #define GCSA_EXT_INLINE __attribute__((always_inline)) inline
 
 // Everything lives in the instruction set's own namespace: were two object files to share the name of an inline function,
@@ -38,6 +38,17 @@ struct AccumulatorOf<bfloat16> {
 };
 template <class T>
 using accumulator = typename AccumulatorOf<T>::type;
+
+// Calls body(element) with a value of the element type.
+template <class Body>
+inline void with_element(DType dtype, const Body& body) {
+    switch (dtype) {
+        case DType::float32: return body(float{});
+        case DType::float64: return body(double{});
+        case DType::bfloat16: return body(bfloat16{});
+        case DType::float16: return;  // refused by the bindings
+    }
+}
 
 template <class T, int bytes>
 struct VectorOf {
@@ -76,7 +87,7 @@ inline vec<T> broadcast(T value) {
 
 // ---- loads and stores: unaligned, any element type to and from its accumulator ----
 
-// A full vector, as a count known at compile time.
+// The count of a full vector, known at compile time.
 template <class T>
 struct Full {
     constexpr operator int() const { return lanes<accumulator<T>>; }
@@ -134,7 +145,7 @@ inline void store(T* to, vec<accumulator<T>> value, int count) {
         return;
     }
     int done = 0;
-    const auto copy = [&](auto size) {  // known at compile time: a move or two
+    const auto copy = [&](auto size) {  // of a constant size: one move or two
         if (count & size) {
             __builtin_memcpy(to + done, lane + done, size * sizeof(T));
             done += size;
@@ -148,9 +159,9 @@ inline void store(T* to, vec<accumulator<T>> value, int count) {
     copy(std::integral_constant<int, 1>{});
 }
 
-// Asks for the cache lines of `count` elements, to be read or to be written; where these do not begin with a line, perhaps
-// not for the last. An address that is not mapped is ignored. Always inlined, since GCC leaves out calls of a function that
-// does nothing else: it has no effect.
+// Prefetch the cache lines of `count` elements, to read or to write them. The last line may be left out where the elements
+// do not begin with a line. The addresses need not be mapped. Always inlined, since GCC removes calls of functions that only
+// prefetch as having no effect.
 constexpr int64_t cache_line = 64;  // bytes
 template <class T>
 GCSA_EXT_INLINE void prefetch(const T* from, int64_t count) {
@@ -186,7 +197,7 @@ inline vec<T> relu(vec<T> x) {
 
 // ---- transposition of a square of lanes x lanes, in registers ----
 
-// Of two vectors, one behind the other, the elements of these numbers.
+// The elements with these numbers of two vectors, one behind the other.
 template <class T, int... k>
 GCSA_EXT_INLINE vec<T> shuffle(vec<T> a, vec<T> b) {
 #if __has_builtin(__builtin_shufflevector)
@@ -196,8 +207,8 @@ GCSA_EXT_INLINE vec<T> shuffle(vec<T> a, vec<T> b) {
 #endif
 }
 
-// Of a 2 step x 2 step square's rows, `step` apart, the first or the second one after its off-diagonal quarters were
-// swapped.
+// Two rows of a 2 step x 2 step square, `step` apart; returns the first or the second one after the off-diagonal quarters of
+// the square were swapped.
 template <class T, int step, bool second, int... k>
 GCSA_EXT_INLINE vec<T> swap_quarters(vec<T> a, vec<T> b, std::integer_sequence<int, k...>) {
     constexpr int from_a = second ? step : 0, from_b = lanes<T> + from_a - step;
@@ -220,8 +231,8 @@ GCSA_EXT_INLINE void transpose(vec<T>* rows) {
     }
 }
 
-// row(i) gives the rows of a square for i = 0 ... rows - 1, the others are zero; column(i, vector) takes its columns for i =
-// 0 ... columns - 1. All stays in registers.
+// Transposes a square in registers: row(i) returns its rows for i = 0 ... rows - 1, the others are zero; column(i, vector)
+// takes its columns for i = 0 ... columns - 1.
 template <class T, class Row, class Column>
 GCSA_EXT_INLINE void transpose_square(int64_t rows, int64_t columns, const Row& row, const Column& column) {
     constexpr int n = lanes<T>;
@@ -238,7 +249,7 @@ GCSA_EXT_INLINE void transpose_square(int64_t rows, int64_t columns, const Row& 
             if (i < columns) column(i, square[i]);
 }
 
-// A vector of pieces of 16 bytes, `distance` elements apart in memory.
+// join: a vector of two halves. load_pieces: a vector of pieces of 16 bytes that lie `distance` elements apart in memory.
 template <class T, int bytes, int... k>
 GCSA_EXT_INLINE auto join(
     typename VectorOf<T, bytes / 2>::type low, typename VectorOf<T, bytes / 2>::type high, std::integer_sequence<int, k...>
@@ -265,8 +276,8 @@ GCSA_EXT_INLINE auto load_pieces(const T* from, int64_t distance) {
     }
 }
 
-// transpose_square of rows in memory, `stride` elements apart. Of a full square the pieces that have to change places only
-// as a whole are loaded into these: half as many permutations.
+// transpose_square of rows in memory, `stride` elements apart. In a full square, pieces of 16 bytes that move as a whole are
+// loaded to their new places, which saves half of the permutations.
 template <class T, class Column>
 GCSA_EXT_INLINE void transpose_rows(const T* from, int64_t stride, int64_t rows, int64_t columns, const Column& column) {
     using A = accumulator<T>;

@@ -1,4 +1,4 @@
-// Scratch memory of a kernel call: one allocation, handed out in pieces that start on a cache line.
+// Memory for one call of a kernel, divided into pieces that begin with a cache line.
 #pragma once
 
 #include <cstdint>
@@ -28,7 +28,7 @@ class Workspace {
     T* data_;
 };
 
-// Hands out consecutive pieces, each a multiple of 64 bytes long.
+// Divides memory into consecutive pieces, each a multiple of 64 bytes long.
 template <class T>
 class Pieces {
    public:

@@ -1,4 +1,4 @@
-// What the Python functions of all CUDA operators share.
+// What the bindings of all CUDA operators share.
 #pragma once
 
 #include <pybind11/pybind11.h>
@@ -8,9 +8,11 @@
 #include <stdexcept>
 #include <string>
 #include <tuple>
+#include <utility>
 
 #include "map.h"
 #include "plan.h"
+#include "vector.h"
 
 namespace gcsa_ext::cuda {
 
@@ -36,13 +38,23 @@ T* pointer(Address address) {
     return reinterpret_cast<T*>(address);
 }
 
-inline Map map(int element, int64_t batch, int64_t channels, int64_t positions) {
-    require(element >= 0 && element <= 2, "an element code of 0 (float32), 1 (bfloat16) or 2 (float16)");
-    require(batch >= 1 && channels >= 1 && positions >= 1, "a batch, channels and positions of at least 1");
-    return {static_cast<Element>(element), batch, channels, positions};
+// The code of a dtype is its number in params/tensor.h.
+inline DType dtype_of(int code) {
+    require(code >= 0 && code <= static_cast<int>(DType::float16), "the code of a dtype, from 0 to 3");
+    return static_cast<DType>(code);
 }
 
-// A plan as Python sees it.
+using TypedAddress = std::pair<Address, int>;  // with the code of a dtype
+
+inline Vector vector(const TypedAddress& typed) { return {pointer(typed.first), dtype_of(typed.second)}; }
+
+inline Map map(int dtype, int64_t batch, int64_t channels, int64_t positions) {
+    require(dtype_of(dtype) != DType::float64, "a map of float32, bfloat16 or float16");
+    require(batch >= 1 && channels >= 1 && positions >= 1, "a batch, channels and positions of at least 1");
+    return {dtype_of(dtype), batch, channels, positions};
+}
+
+// A plan as a Python object.
 inline pybind11::dict to_dict(const Plan& plan) {
     pybind11::dict result;
     result["kernel"] = plan.kernel;
@@ -53,7 +65,7 @@ inline pybind11::dict to_dict(const Plan& plan) {
     return result;
 }
 
-// Runs `call`; an error of a launch also tells the operands' sizes.
+// Runs `call` without the GIL and adds the operands' sizes to the message of a failed launch.
 template <class Call>
 auto with_sizes(const std::string& sizes, const Call& call) {
     try {

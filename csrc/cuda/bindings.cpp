@@ -24,13 +24,14 @@ FrequencyMask frequency_mask_call(
         bins,
         frames,
         bands,
-        shared,
-        element_size,
         pointer<const int64_t>(start),
         pointer<const int64_t>(width),
+        shared,
+        static_cast<int>(element_size),
         value,
         pointer(input),
-        pointer(output)
+        pointer(output),
+        1
     };
 }
 
@@ -67,20 +68,13 @@ pybind11::dict to_dict(const Plan& plan, const Share& share) {
     return result;
 }
 
-using VectorArgument = std::pair<Address, int>;  // address, element code
-
-Vector vector(const VectorArgument& argument) {
-    require(argument.second >= 0 && argument.second <= 3, "an element code of a vector from 0 to 3 (float64)");
-    return {pointer(argument.first), static_cast<VectorElement>(argument.second)};
-}
-
 NormStatistics statistics_call(
-    int element, bool last, int64_t batch, int64_t channels, int64_t positions, Address u, const VectorArgument& offset,
+    int dtype, bool last, int64_t batch, int64_t channels, int64_t positions, Address u, const TypedAddress& offset,
     Address mean, Address var, Address partial
 ) {
     require_addresses(u, mean, var, partial);
     return {
-        map(element, batch, channels, positions),
+        map(dtype, batch, channels, positions),
         last,
         pointer(u),
         vector(offset),
@@ -93,19 +87,19 @@ NormStatistics statistics_call(
 using Layouts = std::array<bool, 3>;  // of u, z and the result: whether it is channels_last
 
 NormForward forward_call(
-    int element, const Layouts& last, bool add, int64_t batch, int64_t channels, int64_t positions, float eps, Address u,
-    Address z, const VectorArgument& weight, const VectorArgument& bias, const VectorArgument& offset, Address mean,
-    Address var, Address out
+    int dtype, const Layouts& last, bool add, int64_t batch, int64_t channels, int64_t positions, float eps, Address u,
+    Address z, const TypedAddress& weight, const TypedAddress& bias, const TypedAddress& offset, Address mean, Address var,
+    Address out
 ) {
     const auto [u_last, z_last, out_last] = last;
     const bool mixed = u_last != z_last || u_last != out_last;
     require(u_last || !mixed, "u that is channels_last where another map is");
     require(z_last || out_last || !mixed, "z or out in the layout of u");
-    require(!mixed || element != 0, "one layout of all maps of float32");
+    require(!mixed || dtype != 0, "one layout of all maps of float32");
     require(!add || out_last == u_last, "out in the layout of u where that is added to it");
     require_addresses(u, mean, var);
     return {
-        map(element, batch, channels, positions),
+        map(dtype, batch, channels, positions),
         u_last,
         z_last,
         out_last,
@@ -132,58 +126,52 @@ NormBackward backward_call(
 }
 
 void bind_norm(pybind11::module_& module) {
-    module.def("norm_parts", [](int element, bool last, bool mixed, int64_t batch, int64_t channels, int64_t positions) {
-        return norm_parts(map(element, batch, channels, positions), last, mixed);
+    module.def("norm_parts", [](int dtype, bool last, bool mixed, int64_t batch, int64_t channels, int64_t positions) {
+        return norm_parts(map(dtype, batch, channels, positions), last, mixed);
     });
     module.def(
-        "norm_statistics",
-        [](const Target& target, int element, bool last, int64_t batch, int64_t channels, int64_t positions, Address u,
-           const VectorArgument& offset, Address mean, Address var, Address partial) {
-            const auto call = statistics_call(element, last, batch, channels, positions, u, offset, mean, var, partial);
+        "norm_statistics", [](const Target& target, int dtype, bool last, int64_t batch, int64_t channels, int64_t positions,
+                              Address u, const TypedAddress& offset, Address mean, Address var, Address partial) {
+            const auto call = statistics_call(dtype, last, batch, channels, positions, u, offset, mean, var, partial);
             with_sizes(describe(call.map), [&] { norm_statistics(call, stream(target)); });
         }
     );
     module.def(
-        "plan_norm_statistics", [](int element, bool last, int64_t batch, int64_t channels, int64_t positions, Address u) {
+        "plan_norm_statistics", [](int dtype, bool last, int64_t batch, int64_t channels, int64_t positions, Address u) {
             Share share;
-            const auto plan = plan_norm_statistics(
-                statistics_call(element, last, batch, channels, positions, u, {0, 0}, 16, 16, 16), share
-            );
+            const auto plan =
+                plan_norm_statistics(statistics_call(dtype, last, batch, channels, positions, u, {0, 0}, 16, 16, 16), share);
             return to_dict(plan, share);
         }
     );
     module.def(
-        "norm_forward",
-        [](const Target& target, int element, const Layouts& last, bool add, int64_t batch, int64_t channels,
-           int64_t positions, float eps, Address u, Address z, const VectorArgument& weight, const VectorArgument& bias,
-           const VectorArgument& offset, Address mean, Address var, Address out) {
+        "norm_forward", [](const Target& target, int dtype, const Layouts& last, bool add, int64_t batch, int64_t channels,
+                           int64_t positions, float eps, Address u, Address z, const TypedAddress& weight,
+                           const TypedAddress& bias, const TypedAddress& offset, Address mean, Address var, Address out) {
             require_addresses(out);
-            const auto call = forward_call(
-                element, last, add, batch, channels, positions, eps, u, z, weight, bias, offset, mean, var, out
-            );
+            const auto call =
+                forward_call(dtype, last, add, batch, channels, positions, eps, u, z, weight, bias, offset, mean, var, out);
             with_sizes(describe(call.map), [&] { norm_forward(call, stream(target)); });
         }
     );
     module.def(
-        "plan_norm_forward", [](int element, const Layouts& last, bool add, int64_t batch, int64_t channels,
-                                int64_t positions, Address u, Address out) {
+        "plan_norm_forward", [](int dtype, const Layouts& last, bool add, int64_t batch, int64_t channels, int64_t positions,
+                                Address u, Address out) {
             Share share;
             const auto plan = plan_norm_forward(
-                forward_call(
-                    element, last, add, batch, channels, positions, 0.0f, u, 16, {0, 0}, {0, 0}, {0, 0}, 16, 16, out
-                ),
+                forward_call(dtype, last, add, batch, channels, positions, 0.0f, u, 16, {0, 0}, {0, 0}, {0, 0}, 16, 16, out),
                 share
             );
             return to_dict(plan, share);
         }
     );
     module.def(
-        "norm_backward", [](const Target& target, int element, bool last, bool grad_last, int64_t batch, int64_t channels,
-                            int64_t positions, float eps, Address u, Address z, const VectorArgument& weight,
-                            const VectorArgument& bias, const VectorArgument& offset, Address mean, Address var,
-                            Address grad, Address grad_u, Address grad_z, Address sums, Address partial) {
+        "norm_backward",
+        [](const Target& target, int dtype, bool last, bool grad_last, int64_t batch, int64_t channels, int64_t positions,
+           float eps, Address u, Address z, const TypedAddress& weight, const TypedAddress& bias, const TypedAddress& offset,
+           Address mean, Address var, Address grad, Address grad_u, Address grad_z, Address sums, Address partial) {
             const auto forward = forward_call(
-                element, {last, last, grad_last}, false, batch, channels, positions, eps, u, z, weight, bias, offset, mean,
+                dtype, {last, last, grad_last}, false, batch, channels, positions, eps, u, z, weight, bias, offset, mean,
                 var, 0
             );
             const auto call = backward_call(forward, grad, grad_u, grad_z, sums, partial);
@@ -191,10 +179,10 @@ void bind_norm(pybind11::module_& module) {
         }
     );
     module.def(
-        "plan_norm_backward", [](int element, bool last, bool grad_last, int64_t batch, int64_t channels, int64_t positions,
+        "plan_norm_backward", [](int dtype, bool last, bool grad_last, int64_t batch, int64_t channels, int64_t positions,
                                  Address u, Address grad, Address partial) {
             const auto forward = forward_call(
-                element, {last, last, grad_last}, false, batch, channels, positions, 0.0f, u, 16, {0, 0}, {0, 0}, {0, 0}, 16,
+                dtype, {last, last, grad_last}, false, batch, channels, positions, 0.0f, u, 16, {0, 0}, {0, 0}, {0, 0}, 16,
                 16, 0
             );
             Share share;
@@ -204,7 +192,7 @@ void bind_norm(pybind11::module_& module) {
     );
     module.def(
         "norm_sums", [](const Target& target, int64_t parts, int64_t channels, Address partial, Address sums,
-                        const VectorArgument& grad_weight, const VectorArgument& grad_bias) {
+                        const TypedAddress& grad_weight, const TypedAddress& grad_bias) {
             require(parts >= 1 && channels >= 1, "parts and channels of at least 1");
             require_addresses(partial, sums);
             SumRows call{};

@@ -1,4 +1,4 @@
-// The Python functions of the CUDA kernels: of the submodule gcsa_ext._C.cuda, or of a module of the emulation.
+// The bindings of the CUDA kernels: functions of the submodule gcsa_ext._C.cuda, or of the emulation's module.
 #pragma once
 
 #include <pybind11/pybind11.h>

@@ -2,12 +2,12 @@
 //
 //   hidden = relu(w1 x + b1),   a = sigmoid(w2 hidden + b2),   out[j * G + i] = (x * a)[i * (C / G) + j]
 //
-// A block goes through tiles of positions; a warp has 16 of them, the rows of its products, and all channels. x is read
-// once, into shared memory, where the product x * a takes its place, and out is written once, from there; the hidden units
-// of a warp's positions lie beside. While a tile is worked on, the next one is copied.
+// A block goes through tiles of positions. A warp has 16 positions of a tile, the rows of its products, and all channels. x
+// is read once, into shared memory, where x * a replaces it, and out is written once, from there. While a tile is worked on,
+// the next one is copied.
 //
-// The weights stay in shared memory, if there is room, or go through two buffers for every tile; then their way through the
-// L2 cache bounds the time, not x and out.
+// If there is room, the weights stay in shared memory. Otherwise they go through two buffers for every tile, and the L2
+// cache that they come from bounds the time, not x and out.
 #include "channel_gate.h"
 #include "channel_gate_device.h"
 
@@ -24,9 +24,42 @@ struct ForwardOrder {
 template <class Math, int units>
 using ForwardSizes = PieceSizes<units, 64, Math::pad>;
 
-// Two blocks to a multiprocessor leave 128 registers to a thread; products on ordinary units take more.
+// Two blocks per multiprocessor leave 128 registers per thread; products without tensor cores take more.
 template <class Math>
 constexpr int blocks_at_least = std::is_same_v<Math, Fma> ? 1 : 2;
+
+// The second layer and the gate for a warp's 16 positions, from `row` of the tile on: x * a takes the place of x.
+template <class Math, class Sizes>
+__device__ inline void gate_rows(
+    const GateLaunch& launch, typename Math::Element* tile, const TilePlace& place, int row,
+    const typename Math::Element* hidden_rows, Pieces<Math, Sizes, ForwardOrder>& pieces, int& turn, bool another,
+    const float* bias
+) {
+    using T = typename Math::Element;
+    const int channels = int(launch.call.map.channels), hidden_stride = launch.padded_units + Math::pad;
+    const int lane_row = row + lane_number() / 4, at[2] = {place.at(lane_row), place.at(lane_row + 8)};
+    for (int channel = 0; channel < launch.padded_channels; channel += Sizes::channels) {
+        Result sums[Sizes::channels / step];
+#pragma unroll
+        for (auto& sum : sums) clear(sum);
+        for (int unit = 0; unit < launch.padded_units; unit += Sizes::units) {
+            const T* const w2 = pieces.take(turn++, another);
+            const auto left = [&](int k) { return Math::left(hidden_rows + unit + k, hidden_stride); };
+            accumulate<Math, Sizes::units, false>(sums, left, w2, Sizes::stride2);
+        }
+#pragma unroll
+        for (int n = 0; n < Sizes::channels; n += step) {
+            for_lane_elements([&](int index, int m, int column) {
+                const int c = channel + n + column;
+                // The padding behind the last channel must stay 0: hidden units may be infinite, and 0 times that is NaN.
+                if (c >= channels || row + m >= place.count) return;
+                const float v = sums[n / step].at[index] + bias[c];
+                T& value = tile[at[index / 2 % 2] + c * place.between_channels()];
+                value = from_float<T>(to_float(value) * (launch.call.sigmoid ? sigmoid(v) : v));
+            });
+        }
+    }
+}
 
 template <class Math, int units>
 __global__ void __launch_bounds__(32 * largest_gate_warps, blocks_at_least<Math>) channel_gate_forward(
@@ -54,7 +87,7 @@ __global__ void __launch_bounds__(32 * largest_gate_warps, blocks_at_least<Math>
     const int64_t first = int64_t(blockIdx.x) * launch.held, between = int64_t(gridDim.x) * launch.held;
     TilePlace place = tile_place(launch, first);
     const auto* const x = static_cast<const T*>(call.x);
-    const bool ahead = launch.tile_buffers == 2;
+    const bool ahead = launch.tile_buffers == 2;  // the next tile is copied while one is worked on
 
     pieces.begin();
     load_vector<T>(bias1, call.b1, hidden, launch.padded_units);
@@ -70,7 +103,7 @@ __global__ void __launch_bounds__(32 * largest_gate_warps, blocks_at_least<Math>
         next.first = first + (ahead ? turn + 1 : turn) * between;
         next.count = at_most(end - next.first, launch.held);
         wait_for_copies<0>();
-        __syncthreads();  // what the next tile is copied to has been stored
+        __syncthreads();  // the buffer of the next tile has been stored
         if (next.first < end) {
             load_tile(tiles + (ahead && turn % 2 == 0 ? launch.tile_elements : 0), x, call.map, next, launch.x_access);
         }
@@ -87,30 +120,7 @@ __global__ void __launch_bounds__(32 * largest_gate_warps, blocks_at_least<Math>
 
         int turn_of_pieces = 0;
         compute_hidden(hidden_rows, hidden_stride, tile, place, row, pieces, turn_of_pieces, another, bias1, hidden);
-
-        const int own = row + lane_number() / 4, at[2] = {place.at(own), place.at(own + 8)};
-        for (int channel = 0; channel < launch.padded_channels; channel += Sizes::channels) {
-            Result sums[Sizes::channels / step];
-#pragma unroll
-            for (auto& sum : sums) clear(sum);
-            for (int unit = 0; unit < launch.padded_units; unit += Sizes::units) {
-                const T* const w2 = pieces.take(turn_of_pieces++, another);
-                const auto left = [&](int k) { return Math::left(hidden_rows + unit + k, hidden_stride); };
-                accumulate<Math, Sizes::units, false>(sums, left, w2, Sizes::stride2);
-            }
-#pragma unroll
-            for (int n = 0; n < Sizes::channels; n += step) {
-                for_own_elements([&](int index, int m, int column) {
-                    const int c = channel + n + column;
-                    // The padding behind the last channel must stay 0: hidden units may be infinite, and 0 times that is
-                    // NaN.
-                    if (c >= channels || row + m >= place.count) return;
-                    const float v = sums[n / step].at[index] + bias2[c];
-                    T& value = tile[at[index / 2 % 2] + c * place.between_channels()];
-                    value = from_float<T>(to_float(value) * (call.sigmoid ? sigmoid(v) : v));
-                });
-            }
-        }
+        gate_rows<Math>(launch, tile, place, row, hidden_rows, pieces, turn_of_pieces, another, bias2);
         __syncthreads();
         store_shuffled(
             static_cast<T*>(call.out), tile, call.map, place, int(call.groups), call.out_last, launch.out_images,
@@ -124,12 +134,13 @@ struct Choice {
     Plan plan;
 };
 
-// Of a thread, at most, as compiled for sm_80, sm_90 and sm_100 by CUDA 13.0.
+// Registers of a thread, at most, as compiled for sm_80, sm_90 and sm_100 by CUDA 13.0.
 template <class Math>
 constexpr int64_t forward_registers = std::is_same_v<Math, Fma> ? 168 : 128;
 
-// The next tile is copied while one is worked on, by as many warps as possible, with the weights in shared memory; where
-// they are not, a block has as many positions as possible, since every tile takes all weights through the L2 cache.
+// The best way that fits is taken. First come those with the weights in shared memory and two tile buffers, most warps
+// first; without resident weights a block has as many positions as possible, since every tile reads all weights from the L2
+// cache.
 constexpr GateWay ways[] = {
     {true, 2, 4, 4},  {true, 2, 4, 3},  {true, 2, 4, 2},  {true, 2, 8, 1},  {false, 1, 8, 2}, {true, 2, 4, 1},
     {false, 1, 8, 1}, {false, 1, 4, 2}, {false, 1, 4, 1}, {false, 1, 2, 1}, {false, 1, 1, 1},
@@ -145,7 +156,7 @@ bool choose(const ChannelGate& call, const GateWay& way, const Device& device, C
     const int64_t pieces = (way.resident ? 2 * blocks * unit_blocks : 2) * Sizes::elements;
     const int64_t hidden = way.warps * step * (all_units + Math::pad);
     const int64_t elements = way.tile_buffers * int64_t(launch.tile_elements) + hidden + pieces;
-    const int64_t bytes = elements * element_size(call.map.element) + (all_units + channels) * 4;
+    const int64_t bytes = elements * element_size(call.map.dtype) + (all_units + channels) * 4;
     if (!fits(bytes, forward_registers<Math>, way, device)) return false;
     const int64_t tiles = ceil_div(call.map.batch * call.map.positions, launch.held);
     choice.plan = {"channel_gate", std::min(tiles, way.blocks * device.multiprocessors), 1, 1, way.warps * 32, bytes};
@@ -155,7 +166,7 @@ bool choose(const ChannelGate& call, const GateWay& way, const Device& device, C
 // Calls function(choice, kernel).
 template <class Function>
 void with_choice(const ChannelGate& call, const Device& device, const Function& function) {
-    with_units(call.map.element, call.tf32, [&](auto math) {
+    with_units(call.map.dtype, call.tf32, [&](auto math) {
         using Math = decltype(math);
         const bool few = call.hidden <= largest_hidden_of_few_units;
         for (const auto& way : ways) {

@@ -10,7 +10,7 @@
 
 namespace gcsa_ext::cuda {
 
-// How many hidden units the kernels take. Beyond, products are nearly all of the time.
+// The most hidden units that the kernels take. With more, products take nearly all of the time.
 constexpr int64_t largest_gate_hidden = 256;
 
 // All tensors of the map's element type; weights contiguous.
@@ -18,7 +18,7 @@ struct ChannelGate {
     Map map;
     int64_t hidden;  // h, at most largest_gate_hidden
     int64_t groups;  // divides C
-    bool sigmoid;    // false: the gate without its sigmoid
+    bool sigmoid;    // false: the gate has no sigmoid
     bool tf32;       // multiply float32 on tensor cores
     bool x_last;     // x is channels_last
     bool out_last;   // out is channels_last
@@ -39,9 +39,9 @@ struct ChannelGatePlan {
 ChannelGatePlan plan_channel_gate(const ChannelGate& call, const Device& device);
 void channel_gate(const ChannelGate& call, const Device& device, Stream stream);
 
-// The workspace and grad_x are of the map's element type. What a plan does not ask for may be null.
+// The workspace and grad_x have the map's element type. A part of the workspace that the plan does not need may be null.
 struct ChannelGateBackward {
-    ChannelGate gate;     // but out and out_last
+    ChannelGate gate;     // out and out_last are not used
     bool grad_last;       // grad is channels_last
     bool weights;         // the gradients of weights are wanted
     const void* grad;     // (N, C, P), of out
@@ -50,21 +50,21 @@ struct ChannelGateBackward {
     void* hidden_out;     // (N * P, units)
     void* g1_out;         // (N * P, units)
     void* g2_out;         // (N * P, C)
-    int64_t rows, units;  // of the workspace: those of the plan for the very same call
+    int64_t rows, units;  // of the workspace, from the plan for the same call
     Vector gradients[4];  // of w1, b1, w2, b2
 };
 
 struct ChannelGateBackwardPlan {
     Plan main;
-    Plan sums;                              // no threads: `main` also sums
-    Plan add;                               // no threads: no gradients of weights are wanted
+    Plan sums;                              // 0 threads: not launched, since `main` makes the sums
+    Plan add;                               // 0 threads: not launched, since no gradients of weights are wanted
     int64_t rows;                           // of partial
     int64_t units;                          // of hidden_out and g1_out; 0 where these and g2_out are not needed
     int x_bytes, grad_bytes, grad_x_bytes;  // of an access to these maps
 };
 
-// The second kernel of the backward pass: hidden_out, g1_out, g2_out and x into rows of `partial`, one
-// for each block along x.
+// The second kernel of the backward pass: sums hidden_out, g1_out, g2_out and x into rows of `partial`, one for each block
+// along x.
 struct ChannelGateSums {
     ChannelGateBackward call;
     int64_t units;  // of hidden_out and g1_out, a multiple of 64

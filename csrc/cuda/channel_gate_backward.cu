@@ -4,13 +4,13 @@
 //   g2 = g * x * a (1 - a),   g1 = (hidden > 0) * (w2' g2),   grad_x = g * a + w1' g1
 //   grad_w1 = g1 x',  grad_b1 = sum g1,  grad_w2 = g2 hidden',  grad_b2 = sum g2        summed over positions
 //
-// hidden and a are computed again. As in the forward pass a warp has 16 positions, rows of four products, and what it finds
-// lies in shared memory: g * a and then grad_x in the place of g, g2 in that of x, g1 in that of hidden.
+// hidden and a are computed again. As in the forward pass a warp has 16 positions, the rows of four products, whose operands
+// lie in shared memory: g * a and then grad_x in the place of g, g2 in that of x, g1 in that of hidden.
 //
-// The sums over positions are made of parts, whose number comes from the shape. Where the results of a part, 16 x 16
-// elements each, are few enough to be held in registers, its block shares them out to its warps (`fused`), and g2 and g1
-// have places of their own. Otherwise g2, hidden and g1 go through memory to channel_gate_sums.cu. A part's sums are a row
-// of `partial`, and sum_rows adds these in their order.
+// The positions are cut into parts, whose number follows from the shape, and each part has sums of its own. Where the sums
+// of a part, results of 16 x 16 elements, are few enough for the registers of a block, its warps share them (`fused`), and
+// g2 and g1 have shared memory of their own. Otherwise g2, hidden and g1 go through global memory to channel_gate_sums.cu.
+// The sums of a part are a row of `partial`, and sum_rows adds these rows in order.
 #include "channel_gate_device.h"
 #include "channel_gate_sums.h"
 #include "sum_rows.h"
@@ -19,10 +19,10 @@ namespace gcsa_ext::cuda {
 
 namespace {
 
-constexpr int held_results = 2;  // of either matrix, that a warp holds at most
+constexpr int held_results = 2;  // results of either matrix that a warp has in registers, at most
 
-// All pieces of w1 for hidden, those of w2 for g2, those of w2 for g1, those of w1 for grad_x. The products with units as
-// results go through channels first, the others through units.
+// All pieces of w1 for hidden, then of w2 for g2, of w2 for g1, of w1 for grad_x. Products that result in units sum over
+// channels in the inner loop, the others over units.
 struct BackwardOrder {
     __device__ static int turns(int channel_blocks, int unit_blocks) { return 4 * channel_blocks * unit_blocks; }
     __device__ static int piece(int turn, int channel_blocks, int unit_blocks) {
@@ -43,10 +43,10 @@ struct BackwardLaunch {
     ChannelGateBackward call;
     int grad_stride, grad_image, grad_elements;
     int grad_access, g2_access;
-    int64_t part;  // positions whose sums are made together; not fused: of a tile
+    int64_t part;  // positions of a part; not fused: of a tile
 };
 
-// A warp copies rows of shared memory to consecutive rows of a matrix.
+// Copies rows of shared memory to consecutive rows of a matrix, by one warp.
 template <class T>
 __device__ void store_rows(T* to, int columns, const T* rows, int stride, int count) {
     constexpr int width = elements_per_access<T>;
@@ -57,6 +57,254 @@ __device__ void store_rows(T* to, int columns, const T* rows, int stride, int co
     }
 }
 
+// What a block has in shared memory beside the pieces of the weights, and the 16 rows of it that a warp works on.
+template <class T>
+struct BackwardTiles {
+    T *x, *grad, *hidden, *g1, *g2;  // g2 only if fused
+    int unit_stride, g2_stride;      // between positions of hidden and g1, and of g2
+    const float *bias1, *bias2;
+    const int* out_channel;  // of each channel of x
+    TilePlace place, grad_place;
+    int row;                  // the warp's first position in the tile
+    int row_count;            // how many of its positions exist
+    int x_at[2], grad_at[2];  // where the two positions begin whose results the lane has
+
+    __device__ T* hidden_rows() const { return hidden + row * unit_stride; }
+    __device__ T* g1_rows() const { return g1 + row * unit_stride; }
+    __device__ T* g2_rows() const { return g2 + row * g2_stride; }
+    __device__ T& grad_element(int index, int channel) const {
+        return grad[grad_at[index / 2 % 2] + out_channel[channel] * grad_place.between_channels()];
+    }
+    __device__ T& x_element(int index, int channel) const {
+        return x[x_at[index / 2 % 2] + channel * place.between_channels()];
+    }
+};
+
+// The tiles of a block and the rows of its warps; biases and out_channel are not set.
+template <class Math, bool fused>
+__device__ inline BackwardTiles<typename Math::Element> place_tiles(const BackwardLaunch& launch) {
+    using T = typename Math::Element;
+    const GateLaunch& gate = launch.gate;
+    const int size = gate.warps * step;
+    BackwardTiles<T> tiles;
+    tiles.unit_stride = gate.padded_units + Math::pad;
+    tiles.g2_stride = gate.padded_channels + Math::pad;
+    tiles.x = reinterpret_cast<T*>(shared_memory());
+    tiles.grad = tiles.x + gate.tile_elements;
+    tiles.hidden = tiles.grad + launch.grad_elements;
+    tiles.g1 = tiles.hidden + (fused ? size * tiles.unit_stride : 0);
+    tiles.g2 = tiles.g1 + size * tiles.unit_stride;
+    tiles.place = tiles.grad_place = tile_place(gate, 0);
+    tiles.grad_place.last = launch.call.grad_last;
+    tiles.grad_place.stride = launch.grad_stride;
+    tiles.grad_place.image = launch.grad_image;
+    tiles.row = int(threadIdx.x) / 32 * step;
+    const int lane_row = tiles.row + lane_number() / 4;
+    for (int i = 0; i < 2; ++i) {
+        tiles.x_at[i] = tiles.place.at(lane_row + 8 * i);
+        tiles.grad_at[i] = tiles.grad_place.at(lane_row + 8 * i);
+    }
+    return tiles;
+}
+
+// Copies the tiles of x and grad.
+template <class T>
+__device__ inline void load_maps(const BackwardLaunch& launch, const BackwardTiles<T>& tiles) {
+#pragma unroll 1
+    for (int number = 0; number < 2; ++number) {
+        const void* const from = number ? launch.call.grad : launch.gate.call.x;
+        TilePlace at = tiles.place;  // a copy: choosing one of two places would put both into memory
+        if (number) at.stride = tiles.grad_place.stride, at.image = tiles.grad_place.image, at.last = tiles.grad_place.last;
+        load_tile(
+            number ? tiles.grad : tiles.x, static_cast<const T*>(from), launch.call.gate.map, at,
+            number ? launch.grad_access : launch.gate.x_access
+        );
+    }
+    commit_copies();
+    wait_for_copies<0>();
+}
+
+// g2 for a warp's positions, and g * a in the place of g.
+template <class Math, class Sizes, bool fused>
+__device__ inline void compute_g2(
+    const BackwardLaunch& launch, const BackwardTiles<typename Math::Element>& tiles,
+    Pieces<Math, Sizes, BackwardOrder>& pieces, int& turn, bool another
+) {
+    using T = typename Math::Element;
+    const bool with_sigmoid = launch.call.gate.sigmoid;
+    const int channels = int(launch.call.gate.map.channels);
+    for (int channel = 0; channel < launch.gate.padded_channels; channel += Sizes::channels) {
+        Result g2[Sizes::channels / step];
+#pragma unroll
+        for (auto& sum : g2) clear(sum);
+        for (int unit = 0; unit < launch.gate.padded_units; unit += Sizes::units) {
+            const T* const w2 = pieces.take(turn++, another);
+            const auto left = [&](int k) { return Math::left(tiles.hidden_rows() + unit + k, tiles.unit_stride); };
+            accumulate<Math, Sizes::units, false>(g2, left, w2, Sizes::stride2);
+        }
+#pragma unroll
+        for (int n = 0; n < Sizes::channels; n += step) {
+            for_lane_elements([&](int index, int m, int column) {
+                const int c = channel + n + column;
+                float& value = g2[n / step].at[index];
+                const float v2 = value + tiles.bias2[c];
+                const float a = with_sigmoid ? sigmoid(v2) : v2;
+                value = 0.0f;
+                if (c >= channels || m >= tiles.row_count) return;
+                T& grad = tiles.grad_element(index, c);
+                T& x = tiles.x_element(index, c);
+                const float g = to_float(grad);
+                value = g * to_float(x) * (with_sigmoid ? a * (1.0f - a) : 1.0f);
+                grad = from_float<T>(g * a);
+                if (!fused) x = from_float<T>(value);
+            });
+            if (fused) store_result(tiles.g2_rows() + channel + n, tiles.g2_stride, g2[n / step]);
+        }
+    }
+    __syncwarp();
+}
+
+// g1 for a warp's positions.
+template <class Math, class Sizes, bool fused>
+__device__ inline void compute_g1(
+    const BackwardLaunch& launch, const BackwardTiles<typename Math::Element>& tiles,
+    Pieces<Math, Sizes, BackwardOrder>& pieces, int& turn, bool another
+) {
+    for (int unit = 0; unit < launch.gate.padded_units; unit += Sizes::units) {
+        Result g1[Sizes::units / step];
+#pragma unroll
+        for (auto& sum : g1) clear(sum);
+        for (int channel = 0; channel < launch.gate.padded_channels; channel += Sizes::channels) {
+            const auto* const w2 = pieces.take(turn++, another);
+            const auto left = [&](int k) {
+                return fused ? Math::left(tiles.g2_rows() + channel + k, tiles.g2_stride)
+                             : left_of_tile<Math>(tiles.x, tiles.place, tiles.row, channel + k);
+            };
+            accumulate<Math, Sizes::channels, true>(g1, left, w2, Sizes::stride2);
+        }
+#pragma unroll
+        for (int n = 0; n < Sizes::units; n += step) {
+            for_lane_elements([&](int index, int m, int column) {
+                const bool is_zero = to_float(tiles.hidden_rows()[m * tiles.unit_stride + unit + n + column]) == 0.0f;
+                if (is_zero) g1[n / step].at[index] = 0.0f;
+            });
+            store_result(tiles.g1_rows() + unit + n, tiles.unit_stride, g1[n / step]);
+        }
+    }
+    __syncwarp();
+}
+
+// grad_x for a warp's positions, in the place of g * a.
+template <class Math, class Sizes>
+__device__ inline void compute_grad_x(
+    const BackwardLaunch& launch, const BackwardTiles<typename Math::Element>& tiles,
+    Pieces<Math, Sizes, BackwardOrder>& pieces, int& turn, bool another
+) {
+    using T = typename Math::Element;
+    const int channels = int(launch.call.gate.map.channels);
+    for (int channel = 0; channel < launch.gate.padded_channels; channel += Sizes::channels) {
+        Result sums[Sizes::channels / step];
+#pragma unroll
+        for (auto& sum : sums) clear(sum);
+        for (int unit = 0; unit < launch.gate.padded_units; unit += Sizes::units) {
+            const T* const w1 = pieces.take(turn++, another);
+            if (!launch.call.grad_x) continue;
+            const auto left = [&](int k) { return Math::left(tiles.g1_rows() + unit + k, tiles.unit_stride); };
+            accumulate<Math, Sizes::units, true>(sums, left, w1, Sizes::stride1);
+        }
+#pragma unroll
+        for (int n = 0; n < Sizes::channels; n += step) {
+            for_lane_elements([&](int index, int m, int column) {
+                const int c = channel + n + column;
+                if (c >= channels || m >= tiles.row_count) return;
+                T& grad = tiles.grad_element(index, c);
+                grad = from_float<T>(to_float(grad) + sums[n / step].at[index]);
+            });
+        }
+    }
+}
+
+// Writes grad_x and, if not fused, g2.
+template <class T, bool fused>
+__device__ inline void store_maps(const BackwardLaunch& launch, const BackwardTiles<T>& tiles) {
+    const Map& map = launch.call.gate.map;
+    const int channels = int(map.channels), groups = int(launch.call.gate.groups);
+#pragma unroll 1
+    for (int number = 0; number < (fused ? 1 : 2); ++number) {
+        // The inverse of a shuffle of G groups is one of C / G groups; g2 is in the order of x.
+        void* const to = number ? launch.call.g2_out : launch.call.grad_x;
+        if (!to) continue;
+        TilePlace at = tiles.place;
+        if (!number) at.stride = tiles.grad_place.stride, at.image = tiles.grad_place.image, at.last = tiles.grad_place.last;
+        store_shuffled(
+            static_cast<T*>(to), number ? tiles.x : tiles.grad, map, at, number ? 1 : channels / groups,
+            number || tiles.place.last, !number && launch.gate.out_images, number ? launch.g2_access : launch.gate.out_access
+        );
+    }
+}
+
+// If fused: a thread's share of the sums over a part.
+template <class Math>
+struct PartSums {
+    using T = typename Math::Element;
+    Result w1[held_results], w2[held_results];
+    float b1 = 0.0f, b2 = 0.0f;
+
+    __device__ PartSums() { clear_results(); }
+
+    // Calls function(number of the held result, its first channel and unit) for the results of the warp.
+    template <class Function>
+    __device__ void for_results(const GateLaunch& gate, const Function& function) {
+        const int unit_tiles = gate.padded_units / step;
+        const int results = (int(gate.call.map.channels) + step - 1) / step * unit_tiles;
+#pragma unroll
+        for (int i = 0; i < held_results; ++i) {
+            const int number = int(threadIdx.x) / 32 + i * gate.warps;
+            if (number < results) function(i, number / unit_tiles * step, number % unit_tiles * step);
+        }
+    }
+    __device__ void clear_results() {
+#pragma unroll
+        for (int i = 0; i < held_results; ++i) clear(w1[i]), clear(w2[i]);
+    }
+
+    __device__ void add_tile(const GateLaunch& gate, const BackwardTiles<T>& tiles) {
+        const int thread = int(threadIdx.x), size = gate.warps * step;
+        for (int p = 0; p < tiles.place.count; ++p) {
+            if (thread < gate.padded_channels) b2 += to_float(tiles.g2[p * tiles.g2_stride + thread]);
+            if (thread < gate.padded_units) b1 += to_float(tiles.g1[p * tiles.unit_stride + thread]);
+        }
+        for_results(gate, [&](int i, int c, int u) {
+#pragma unroll 1
+            for (int k = 0; k < size; k += step) {
+                Math::multiply_add(
+                    w2[i], Math::left_transposed(tiles.g2 + k * tiles.g2_stride + c, tiles.g2_stride),
+                    Math::right_transposed(tiles.hidden + k * tiles.unit_stride + u, tiles.unit_stride)
+                );
+                Math::multiply_add(
+                    w1[i], left_of_channels<Math>(tiles.x, tiles.place, c, k),
+                    Math::right_transposed(tiles.g1 + k * tiles.unit_stride + u, tiles.unit_stride)
+                );
+            }
+        });
+    }
+
+    // Writes the sums to a row of `partial` and clears them.
+    __device__ void store_part(const BackwardLaunch& launch, int64_t part) {
+        const auto& call = launch.call;
+        const GateRow to = gate_row(call, part);
+        const int thread = int(threadIdx.x);
+        if (thread < int(call.gate.map.channels)) to.b2[thread] = b2;
+        if (thread < int(call.gate.hidden)) to.b1[thread] = b1;
+        b1 = b2 = 0.0f;
+        for_results(launch.gate, [&](int i, int c, int u) {
+            store_sums(to, call, c, u, true, w1[i]);
+            store_sums(to, call, c, u, false, w2[i]);
+        });
+        clear_results();
+    }
+};
+
 template <class Math, int units, bool fused>
 __global__ void __launch_bounds__(32 * largest_gate_warps, 1) channel_gate_backward(const BackwardLaunch launch) {
     using T = typename Math::Element;
@@ -64,19 +312,13 @@ __global__ void __launch_bounds__(32 * largest_gate_warps, 1) channel_gate_backw
     const auto& gate = launch.gate;
     const auto& call = launch.call;
     const Map& map = call.gate.map;
-    const int channels = int(map.channels), hidden = int(call.gate.hidden), groups = int(call.gate.groups);
-    const int size = gate.warps * step, unit_stride = gate.padded_units + Math::pad;
-    const int g2_stride = gate.padded_channels + Math::pad;
+    const int channels = int(map.channels), hidden = int(call.gate.hidden);
 
-    T* const x_tile = reinterpret_cast<T*>(shared_memory());
-    T* const grad_tile = x_tile + gate.tile_elements;
-    T* const hidden_tile = grad_tile + launch.grad_elements;
-    T* const g1_tile = hidden_tile + (fused ? size * unit_stride : 0);
-    T* const g2_tile = g1_tile + size * unit_stride;  // if fused
+    BackwardTiles<T> tiles = place_tiles<Math, fused>(launch);
     Pieces<Math, Sizes, BackwardOrder> pieces{
         {static_cast<const T*>(call.gate.w1), hidden, channels, gate.w1_aligned},
         {static_cast<const T*>(call.gate.w2), channels, hidden, gate.w2_aligned},
-        g2_tile + (fused ? size * g2_stride : 0),
+        tiles.g2 + (fused ? gate.warps * step * tiles.g2_stride : 0),
         gate.padded_channels / Sizes::channels,
         gate.padded_units / Sizes::units,
         gate.resident
@@ -84,36 +326,19 @@ __global__ void __launch_bounds__(32 * largest_gate_warps, 1) channel_gate_backw
     float* const bias1 = reinterpret_cast<float*>(pieces.shared + pieces.shared_elements());
     float* const bias2 = bias1 + gate.padded_units;
     int* const out_channel = reinterpret_cast<int*>(bias2 + gate.padded_channels);
+    tiles.bias1 = bias1;
+    tiles.bias2 = bias2;
+    tiles.out_channel = out_channel;
 
-    TilePlace place = tile_place(gate, 0);
-    TilePlace grad_place = place;
-    grad_place.last = call.grad_last;
-    grad_place.stride = launch.grad_stride;
-    grad_place.image = launch.grad_image;
     pieces.begin();
     load_vector<T>(bias1, call.gate.b1, hidden, gate.padded_units);
     load_vector<T>(bias2, call.gate.b2, channels, gate.padded_channels);
     for (int c = int(threadIdx.x); c < gate.padded_channels; c += int(blockDim.x)) {
-        out_channel[c] = c < channels ? shuffled(c, channels, groups) : 0;
+        out_channel[c] = c < channels ? shuffled(c, channels, int(call.gate.groups)) : 0;
     }
-    clear_channels_behind(x_tile, place, gate.padded_channels);
+    clear_channels_behind(tiles.x, tiles.place, gate.padded_channels);
 
-    Result sums_w1[held_results], sums_w2[held_results];
-    float sum_b1 = 0.0f, sum_b2 = 0.0f;
-    const int thread = int(threadIdx.x), warp = thread / 32;
-    const int unit_tiles = gate.padded_units / step, results = (channels + step - 1) / step * unit_tiles;
-    if constexpr (fused) {
-#pragma unroll
-        for (int i = 0; i < held_results; ++i) clear(sums_w1[i]), clear(sums_w2[i]);
-    }
-
-    const int row = warp * step;  // the warp's first position in the tile
-    const int own = row + lane_number() / 4, x_at[2] = {place.at(own), place.at(own + 8)};
-    const int grad_at[2] = {grad_place.at(own), grad_place.at(own + 8)};
-    T* const hidden_rows = hidden_tile + row * unit_stride;
-    T* const g1_rows = g1_tile + row * unit_stride;
-    T* const g2_rows = g2_tile + row * g2_stride;
-
+    PartSums<Math> sums;
     const int64_t positions = map.batch * map.positions;
     int64_t part = blockIdx.x;
     for (int64_t first = part * launch.part; first < positions;) {
@@ -121,160 +346,34 @@ __global__ void __launch_bounds__(32 * largest_gate_warps, 1) channel_gate_backw
         const bool part_ends = next >= end_of_part || next >= positions;
         const int64_t next_first = part_ends ? (part + gridDim.x) * launch.part : next;
         const bool another = next_first < positions;
-        place.first = grad_place.first = first;
-        place.count = grad_place.count = at_most(positions - first, gate.held);
-        __syncthreads();  // nobody reads the last tile any more
-#pragma unroll 1
-        for (int number = 0; number < 2; ++number) {
-            const void* const from = number ? call.grad : call.gate.x;
-            TilePlace at = place;  // not one of two places, which would be chosen by its address in memory
-            if (number) at.stride = grad_place.stride, at.image = grad_place.image, at.last = grad_place.last;
-            load_tile(
-                number ? grad_tile : x_tile, static_cast<const T*>(from), map, at,
-                number ? launch.grad_access : gate.x_access
-            );
-        }
-        commit_copies();
-        wait_for_copies<0>();
+        tiles.place.first = tiles.grad_place.first = first;
+        tiles.place.count = tiles.grad_place.count = at_most(positions - first, gate.held);
+        tiles.row_count = tiles.place.count - tiles.row < step ? tiles.place.count - tiles.row : step;
+        __syncthreads();  // all threads have read the last tile
+        load_maps(launch, tiles);
         __syncthreads();
 
         int turn = 0;
-        compute_hidden(hidden_rows, unit_stride, x_tile, place, row, pieces, turn, another, bias1, hidden);
-        const int own_count = place.count - row < step ? place.count - row : step;
+        const int64_t row_of_units = (first + tiles.row) * gate.padded_units;
+        compute_hidden(
+            tiles.hidden_rows(), tiles.unit_stride, tiles.x, tiles.place, tiles.row, pieces, turn, another, bias1, hidden
+        );
         if (!fused && call.hidden_out) {
-            T* const to = static_cast<T*>(call.hidden_out) + (first + row) * gate.padded_units;
-            store_rows(to, gate.padded_units, hidden_rows, unit_stride, own_count);
+            T* const to = static_cast<T*>(call.hidden_out) + row_of_units;
+            store_rows(to, gate.padded_units, tiles.hidden_rows(), tiles.unit_stride, tiles.row_count);
         }
-
-        for (int channel = 0; channel < gate.padded_channels; channel += Sizes::channels) {
-            Result g2[Sizes::channels / step];
-#pragma unroll
-            for (auto& sum : g2) clear(sum);
-            for (int unit = 0; unit < gate.padded_units; unit += Sizes::units) {
-                const T* const w2 = pieces.take(turn++, another);
-                const auto left = [&](int k) { return Math::left(hidden_rows + unit + k, unit_stride); };
-                accumulate<Math, Sizes::units, false>(g2, left, w2, Sizes::stride2);
-            }
-#pragma unroll
-            for (int n = 0; n < Sizes::channels; n += step) {
-                for_own_elements([&](int index, int m, int column) {
-                    const int c = channel + n + column, i = index / 2 % 2;
-                    float& value = g2[n / step].at[index];
-                    const float v2 = value + bias2[c];
-                    const float a = call.gate.sigmoid ? sigmoid(v2) : v2;
-                    value = 0.0f;
-                    if (c >= channels || m >= own_count) return;
-                    T& grad = grad_tile[grad_at[i] + out_channel[c] * grad_place.between_channels()];
-                    T& x = x_tile[x_at[i] + c * place.between_channels()];
-                    const float g = to_float(grad);
-                    value = g * to_float(x) * (call.gate.sigmoid ? a * (1.0f - a) : 1.0f);
-                    grad = from_float<T>(g * a);
-                    if (!fused) x = from_float<T>(value);
-                });
-                if (fused) store_result(g2_rows + channel + n, g2_stride, g2[n / step]);
-            }
-        }
-        __syncwarp();
-
-        for (int unit = 0; unit < gate.padded_units; unit += Sizes::units) {
-            Result g1[Sizes::units / step];
-#pragma unroll
-            for (auto& sum : g1) clear(sum);
-            for (int channel = 0; channel < gate.padded_channels; channel += Sizes::channels) {
-                const T* const w2 = pieces.take(turn++, another);
-                const auto left = [&](int k) {
-                    return fused ? Math::left(g2_rows + channel + k, g2_stride)
-                                 : left_of_tile<Math>(x_tile, place, row, channel + k);
-                };
-                accumulate<Math, Sizes::channels, true>(g1, left, w2, Sizes::stride2);
-            }
-#pragma unroll
-            for (int n = 0; n < Sizes::units; n += step) {
-                for_own_elements([&](int index, int m, int column) {
-                    const bool is_zero = to_float(hidden_rows[m * unit_stride + unit + n + column]) == 0.0f;
-                    if (is_zero) g1[n / step].at[index] = 0.0f;
-                });
-                store_result(g1_rows + unit + n, unit_stride, g1[n / step]);
-            }
-        }
-        __syncwarp();
+        compute_g2<Math, Sizes, fused>(launch, tiles, pieces, turn, another);
+        compute_g1<Math, Sizes, fused>(launch, tiles, pieces, turn, another);
         if (!fused && call.g1_out) {
-            T* const to = static_cast<T*>(call.g1_out) + (first + row) * gate.padded_units;
-            store_rows(to, gate.padded_units, g1_rows, unit_stride, own_count);
+            T* const to = static_cast<T*>(call.g1_out) + row_of_units;
+            store_rows(to, gate.padded_units, tiles.g1_rows(), tiles.unit_stride, tiles.row_count);
         }
-
-        for (int channel = 0; channel < gate.padded_channels; channel += Sizes::channels) {
-            Result sums[Sizes::channels / step];
-#pragma unroll
-            for (auto& sum : sums) clear(sum);
-            for (int unit = 0; unit < gate.padded_units; unit += Sizes::units) {
-                const T* const w1 = pieces.take(turn++, another);
-                if (!call.grad_x) continue;
-                const auto left = [&](int k) { return Math::left(g1_rows + unit + k, unit_stride); };
-                accumulate<Math, Sizes::units, true>(sums, left, w1, Sizes::stride1);
-            }
-#pragma unroll
-            for (int n = 0; n < Sizes::channels; n += step) {
-                for_own_elements([&](int index, int m, int column) {
-                    const int c = channel + n + column;
-                    if (c >= channels || m >= own_count) return;
-                    T& grad = grad_tile[grad_at[index / 2 % 2] + out_channel[c] * grad_place.between_channels()];
-                    grad = from_float<T>(to_float(grad) + sums[n / step].at[index]);
-                });
-            }
-        }
+        compute_grad_x<Math, Sizes>(launch, tiles, pieces, turn, another);
         __syncthreads();
-#pragma unroll 1
-        for (int number = 0; number < (fused ? 1 : 2); ++number) {
-            // The inverse of a shuffle of G groups is one of C / G groups; g2 is in the order of x.
-            void* const to = number ? call.g2_out : call.grad_x;
-            if (!to) continue;
-            TilePlace at = place;
-            if (!number) at.stride = grad_place.stride, at.image = grad_place.image, at.last = grad_place.last;
-            store_shuffled(
-                static_cast<T*>(to), number ? x_tile : grad_tile, map, at, number ? 1 : channels / groups,
-                number || place.last, !number && gate.out_images, number ? launch.g2_access : gate.out_access
-            );
-        }
-        if constexpr (fused) {
-            if (call.partial) {
-                for (int p = 0; p < place.count; ++p) {
-                    if (thread < gate.padded_channels) sum_b2 += to_float(g2_tile[p * g2_stride + thread]);
-                    if (thread < gate.padded_units) sum_b1 += to_float(g1_tile[p * unit_stride + thread]);
-                }
-#pragma unroll
-                for (int i = 0; i < held_results; ++i) {
-                    const int number = warp + i * gate.warps;
-                    if (number >= results) continue;
-                    const int c = number / unit_tiles * step, u = number % unit_tiles * step;
-#pragma unroll 1
-                    for (int k = 0; k < size; k += step) {
-                        Math::multiply_add(
-                            sums_w2[i], Math::left_transposed(g2_tile + k * g2_stride + c, g2_stride),
-                            Math::right_transposed(hidden_tile + k * unit_stride + u, unit_stride)
-                        );
-                        Math::multiply_add(
-                            sums_w1[i], left_of_channels<Math>(x_tile, place, c, k),
-                            Math::right_transposed(g1_tile + k * unit_stride + u, unit_stride)
-                        );
-                    }
-                }
-                if (part_ends) {
-                    const GateRow to = gate_row(call, part);
-                    if (thread < channels) to.b2[thread] = sum_b2;
-                    if (thread < hidden) to.b1[thread] = sum_b1;
-                    sum_b1 = sum_b2 = 0.0f;
-#pragma unroll
-                    for (int i = 0; i < held_results; ++i) {
-                        const int number = warp + i * gate.warps;
-                        if (number >= results) continue;
-                        const int c = number / unit_tiles * step, u = number % unit_tiles * step;
-                        store_sums(to, call, c, u, true, sums_w1[i]);
-                        store_sums(to, call, c, u, false, sums_w2[i]);
-                        clear(sums_w1[i]), clear(sums_w2[i]);
-                    }
-                }
-            }
+        store_maps<T, fused>(launch, tiles);
+        if (fused && call.partial) {
+            sums.add_tile(gate, tiles);
+            if (part_ends) sums.store_part(launch, part);
         }
         if (part_ends) part += gridDim.x;
         first = next_first;
@@ -297,11 +396,11 @@ struct Choice {
     SumRows add;
 };
 
-// Of a thread, at most, as compiled for sm_80, sm_90 and sm_100 by CUDA 13.0.
+// Registers of a thread, at most, as compiled for sm_80, sm_90 and sm_100 by CUDA 13.0.
 template <class Math>
 constexpr int64_t backward_registers = std::is_same_v<Math, Fma> ? 208 : 168;
 
-// Fills the plan of the first kernel; false where a way does not fit.
+// Fills the plan of the first kernel; false where this way does not fit.
 template <class Math, int units, bool fused>
 bool fill_main(const ChannelGateBackward& call, const GateWay& way, const Device& device, Choice& choice) {
     using Sizes = BackwardSizes<Math, units>;
@@ -319,7 +418,7 @@ bool fill_main(const ChannelGateBackward& call, const GateWay& way, const Device
     const int64_t maps = launch.gate.tile_elements + grad.elements;
     const int64_t kept = size * ((fused ? 2 : 1) * (all_units + Math::pad) + (fused ? channels + Math::pad : 0));
     const int64_t pieces = (way.resident ? 2 * blocks * unit_blocks : 2) * Sizes::elements;
-    const int64_t bytes = (maps + kept + pieces) * element_size(map.element) + (all_units + 2 * channels) * 4;
+    const int64_t bytes = (maps + kept + pieces) * element_size(map.dtype) + (all_units + 2 * channels) * 4;
     if (!fits(bytes, backward_registers<Math>, way, device)) return false;
 
     launch.call = call;
@@ -362,7 +461,7 @@ void fill_add(const ChannelGateBackward& call, Choice& choice) {
 // Calls function(choice, the first kernel).
 template <class Function>
 void with_choice(const ChannelGateBackward& call, const Device& device, const Function& function) {
-    with_units(call.gate.map.element, call.gate.tf32, [&](auto math) {
+    with_units(call.gate.map.dtype, call.gate.tf32, [&](auto math) {
         using Math = decltype(math);
         for (const auto& way : fused_ways) {
             Choice choice{};

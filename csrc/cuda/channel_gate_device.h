@@ -13,12 +13,12 @@ namespace gcsa_ext::cuda {
 
 constexpr int largest_gate_warps = 8;
 
-// A call with what its plan decided; sizes in elements.
+// A call and what its plan decided; sizes in elements.
 struct GateLaunch {
     ChannelGate call;
     int padded_channels, padded_units;  // multiples of those in a piece of the weights
     int warps;                          // of a block, each with 16 positions
-    int held;                           // of these the positions that a tile has: all, or those of whole images
+    int held;                           // positions of a tile: all of the warps' or, of whole images, as many as fit
     int tile_buffers;
     bool resident;  // all weights stay in shared memory
     int tile_stride, tile_image, tile_elements;
@@ -38,8 +38,8 @@ struct PieceSizes {
 };
 constexpr int few_units = 16, many_units = 64, largest_hidden_of_few_units = 32;
 
-// The pieces come in the order that Order tells: those of w1 are numbered along channels first, then those of w2 along
-// units. Either all of them are in shared memory, or they come through two buffers, again for every tile.
+// The pieces of both matrices in shared memory: all of them, or two buffers that they go through, again for every tile. They
+// are numbered: first those of w1, along channels, then those of w2, along units. `Order` is the order of their use.
 template <class Math, class Sizes, class Order>
 struct Pieces {
     using T = typename Math::Element;
@@ -48,7 +48,7 @@ struct Pieces {
     T* shared;
     int channel_blocks, unit_blocks;
     bool resident;
-    int taken = 0;  // not resident: how many pieces the block has gone through
+    int taken = 0;  // not resident: pieces that the block has used
 
     __device__ int count() const { return 2 * channel_blocks * unit_blocks; }
     __device__ int shared_elements() const { return (resident ? count() : 2) * Sizes::elements; }
@@ -59,7 +59,7 @@ struct Pieces {
         if (!first) number -= half;
         const int unit = (first ? number / channel_blocks : number % unit_blocks) * Sizes::units;
         const int channel = (first ? number % channel_blocks : number / unit_blocks) * Sizes::channels;
-        // Field by field: a choice between the two would be one of addresses in memory.
+        // Field by field: choosing one of two structs would put both into memory.
         const Matrix<T> matrix{
             first ? w1.data : w2.data, first ? w1.rows : w2.rows, first ? w1.columns : w2.columns,
             first ? w1.aligned : w2.aligned
@@ -77,7 +77,7 @@ struct Pieces {
         commit_copies();
     }
 
-    // The next piece: of turn 0, 1, ... for each tile, for all threads. What was taken before may no longer be used.
+    // The next piece: turn 0, 1, ... of each tile. All threads call it, and no longer use the piece before.
     __device__ const T* take(int turn, bool another_tile) {
         if (resident) return shared + Order::piece(turn, channel_blocks, unit_blocks) * Sizes::elements;
         const T* const found = shared + taken++ % 2 * Sizes::elements;
@@ -95,8 +95,8 @@ struct Pieces {
 // relu that keeps NaN.
 __device__ inline float relu_of(float x) { return x < 0.0f ? 0.0f : x; }
 
-// Hidden units of a warp's 16 positions, as rows of shared memory: relu(w1 x + b1), and 0 for units that do not exist, of
-// which an infinite x would make NaN, and at positions from `count` on.
+// Writes the hidden units of a warp's 16 positions to rows of shared memory: relu(w1 x + b1), and 0 at positions from
+// `count` on and for units that do not exist, which an infinite x would make NaN.
 template <class Math, class Sizes, class Order>
 __device__ inline void compute_hidden(
     typename Math::Element* hidden_rows, int stride, const typename Math::Element* x_tile, const TilePlace& place, int row,
@@ -114,7 +114,7 @@ __device__ inline void compute_hidden(
 #pragma unroll
         for (int n = 0; n < Sizes::units / step; ++n) {
             const int first = block * Sizes::units + n * step;
-            for_own_elements([&](int index, int m, int column) {
+            for_lane_elements([&](int index, int m, int column) {
                 float& value = sums[n].at[index];
                 value = row + m < place.count && first + column < hidden ? relu_of(value + bias[first + column]) : 0.0f;
             });
@@ -124,7 +124,7 @@ __device__ inline void compute_hidden(
     __syncwarp();
 }
 
-// float32 values of a vector, and 0 behind its end.
+// Copies a vector as float32, with zeros behind its end.
 template <class T>
 __device__ inline void load_vector(float* to, const void* from, int size, int padded) {
     for (int i = int(threadIdx.x); i < padded; i += int(blockDim.x)) {
@@ -137,28 +137,28 @@ inline int alignment(const void* address) {
     return int(bits & -bits);
 }
 
-// How many bytes an access to rows of `row` elements may have that begin at an address.
-inline int row_access(const void* address, int64_t row, Element element) {
-    return std::min(alignment(address), alignment(reinterpret_cast<const void*>(row * element_size(element))));
+// The most bytes, up to 16, that an access to rows of `row` elements may have; the first row begins at `address`.
+inline int row_access(const void* address, int64_t row, DType dtype) {
+    return std::min(alignment(address), alignment(reinterpret_cast<const void*>(row * element_size(dtype))));
 }
 inline int map_access(const void* address, const Map& map, bool last) {
-    return row_access(address, last ? map.channels : map.positions, map.element);
+    return row_access(address, last ? map.channels : map.positions, map.dtype);
 }
 
-// Whether a map is accessed in whole images, 16 bytes at a time, since its rows do not begin on multiples of 16 bytes.
+// True for a map that is accessed in whole images, 16 bytes at a time, since its rows do not begin on multiples of 16 bytes.
 inline bool in_images(const void* address, const Map& map, bool last) {
     return !last && map_access(address, map, last) < 16 &&
-           row_access(address, map.channels * map.positions, map.element) == 16;
+           row_access(address, map.channels * map.positions, map.dtype) == 16;
 }
 
-// How many positions a tile has whose block has room for `size`, if maps come in whole images; 0 where these leave too much
-// room: then their rows are accessed in fewer bytes.
+// The positions of a tile of whole images in a block with room for `size` positions; 0 where whole images would leave too
+// much room unused: then rows are accessed in fewer bytes.
 inline int64_t positions_of_images(const Map& map, int64_t size) {
     const int64_t held = size / map.positions * map.positions;
     return 4 * held >= 3 * size ? held : 0;
 }
 
-// Where a map's tiles lie in shared memory; in elements.
+// How a map's tiles lie in shared memory, in elements.
 struct TileSizes {
     int stride, image, elements;
 };
@@ -172,14 +172,14 @@ inline TileSizes tile_sizes(const Map& map, bool last, bool images, int64_t size
     return {int(stride), 0, int(stride * (last ? size : channels))};
 }
 
-// One way to run a kernel: weights stay in shared memory or not, and with so many blocks to a multiprocessor.
+// One way to run a kernel: whether weights stay in shared memory, and how many blocks a multiprocessor has.
 struct GateWay {
     bool resident;
     int tile_buffers, warps, blocks;
 };
 
-// Whether blocks of so many bytes, and of threads with so many registers, fit: every block takes 1 KB for itself, and a
-// multiprocessor has 1 KB more than a block may ask for. One block always has the registers it needs.
+// True if so many blocks with so many bytes, and registers of each thread, fit on a multiprocessor. The system takes 1 KB of
+// shared memory per block, and a multiprocessor has 1 KB more than a block may have. One block always fits its registers.
 inline bool fits(int64_t bytes, int64_t registers, const GateWay& way, const Device& device) {
     constexpr int64_t all_registers = 65536;
     return (bytes + 1024) * way.blocks <= device.shared_bytes + 1024 &&
@@ -193,7 +193,7 @@ inline bool fits(int64_t bytes, int64_t registers, const GateWay& way, const Dev
     );
 }
 
-// All but the tiles. `out` is grad_x in the backward pass, where `other` is grad.
+// Fills a launch. In the backward pass `out` is grad_x and `other` is grad.
 inline GateLaunch gate_launch(
     const ChannelGate& call, const GateWay& way, const void* out, bool out_last, bool other_in_images,
     int64_t padded_channels, int64_t padded_units, int pad
@@ -216,8 +216,8 @@ inline GateLaunch gate_launch(
     launch.tile_elements = tile.elements;
     launch.x_access = x_images ? 16 : map_access(call.x, map, call.x_last);
     launch.out_access = launch.out_images ? 16 : map_access(out, map, out_last);
-    launch.w1_aligned = row_access(call.w1, map.channels, map.element) == 16;
-    launch.w2_aligned = row_access(call.w2, call.hidden, map.element) == 16;
+    launch.w1_aligned = row_access(call.w1, map.channels, map.dtype) == 16;
+    launch.w2_aligned = row_access(call.w2, call.hidden, map.dtype) == 16;
     launch.images_per_position = 1.0 / double(map.positions);
     return launch;
 }

@@ -1,4 +1,4 @@
-// Sums over the positions of a channel gate: what both of its backward kernels share.
+// Sums over positions in the backward pass of the channel gate, which both of its kernels make.
 #pragma once
 
 #include <algorithm>
@@ -8,9 +8,9 @@
 
 namespace gcsa_ext::cuda {
 
-// How many positions make a row of partial sums, a multiple of those of a tile: from the shape alone (the tile's size may
-// follow the shared memory of a block). There are enough parts for all multiprocessors of any GPU, while their rows of
-// 8 h C bytes are less than what is read and written of maps.
+// How many positions make a row of partial sums: a multiple of those of a tile, and a function of the shape alone (but a
+// tile's size may depend on the shared memory of a block). There are enough rows for all multiprocessors of any GPU, while
+// their 8 h C bytes each are together less than the bytes that are read and written of maps.
 inline int64_t positions_of_part(const Map& map, int64_t hidden, int64_t held) {
     const int64_t positions = map.batch * map.positions, least = ceil_div(256, ceil_div(map.channels, 64));
     const int64_t parts = std::clamp<int64_t>(positions / (24 * hidden), least, 1536);
@@ -34,7 +34,7 @@ __device__ inline void store_sums(
     const GateRow& to, const ChannelGateBackward& call, int channel, int unit, bool is_w1, const Result& sums
 ) {
     const int channels = int(call.gate.map.channels), hidden = int(call.gate.hidden);
-    for_own_elements([&](int index, int row, int column) {
+    for_lane_elements([&](int index, int row, int column) {
         const int c = channel + row, u = unit + column;
         if (c >= channels || u >= hidden) return;
         (is_w1 ? to.w1 : to.w2)[is_w1 ? u * channels + c : c * hidden + u] = sums.at[index];
@@ -48,10 +48,10 @@ __device__ inline typename Math::Left left_of_channels(
 ) {
     if (place.last) return Math::left_transposed(tile + position * place.stride + channel, place.stride);
     if (!place.image) return Math::left(tile + channel * place.stride + position, place.stride);
-    const auto* const own = tile + (channel + lane_number() / 4) * place.stride;
+    const auto* const row = tile + (channel + lane_number() / 4) * place.stride;
     return Math::left_of_elements([&](int i, int k) {
         const int p = position + k;
-        return p < place.count ? own[8 * i * place.stride + place.at(p)] : from_float<typename Math::Element>(0.0f);
+        return p < place.count ? row[8 * i * place.stride + place.at(p)] : from_float<typename Math::Element>(0.0f);
     });
 }
 

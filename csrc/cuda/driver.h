@@ -1,4 +1,4 @@
-// Whether the driver and the runtime that the kernels were linked with go together.
+// The CUDA driver, as the runtime that the kernels are linked with sees it.
 #pragma once
 
 #include <string>
@@ -7,7 +7,7 @@
 
 namespace gcsa_ext::cuda {
 
-// Why nothing can be launched, or an empty string.
+// Why no kernel can be launched, or an empty string.
 std::string driver_error();
 
 // Throws std::runtime_error if there is no such device.

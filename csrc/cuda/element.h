@@ -1,4 +1,4 @@
-// Elements of maps and vectors of them, for code that is written once for all element types: sums are float32, and memory is
+// Elements of maps and packs of them, for code that is written once for all element types: sums are float32, and memory is
 // accessed 16 bytes at a time.
 #pragma once
 
@@ -55,13 +55,14 @@ __device__ inline void store_pack(T* address, const Pack<T, count>& pack) {
 
 __device__ inline float sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
 
-// Calls function(T()) with the type of the elements.
+// Calls function(T()) with the element type of a map.
 template <class Function>
-void with_element(Element element, const Function& function) {
-    switch (element) {
-        case Element::float32: return function(float());
-        case Element::bfloat16: return function(bfloat16());
-        case Element::float16: return function(float16());
+void with_element(DType dtype, const Function& function) {
+    switch (dtype) {
+        case DType::float32: return function(float());
+        case DType::bfloat16: return function(bfloat16());
+        case DType::float16: return function(float16());
+        case DType::float64: return;  // refused by the bindings
     }
 }
 

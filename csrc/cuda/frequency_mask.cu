@@ -2,8 +2,8 @@
 //
 //   output[b, f, t] = value where start[b, i] <= f < start[b, i] + width[b, i] for some band i, else input[b, f, t]
 //
-// Out of place every block copies one tile of the whole tensor, wherever its rows begin and end, and reads nothing of masked
-// rows. In place the bands are filled and nothing else is touched: the bins of a band are one contiguous piece of a sample.
+// Out of place, every block copies one tile of the whole tensor, wherever rows begin and end, and reads nothing of masked
+// rows. In place, only the bands are written: the bins of a band are one contiguous piece of a sample.
 #include <algorithm>
 
 #include "element.h"
@@ -20,7 +20,7 @@ __device__ bool is_masked(const FrequencyMask& call, int64_t row) {
     const int64_t first = call.shared ? 0 : sample * call.bands;
     bool masked = false;
     for (int64_t band = first; band < first + call.bands; ++band) {
-        // Compared as a distance, without sign: start + width could overflow.
+        // The unsigned distance from the start is compared, since start + width could overflow.
         const int64_t start = call.start[band], width = call.width[band];
         masked |= bin >= start && uint64_t(bin) - uint64_t(start) < uint64_t(width > 0 ? width : 0);
     }
@@ -35,7 +35,7 @@ __global__ void __launch_bounds__(threads) copy_with_mask(const FrequencyMask ca
     const int64_t first = int64_t(blockIdx.x) * tile, left_over = call.batch * call.bins * call.frames - first;
     const int size = left_over < tile ? int(left_over) : tile;
 
-    // The tile's rows, counted from the one it begins in, of which `begun` elements may belong to the tile.
+    // Rows are counted from the one that the tile begins in, of which the first `begun` elements of the tile are a part.
     const int64_t first_row = first / call.frames, until_next = (first_row + 1) * call.frames - first;
     const unsigned begun = until_next < tile ? unsigned(until_next) : tile;
     const unsigned frames = call.frames < tile ? unsigned(call.frames) : tile;
@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(threads) fill_bands(const FrequencyMask call) 
         const int64_t sample = i / call.bands, band = call.shared ? i - sample * call.bands : i;
         const int64_t start = call.start[band], width = call.width[band];
         const int64_t from = start > 0 ? start : 0;
-        // How much of the width lies behind `from`, without overflow, and how much of that in the spectrogram.
+        // The part of the width from `from` on, computed without overflow, and the part of that in the spectrogram.
         const int64_t behind = start >= 0 ? width : width > 0 ? width + start : 0;
         const int64_t bins = behind < call.bins - from ? behind : call.bins - from;
         if (bins <= 0) continue;
@@ -105,7 +105,7 @@ __global__ void __launch_bounds__(threads) fill_bands(const FrequencyMask call) 
     }
 }
 
-// How many elements an access may have: one, where tensors are not aligned alike.
+// How many elements an access has: 16 bytes, or one element where a tensor does not begin on a multiple of 16 bytes.
 int64_t elements_at_a_time(const FrequencyMask& call) {
     const auto in = reinterpret_cast<uintptr_t>(call.input), out = reinterpret_cast<uintptr_t>(call.output);
     return in % 16 == 0 && out % 16 == 0 ? 16 / call.element_size : 1;

@@ -1,26 +1,12 @@
-// Frequency mask: bins start <= f < start + width of every band are set to one value, all others copied.
+// Bands of frequency bins set to one value: plan and launch.
 #pragma once
 
-#include <cstdint>
-
+#include "params/frequency_mask.h"
 #include "plan.h"
 
 namespace gcsa_ext::cuda {
 
-struct FrequencyMask {
-    int64_t batch;
-    int64_t bins;          // frequency bins
-    int64_t frames;        // time
-    int64_t bands;         // bands per sample
-    bool shared;           // one row of bands for the whole batch
-    int64_t element_size;  // 2, 4 or 8 bytes
-    const int64_t* start;  // (batch, bands), or (1, bands) when shared; may lie outside [0, bins)
-    const int64_t* width;  // like start; 0 or less masks nothing
-    uint64_t value;        // the bits of the value, in the low element_size bytes
-    const void* input;     // (batch, bins, frames) contiguous
-    void* output;          // like input; the same pointer masks in place
-};
-
+// `threads` is not used.
 Plan plan_frequency_mask(const FrequencyMask& call, const Device& device);
 void frequency_mask(const FrequencyMask& call, const Device& device, Stream stream);
 

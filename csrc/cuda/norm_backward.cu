@@ -1,8 +1,8 @@
 // The gradients of norm_forward, or the sums that they need, or both in one pass; see norm.h.
 //
 // With batch statistics the gradient of u needs sums over all positions, hence two passes: the first fills `partial`, the
-// second has `sums`. Otherwise one pass does all. The sums of a block's threads are made by shuffles and in shared memory,
-// those of blocks by sum_rows, each in an order that never changes.
+// second reads `sums`. Otherwise one pass does all. The sums of a block's threads are added by shuffles and in shared
+// memory, those of blocks by sum_rows, each in a fixed order.
 #include "norm_device.h"
 
 namespace gcsa_ext::cuda {
@@ -21,8 +21,8 @@ struct Sums {
     float gvx[channels] = {}, gv[channels] = {};
 };
 
-// What one thread knows of its channels, and adds up. `second`: the sums over the batch are known and no longer made, which
-// needs other registers.
+// The state of one thread: the normalisation of its channels and sums. `second`: the sums over the batch are known and not
+// made again; a template argument, since the two passes need different registers.
 template <class T, int width, int channels, bool ragged, bool second>
 struct Backward {
     const NormBackward& call;
@@ -69,7 +69,7 @@ struct Backward {
     }
 };
 
-// The sums of a block's threads into row blockIdx.y of `partial`; all shared memory is free.
+// Adds the sums of a block's threads into row blockIdx.y of `partial`. It overwrites the shared memory.
 template <int channels>
 __device__ void store_sums(const Sums<channels>& sums, const NormBackward& call, const Share& share, int64_t channel) {
     auto* const of_warps = reinterpret_cast<float*>(shared_memory());  // [warps][2][channel_lanes * channels]
@@ -198,7 +198,7 @@ void run(const NormBackward& call, const Share& share, const Plan& plan, Stream 
 void norm_backward(const NormBackward& call, Stream stream) {
     Share share;
     const auto plan = plan_norm_backward(call, share);
-    with_element(call.forward.map.element, [&](auto element) {
+    with_element(call.forward.map.dtype, [&](auto element) {
         using T = decltype(element);
         if (call.sums) return run<T, true>(call, share, plan, stream);
         run<T, false>(call, share, plan, stream);

@@ -10,26 +10,26 @@
 
 namespace gcsa_ext::cuda {
 
-// The first channel of this thread's accesses, C or more where it has nothing to do.
+// The first channel of this thread's accesses; C or more for a thread without work.
 template <int width, bool last>
 __device__ int64_t first_channel(const Share& share) {
     if (!last) return blockIdx.x;
     return (int64_t(blockIdx.x) * share.channel_lanes + threadIdx.x % share.channel_lanes) * width;
 }
 
-// An access, in elements of the map; of its values those from `begin` to `end` belong to the row.
+// An access at `offset` elements in the map. Its values in [begin, end) belong to the row.
 struct Access {
     int64_t offset;
-    int begin, end;  // the same if there is nothing to do
+    int begin, end;  // equal behind the last access
 };
 
 // The accesses of one thread, one after the other.
 template <int width, bool last, bool ragged>
 struct Walk {
-    int64_t index, after;  // of the access among its channels', and of the last one
-    int64_t offset;        // channels_last: in memory, in elements
+    int64_t index, after;  // of the access among those of its channels, and behind the last one
+    int64_t offset;        // channels_last: in the map, in elements
     int64_t row;           // contiguous: where the row of positions begins
-    int64_t in_plane;      // contiguous: how many accesses of the row come before
+    int64_t in_plane;      // contiguous: the number of the access in its row
 
     __device__ Walk(const Share& share, const Map& map, int64_t channel) {
         const int rows = int(blockDim.x) / share.channel_lanes;
@@ -72,7 +72,7 @@ struct Walk {
     }
 };
 
-// Values of a map; ragged: what else there is of 16 bytes may come too, but nothing from behind the map's end.
+// Loads an access. If ragged, it may include values of other rows, but never memory behind the map.
 template <int width, bool ragged, class T>
 __device__ Pack<T, width> load_values(const T* values, const Map& map, const Access& access) {
     if (ragged) {
@@ -123,10 +123,10 @@ struct Normalisation {
     __device__ float xhat(float u, int i) const { return (u - shift[i]) * rstd[i]; }
 };
 
-// A tile that is transposed: `channels` of it, the first one at `channel`, at positions of all images counted through from
-// `position` on. In shared memory it lies as in the contiguous map: whole images, each one piece of memory, where rows of
-// positions are ragged and an image is small; otherwise rows of 64 positions, of which eight stay together, and which eight
-// come where changes with every eight channels, so that neither lanes along channels nor along positions meet in a bank.
+// A tile that is transposed in shared memory: some channels at positions that are numbered through all images. It has the
+// order of the contiguous map: whole images, each one run of memory, where rows of positions are ragged and an image is
+// small; otherwise rows of 64 positions. In these, eights of positions are permuted, differently for every eight channels,
+// so that lanes along channels and lanes along positions both use different banks.
 struct MixedTile {
     int channels, positions;
     bool images;
@@ -148,8 +148,8 @@ struct MixedTile {
     }
 };
 
-// Copies a tile between shared memory and a contiguous map, 16 bytes at a time where they are aligned, or 8, or one value.
-// What comes from the map is there after wait_for_copies and a barrier.
+// Copies a tile between shared memory and a contiguous map, from `channel` and `position` on: 16 bytes at a time where rows
+// are aligned to that, or 8, or one value. A copy from the map is visible after wait_for_copies and a barrier.
 template <class T, bool to_map>
 __device__ void copy_tile(const MixedTile& tile, T* shared, T* map_data, const Map& map, int64_t channel, int64_t position) {
     const int64_t positions = map.batch * map.positions;

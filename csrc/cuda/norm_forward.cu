@@ -1,8 +1,8 @@
 // out = z * sigmoid(v) or relu(v), where v = (u + offset - mean) / sqrt(var + eps) * weight + bias; see norm.h.
 //
 // One pass: u and z are read once and out is written once. Where z or out is contiguous and the others are channels_last, a
-// block turns tiles of 64 channels at 64 positions around in shared memory, so that both sides are accessed along what is
-// contiguous there.
+// block transposes tiles of 64 channels x 64 positions in shared memory, so that each map is accessed along its contiguous
+// axis.
 #include "norm_device.h"
 
 namespace gcsa_ext::cuda {
@@ -35,7 +35,7 @@ __device__ void add_to(Pack<T, width>& a, const Pack<T, width>& b) {
 
 template <class T, int width, bool last, bool ragged, bool add>
 __global__ void __launch_bounds__(norm_threads, 2) forward(const Parameters p) {
-    // Fewer where a third map or the normalisations of many channels take registers.
+    // Fewer where a third map or the normalisation of several channels takes registers.
     constexpr int at_a_time = add ? 2 : last && width > 1 ? 3 : norm_accesses_at_a_time;
     const auto& call = p.call;
     const auto& map = call.map;
@@ -175,7 +175,7 @@ void run(const NormForward& call, const Share& share, const Plan& plan, Stream s
 void norm_forward(const NormForward& call, Stream stream) {
     Share share;
     const auto plan = plan_norm_forward(call, share);
-    with_element(call.map.element, [&](auto element) { run<decltype(element)>(call, share, plan, stream); });
+    with_element(call.map.dtype, [&](auto element) { run<decltype(element)>(call, share, plan, stream); });
 }
 
 }  // namespace gcsa_ext::cuda

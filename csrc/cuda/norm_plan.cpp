@@ -7,7 +7,7 @@ namespace gcsa_ext::cuda {
 
 namespace {
 
-// Enough for every multiprocessor of any GPU that there is, and the same on all, since sums must not depend on the device.
+// Enough for all multiprocessors of any GPU, and the same on all, since sums must not depend on the device.
 constexpr int64_t blocks_of_sums = 1024;
 constexpr int64_t batches_per_thread = 2;
 
@@ -17,15 +17,15 @@ int64_t round_up_to_power_of_two(int64_t n) {
     return power;
 }
 
-// How many values an access has: 16 bytes of them; or one, where rows of channels or these addresses, which may be null, are
-// no multiples of 16 bytes. Ragged rows of positions are accessed in 16 bytes too.
+// How many values an access has: 16 bytes of them, or one where rows of channels or these addresses, which may be null, do
+// not begin on multiples of 16 bytes. Ragged rows of positions are accessed in 16 bytes too.
 struct Access {
     int width;
     bool ragged;
 };
 
 Access widest(const Map& map, bool last) {
-    const int elements = int(16 / element_size(map.element));
+    const int elements = int(16 / element_size(map.dtype));
     const bool fits = (last ? map.channels : map.positions) % elements == 0;
     return {fits || !last ? elements : 1, !fits && !last};
 }
@@ -37,10 +37,10 @@ Access access_of(const Map& map, bool last, std::initializer_list<const void*> a
     return {last ? 1 : found.width, !last};
 }
 
-// How many positions a tile has that is transposed: those of whole images, if rows do not begin on multiples of 16 bytes,
-// but images do, and these fill three quarters of it.
+// How many positions a transposed tile has: those of whole images, if rows do not begin on multiples of 16 bytes but images
+// do, and whole images fill three quarters of the tile.
 int64_t tile_positions(const Map& map) {
-    const int64_t elements = 16 / element_size(map.element);
+    const int64_t elements = 16 / element_size(map.dtype);
     const int64_t of_images = mixed_tile_positions / map.positions * map.positions;
     const bool ragged = map.positions % elements != 0 && map.channels * map.positions % elements == 0;
     return ragged && 4 * of_images >= 3 * mixed_tile_positions ? of_images : mixed_tile_positions;
@@ -57,7 +57,7 @@ int64_t channel_blocks(const Map& map, bool last, int width, int lanes) {
     return last ? ceil_div(map.channels, int64_t(width) * lanes) : map.channels;
 }
 
-// Contiguous: the accesses of a row, wherever it begins.
+// Contiguous: the most accesses that a row has, wherever it begins.
 int64_t accesses_per_plane(const Map& map, const Access& access) {
     return ceil_div(map.positions + (access.ragged ? access.width - 1 : 0), access.width);
 }
@@ -66,7 +66,7 @@ int64_t count_accesses(const Map& map, bool last, const Access& access) {
     return map.batch * (last ? map.positions : accesses_per_plane(map, access));
 }
 
-// A plan with so many blocks along y, and what its threads have to know.
+// A plan with `parts` blocks along y, and how its threads divide the map.
 Plan plan_share(const char* kernel, const Map& map, bool last, bool mixed, Access access, int64_t parts, Share& share) {
     const int width = access.width, lanes = channel_lanes(map, last, mixed, width);
     const int64_t accesses = count_accesses(map, last, access);
@@ -90,7 +90,7 @@ Plan plan_share(const char* kernel, const Map& map, bool last, bool mixed, Acces
     return {kernel, channel_blocks(map, last, width, lanes), parts, 1, threads, values};
 }
 
-// Blocks along y where every access is on its own.
+// Blocks along y where no sums are made.
 int64_t independent_parts(const Map& map, bool last, bool mixed, const Access& access) {
     const int64_t positions = map.batch * map.positions;
     if (mixed) return std::min(ceil_div(positions, tile_positions(map)), largest_grid_yz);

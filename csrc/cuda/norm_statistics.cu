@@ -1,12 +1,12 @@
 // Mean and biased variance of u + offset over all positions of each channel; see norm.h.
 //
-// Every thread takes a few values at a time: their mean, the sum of squared deviations from it, and Chan's formula to join
-// these with what it has,
+// Every thread takes a few values at a time, computes their mean and the sum of squared deviations from it, and joins these
+// with its result so far by Chan's formula,
 //
 //   n = a + b,   mean = mean_a + (mean_b - mean_a) b / n,   square = square_a + square_b + (mean_b - mean_a)^2 a b / n
 //
-// then threads and blocks are joined by the same formula, in an order that never changes. All means are distances from the
-// median of three of the channel's values, so that neither a mean far from zero nor a long sum nor an outlier costs digits.
+// Then threads and blocks are joined by the same formula, in a fixed order. All means are relative to an origin, the median
+// of three of the channel's values, so that neither a mean far from zero nor a long sum nor an outlier costs digits.
 #include "norm_device.h"
 
 namespace gcsa_ext::cuda {
@@ -24,7 +24,7 @@ struct Moments {
     float mean = 0.0f, square = 0.0f, count = 0.0f;
 };
 
-// Chan's formula; either may be empty.
+// Chan's formula; a or b may be empty.
 __device__ inline Moments join(const Moments& a, const Moments& b) {
     const float count = a.count + b.count;
     if (b.count == 0.0f) return a;
@@ -40,10 +40,10 @@ __device__ inline Moments from_lane(const Moments& moments, int distance) {
     };
 }
 
-// The lower lane's moments come first on both sides, so that both get the same bits.
-__device__ inline Moments join_lanes(const Moments& own, int distance) {
-    const auto other = from_lane(own, distance);
-    return threadIdx.x & distance ? join(other, own) : join(own, other);
+// Both lanes pass the lower lane's moments first, so that they get the same bits.
+__device__ inline Moments join_lanes(const Moments& moments, int distance) {
+    const auto other = from_lane(moments, distance);
+    return threadIdx.x & distance ? join(other, moments) : join(moments, other);
 }
 
 template <class T>
@@ -56,6 +56,34 @@ __device__ float origin_of(const NormStatistics& call, int64_t channel) {
     };
     const float a = value(0, 0), b = value(map.batch / 2, map.positions / 2), c = value(map.batch - 1, map.positions - 1);
     return fmaxf(fminf(a, b), fminf(fmaxf(a, b), c));
+}
+
+// Joins the moments of a block's threads into row blockIdx.y of `partial`.
+template <int channels>
+__device__ void store_moments(
+    Moments (&moments)[channels], const NormStatistics& call, const Share& share, int64_t channel
+) {
+    const auto& map = call.map;
+    auto* const of_warps = reinterpret_cast<Moments*>(shared_memory());  // [warps][channel_lanes * channels]
+    const int lanes = share.channel_lanes, block_channels = lanes * channels;
+    const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32, warps = int(blockDim.x) / 32;
+#pragma unroll
+    for (int c = 0; c < channels; ++c) {
+        for (int distance = 16; distance >= lanes; distance /= 2) moments[c] = join_lanes(moments[c], distance);
+        if (lane < lanes) of_warps[warp * block_channels + lane * channels + c] = moments[c];
+    }
+    __syncthreads();
+    const int64_t first = channel - int(threadIdx.x) % lanes * channels;
+    const int64_t size = int64_t(gridDim.y) * map.channels;
+    for (int i = int(threadIdx.x); i < block_channels; i += int(blockDim.x)) {
+        if (first + i >= map.channels) continue;
+        auto all = of_warps[i];
+        for (int w = 1; w < warps; ++w) all = join(all, of_warps[w * block_channels + i]);
+        float* const at = call.partial + int64_t(blockIdx.y) * map.channels + first + i;
+        at[0] = all.mean;
+        at[size] = all.square;
+        at[2 * size] = all.count;
+    }
 }
 
 template <class T, int width, bool last, bool ragged>
@@ -105,27 +133,7 @@ __global__ void __launch_bounds__(norm_threads, 2) statistics(const Parameters p
             moments[c] = join(moments[c], some);
         }
     }
-
-    auto* const of_warps = reinterpret_cast<Moments*>(shared_memory());  // [warps][channel_lanes * channels]
-    const int lanes = p.share.channel_lanes, block_channels = lanes * channels;
-    const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32, warps = int(blockDim.x) / 32;
-#pragma unroll
-    for (int c = 0; c < channels; ++c) {
-        for (int distance = 16; distance >= lanes; distance /= 2) moments[c] = join_lanes(moments[c], distance);
-        if (lane < lanes) of_warps[warp * block_channels + lane * channels + c] = moments[c];
-    }
-    __syncthreads();
-    const int64_t first = channel - int(threadIdx.x) % lanes * channels;
-    const int64_t size = int64_t(gridDim.y) * map.channels;
-    for (int i = int(threadIdx.x); i < block_channels; i += int(blockDim.x)) {
-        if (first + i >= map.channels) continue;
-        auto all = of_warps[i];
-        for (int w = 1; w < warps; ++w) all = join(all, of_warps[w * block_channels + i]);
-        float* const at = p.call.partial + int64_t(blockIdx.y) * map.channels + first + i;
-        at[0] = all.mean;
-        at[size] = all.square;
-        at[2 * size] = all.count;
-    }
+    store_moments(moments, p.call, p.share, channel);
 }
 
 constexpr int merge_warps = 8;
@@ -160,7 +168,7 @@ void norm_statistics(const NormStatistics& call, Stream stream) {
     Share share;
     const auto plan = plan_norm_statistics(call, share);
     const Plan merge_plan{"norm_statistics, merge", ceil_div(call.map.channels, merge_warps), 1, 1, 32 * merge_warps, 0};
-    with_element(call.map.element, [&](auto element) {
+    with_element(call.map.dtype, [&](auto element) {
         using T = decltype(element);
         constexpr int wide = elements_per_access<T>;
         const auto contiguous = share.ragged ? statistics<T, wide, false, true> : statistics<T, wide, false, false>;

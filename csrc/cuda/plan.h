@@ -1,5 +1,5 @@
-// How a kernel is launched. A plan is a pure function of a call's sizes and of the device's limits, so that every plan can
-// be looked at without a GPU.
+// How a kernel is launched. A plan is a pure function of a call's sizes and of the device's limits, so that plans can be
+// tested without a GPU.
 #pragma once
 
 #include <cstdint>
@@ -8,14 +8,14 @@
 
 namespace gcsa_ext::cuda {
 
-// What a plan depends on.
+// The limits of a device that a plan depends on.
 struct Device {
     int64_t multiprocessors;
-    // That a block may have at most: 163 KB (sm_80), 99 KB (sm_86, sm_89, sm_120), 227 KB (sm_90, sm_100).
+    // The most that a block may have: 163 KB (sm_80), 99 KB (sm_86, sm_89, sm_120), 227 KB (sm_90, sm_100).
     int64_t shared_bytes;
 };
 
-// Where the work goes: the caller's device and its current stream, a cudaStream_t.
+// Where kernels are queued: the caller's device and its current stream, a cudaStream_t.
 struct Stream {
     int device;
     void* handle;
@@ -26,7 +26,7 @@ struct Plan {
     int64_t grid_x, grid_y, grid_z;
     int64_t threads;           // of a block
     int64_t shared_bytes;      // of a block; all shared memory is dynamic
-    bool cooperative = false;  // all blocks run at the same time and may wait for each other
+    bool cooperative = false;  // all blocks run at the same time and may wait for one another
 };
 
 constexpr int64_t largest_grid_x = (int64_t(1) << 31) - 1, largest_grid_yz = 65535, largest_block = 1024;
@@ -41,7 +41,7 @@ inline std::string describe(const Plan& plan) {
            " bytes of shared memory";
 }
 
-// Throws std::invalid_argument where no device could launch it.
+// Throws std::invalid_argument for a plan that no device can launch.
 inline void check(const Plan& plan) {
     const bool fits = plan.grid_x >= 1 && plan.grid_x <= largest_grid_x && plan.grid_y >= 1 &&
                       plan.grid_y <= largest_grid_yz && plan.grid_z >= 1 && plan.grid_z <= largest_grid_yz &&

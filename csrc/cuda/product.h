@@ -2,13 +2,13 @@
 //
 // A lane holds eight elements of every tile. With group = lane / 4, pair = lane % 4 and i, j, e in {0, 1}, element 4j + 2i +
 // e of a result or of a left tile is at row group + 8i, column 2 * pair + e + 8j. `Mma<T>` multiplies on tensor cores,
-// bfloat16 and float16 exactly and float as tf32; `Fma` multiplies float on ordinary units. Both have the same functions, so
-// that a kernel is written once:
+// bfloat16 and float16 exactly and float as tf32; `Fma` multiplies float exactly, without tensor cores. Both have the same
+// functions, so that a kernel is written once:
 //
 // clang-format off
 //   Left, left(rows, stride)               from memory in which rows of m follow each other, k is contiguous
 //   left_transposed(rows, stride)          rows of k follow each other, m is contiguous
-//   left_of_rows(row)                      row[r] is where row own_row(r) of the tile begins, for r < own_rows
+//   left_of_rows(row)                      row[r] is where row lane_row(r) of the tile begins, for r < lane_rows
 //   left_of_elements(value)                value(i, k) is the element of row lane / 4 + 8i and column k
 //   right(rows, stride)                    rows of n follow each other, k is contiguous
 //   right_transposed(rows, stride)         rows of k follow each other, n is contiguous
@@ -33,7 +33,7 @@ __device__ inline int lane_number() { return int(threadIdx.x % 32); }
 
 // Calls function(index, row, column) for the elements of a tile that the lane holds.
 template <class Function>
-__device__ inline void for_own_elements(const Function& function) {
+__device__ inline void for_lane_elements(const Function& function) {
     const int group = lane_number() / 4, pair = lane_number() % 4;
 #pragma unroll
     for (int index = 0; index < 8; ++index) {
@@ -58,11 +58,11 @@ struct Mma {
         uint32_t at[4];
     };
     struct Right {
-        uint32_t at[4];  // of columns n < 8: the halves of k, then of the others
+        uint32_t at[4];  // the halves of k for columns n < 8, then those for the others
     };
 
-    static constexpr int own_rows = 1;
-    __device__ static int own_row(int) { return lane_number() / 8 % 2 * 8 + lane_number() % 8; }
+    static constexpr int lane_rows = 1;
+    __device__ static int lane_row(int) { return lane_number() / 8 % 2 * 8 + lane_number() % 8; }
 
     __device__ static Left left(const T* rows, int stride) {
         Left tile;
@@ -74,7 +74,7 @@ struct Mma {
         load_matrices_transposed(tile.at, rows + along(1) * stride + across(1));
         return tile;
     }
-    __device__ static Left left_of_rows(const T* const (&row)[own_rows]) {
+    __device__ static Left left_of_rows(const T* const (&row)[lane_rows]) {
         Left tile;
         load_matrices(tile.at, row[0] + across(0));
         return tile;
@@ -100,11 +100,11 @@ struct Mma {
         return tile;
     }
     __device__ static Right right_strided(const T* first, int n_stride, int k_stride) {
-        const T* const own = first + lane_number() / 4 * n_stride + lane_number() % 4 * 2 * k_stride;
+        const T* const of_lane = first + lane_number() / 4 * n_stride + lane_number() % 4 * 2 * k_stride;
         Right tile;
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-            const T* const at = own + i / 2 * 8 * n_stride + i % 2 * 8 * k_stride;
+            const T* const at = of_lane + i / 2 * 8 * n_stride + i % 2 * 8 * k_stride;
             tile.at[i] = bits_of(at[0]) | bits_of(at[k_stride]) << 16;
         }
         return tile;
@@ -118,14 +118,14 @@ struct Mma {
     }
 
    private:
-    // Which row, and which element of it, of the stored 16 x 16 elements the lane addresses: its 8 x 8 matrices in the order
-    // of registers, along rows first (0) or across (1).
+    // The row and the element of it, of 16 x 16 elements in memory, whose address the lane passes. The 8 x 8 matrices are in
+    // the order of registers: down the rows first (order 0) or along them (order 1).
     __device__ static int along(int order) { return lane_number() / (order ? 16 : 8) % 2 * 8 + lane_number() % 8; }
     __device__ static int across(int order) { return lane_number() / (order ? 8 : 16) % 2 * 8; }
 };
 
-// tf32: the lane's elements are those of 16-bit tiles; which of the instruction's k each is does not matter, as long as both
-// operands agree.
+// tf32: the lane holds the same elements as of 16-bit tiles. The instruction numbers its k differently, which does not
+// matter as long as both operands agree.
 template <>
 struct Mma<float> {
     using Element = float;
@@ -138,19 +138,19 @@ struct Mma<float> {
         uint32_t at[8];  // of column group + 8 * (index / 4), element of k: 2 * pair + index % 2 + index / 2 % 2 * 8
     };
 
-    static constexpr int own_rows = 2;
-    __device__ static int own_row(int r) { return lane_number() / 4 + 8 * r; }
+    static constexpr int lane_rows = 2;
+    __device__ static int lane_row(int r) { return lane_number() / 4 + 8 * r; }
 
     __device__ static Left left(const float* rows, int stride) {
-        const float* const own[2] = {rows + own_row(0) * stride, rows + own_row(1) * stride};
-        return left_of_rows(own);
+        const float* const row[2] = {rows + lane_row(0) * stride, rows + lane_row(1) * stride};
+        return left_of_rows(row);
     }
     __device__ static Left left_transposed(const float* rows, int stride) {
         Left tile;
-        for_own_elements([&](int index, int m, int k) { tile.at[index] = to_tf32(rows[k * stride + m]); });
+        for_lane_elements([&](int index, int m, int k) { tile.at[index] = to_tf32(rows[k * stride + m]); });
         return tile;
     }
-    __device__ static Left left_of_rows(const float* const (&row)[own_rows]) {
+    __device__ static Left left_of_rows(const float* const (&row)[lane_rows]) {
         Left tile;
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
@@ -213,23 +213,23 @@ struct Fma {
         float at[2][step];  // rows group and group + 8
     };
 
-    static constexpr int own_rows = 2;
-    __device__ static int own_row(int r) { return lane_number() / 4 + 8 * r; }
+    static constexpr int lane_rows = 2;
+    __device__ static int lane_row(int r) { return lane_number() / 4 + 8 * r; }
 
     __device__ static Left left(const float* rows, int stride) {
-        const float* const own[2] = {rows + own_row(0) * stride, rows + own_row(1) * stride};
-        return left_of_rows(own);
+        const float* const row[2] = {rows + lane_row(0) * stride, rows + lane_row(1) * stride};
+        return left_of_rows(row);
     }
     __device__ static Left left_transposed(const float* rows, int stride) {
         Left tile;
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
 #pragma unroll
-            for (int k = 0; k < step; ++k) tile.at[r][k] = rows[k * stride + own_row(r)];
+            for (int k = 0; k < step; ++k) tile.at[r][k] = rows[k * stride + lane_row(r)];
         }
         return tile;
     }
-    __device__ static Left left_of_rows(const float* const (&row)[own_rows]) {
+    __device__ static Left left_of_rows(const float* const (&row)[lane_rows]) {
         Left tile;
 #pragma unroll
         for (int r = 0; r < 2; ++r) {
@@ -283,9 +283,9 @@ struct Fma {
     __device__ static void multiply_add(Result& result, const Left& left, const Strided& right) {
 #pragma unroll
         for (int column = 0; column < 4; ++column) {
-            const float* const own = right.first + (lane_number() % 4 * 2 + column % 2 + column / 2 * 8) * right.n_stride;
+            const float* const at = right.first + (lane_number() % 4 * 2 + column % 2 + column / 2 * 8) * right.n_stride;
 #pragma unroll
-            for (int k = 0; k < step; ++k) add(result, left, column, k, own[k * right.k_stride]);
+            for (int k = 0; k < step; ++k) add(result, left, column, k, at[k * right.k_stride]);
         }
     }
 
@@ -299,43 +299,46 @@ struct Fma {
     }
 };
 
-// A result, rounded, to rows of memory whose elements lie in pairs on multiples of two.
+// Rounds a result and writes it to rows of memory, whose pairs of elements are aligned.
 template <class T>
 __device__ inline void store_result(T* rows, int stride, const Result& result) {
-    T* const own = rows + lane_number() / 4 * stride + lane_number() % 4 * 2;
+    T* const of_lane = rows + lane_number() / 4 * stride + lane_number() % 4 * 2;
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
         const Pack<T, 2> pair{{from_float<T>(result.at[2 * i]), from_float<T>(result.at[2 * i + 1])}};
-        store_pack(own + i % 2 * 8 * stride + i / 2 * 8, pair);
+        store_pack(of_lane + i % 2 * 8 * stride + i / 2 * 8, pair);
     }
 }
 
-// results += left times some rows of n (transposed: of k) in shared memory; left(k) is its tile from column k on.
+// results += left times rows of n (transposed: rows of k) in shared memory; left(k) is the left tile from column k on.
 template <class Math, int depth, bool transposed, int tiles, class Left>
 __device__ inline void accumulate(
     Result (&results)[tiles], const Left& left, const typename Math::Element* rows, int stride
 ) {
 #pragma unroll Math::unrolled
     for (int k = 0; k < depth; k += step) {
-        const auto own = left(k);
+        const auto left_tile = left(k);
 #pragma unroll
         for (int tile = 0; tile < tiles; ++tile) {
             if constexpr (transposed) {
-                Math::multiply_add(results[tile], own, Math::right_transposed(rows + k * stride + tile * step, stride));
+                Math::multiply_add(
+                    results[tile], left_tile, Math::right_transposed(rows + k * stride + tile * step, stride)
+                );
             } else {
-                Math::multiply_add(results[tile], own, Math::right(rows + tile * step * stride + k, stride));
+                Math::multiply_add(results[tile], left_tile, Math::right(rows + tile * step * stride + k, stride));
             }
         }
     }
 }
 
-// Calls function(Math()) with the units that multiply such elements.
+// Calls function(Math()) with the Mma or Fma for a map's elements.
 template <class Function>
-void with_units(Element element, bool tf32, const Function& function) {
-    switch (element) {
-        case Element::float32: return tf32 ? function(Mma<float>()) : function(Fma());
-        case Element::bfloat16: return function(Mma<bfloat16>());
-        case Element::float16: return function(Mma<float16>());
+void with_units(DType dtype, bool tf32, const Function& function) {
+    switch (dtype) {
+        case DType::float32: return tf32 ? function(Mma<float>()) : function(Fma());
+        case DType::bfloat16: return function(Mma<bfloat16>());
+        case DType::float16: return function(Mma<float16>());
+        case DType::float64: return;  // refused by the bindings
     }
 }
 

@@ -2,22 +2,17 @@
 //
 //   z = channel_gate(x),   hidden = relu(norm1(conv1(z))),   out = z * sigmoid(norm2(conv2(hidden)))
 //
-// The work is spread over all multiprocessors, and what one phase has made is read by other blocks in the next, through the
-// L2 cache, behind a barrier of all blocks (hence a cooperative launch):
+// The work is spread over all multiprocessors in phases. The results of one phase are read by other blocks in the next,
+// through the L2 cache, after a barrier of all blocks (hence a cooperative launch):
 //
 //   gate          a block has 16 positions and all channels
 //   convolution   a block has 16 out channels, some of the in channels and up to 512 positions, whose sums go to `partial`
 //   normalise     adds the partial sums in their order
 //
-// and the last two once more. Inside, maps are (blocks of 16 channels, positions, 16), so that what a convolution reads of
-// 16 in channels is one piece. It is copied to shared memory with the weights as they lie, 16 out channels x 16 in channels
-// x k x k; a warp keeps the sums of up to four times 16 positions, and a product takes the 16 in channels at one tap (the
-// rows of a tap beside the map are a row of zeros).
-//
-// Predicted for bfloat16 on an H200, 8 x 512 x 7 x 7: both weights are 12.8 MB, 3 us from memory and less from the L2 cache;
-// each multiprocessor has 9500 products of 16 x 8 x 16 and reads their left operands, 512 bytes for two products, from
-// shared memory at 128 bytes per clock: 11 us; gathering the weights' operands, as much again; gate 4 us, partial sums 2 x 3
-// us, four barriers 6 us. That makes about 40 us. Plain PyTorch launches 15 kernels.
+// and the last two once more. Maps between phases are (blocks of 16 channels, positions, 16), so that a convolution reads 16
+// in channels as one piece. It is copied to shared memory together with the weights of 16 out channels x 16 in channels x
+// k x k. A warp keeps the sums of up to four times 16 positions, and a product takes the 16 in channels at one tap. Where a
+// tap is beside the map, the row of its operand is a row of zeros.
 #include "channel_gate_device.h"
 #include "small_gcsa.h"
 #include "vector_device.h"
@@ -29,8 +24,8 @@ namespace {
 constexpr int warps = 8, threads = 32 * warps;
 constexpr int block = step;             // of channels
 constexpr int tiles_per_warp = 4;       // of 16 positions
-constexpr int work_items = 128;         // of a convolution, about: as many as multiprocessors, but the same on any GPU
-constexpr int largest_gate_rows = 128;  // of a matrix of the gate's that are in shared memory
+constexpr int work_items = 128;         // of a convolution, about: as many as multiprocessors, the same on any GPU
+constexpr int largest_gate_rows = 128;  // rows of w1 in shared memory, at most; of w2 four times as many
 
 // Sizes in elements, and where things are in shared memory.
 struct Launch {
@@ -42,55 +37,99 @@ struct Launch {
     int map_rows;       // of a convolution's map in shared memory
     int weight_stride;  // of a row of its weights
     int gate_rows[2];   // of w1 and of w2 at a time
-    int coefficients;   // channels with a slope and an intercept
+    int coefficients;   // channels that have a slope and an intercept in shared memory
     double images_per_position;
     bool w1_aligned, w2_aligned, convolution_aligned[2];
 };
 
 __device__ int blocks_of(int channels) { return (channels + block - 1) / block; }
 
+// A tile of the gate's phase in shared memory: 16 positions, rows of x and of the hidden units.
+template <class T>
+struct GateTile {
+    T *x, *hidden, *weights;
+    int x_stride, hidden_stride;
+    int padded_channels, padded_hidden;
+    int first, left_over;  // its first position, and how many positions there are from it on
+};
+
+// Loads x, padded with zeros. The lanes of a warp run along what is contiguous in memory.
+template <class T>
+__device__ inline void load_gate_tile(const Launch& launch, const GateTile<T>& tile, const TilePlace& place) {
+    const ChannelGate& gate = launch.call.gate;
+    const int channels = int(gate.map.channels);
+    // Contiguous: a thread always has the same position.
+    const int position = int(threadIdx.x) % step;
+    const int64_t begin = position < tile.left_over ? first_channel(gate.map, place, tile.first + position) : 0;
+    for (int i = int(threadIdx.x); i < step * tile.padded_channels; i += threads) {
+        const int p = gate.x_last ? i / tile.padded_channels : position;
+        const int c = gate.x_last ? i % tile.padded_channels : i / step;
+        T value = from_float<T>(0.0f);
+        if (p < tile.left_over && c < channels) {
+            const int64_t element = gate.x_last ? int64_t(tile.first + p) * channels + c : begin + c * gate.map.positions;
+            value = static_cast<const T*>(gate.x)[element];
+        }
+        tile.x[p * tile.x_stride + c] = value;
+    }
+}
+
+// What becomes of one sum of a layer: hidden unit `out` of position p, or channel `out` of z.
+template <class T>
+__device__ inline void finish_gate_sum(
+    const Launch& launch, const GateTile<T>& tile, int layer, int p, int out, float value
+) {
+    const ChannelGate& gate = launch.call.gate;
+    const int channels = int(gate.map.channels), hidden = int(gate.hidden), groups = int(gate.groups);
+    if (layer == 0) {
+        // An infinite x times the zeros of units that do not exist would be NaN.
+        const bool inside = out < hidden;
+        value = inside ? relu_of(value + to_float(static_cast<const T*>(gate.b1)[out])) : 0.0f;
+        tile.hidden[p * tile.hidden_stride + out] = from_float<T>(value);
+    } else if (p < tile.left_over) {
+        const bool inside = out < channels;
+        value += inside ? to_float(static_cast<const T*>(gate.b2)[out]) : 0.0f;
+        const float a = gate.sigmoid ? sigmoid(value) : value;
+        const int to = inside ? shuffled(out, channels, groups) : out;
+        const float gated = inside ? to_float(tile.x[p * tile.x_stride + out]) * a : 0.0f;
+        static_cast<T*>(launch.call.z)[(int64_t(to / block) * launch.positions + tile.first + p) * block + to % block] =
+            from_float<T>(gated);
+    }
+}
+
 // z = shuffle(x * gate), all 16 channels of a block, those behind the last one 0.
 template <class Math>
 __device__ void gate_phase(const Launch& launch, unsigned char* memory) {
     using T = typename Math::Element;
     const ChannelGate& gate = launch.call.gate;
-    const int channels = int(gate.map.channels), hidden = int(gate.hidden), groups = int(gate.groups);
-    const int padded_channels = blocks_of(channels) * block, padded_hidden = blocks_of(hidden) * block;
-    const int x_stride = padded_channels + Math::pad, hidden_stride = padded_hidden + Math::pad;
-    T* const x_tile = reinterpret_cast<T*>(memory);
-    T* const hidden_tile = x_tile + step * x_stride;
-    T* const weights = hidden_tile + step * hidden_stride;
+    const int channels = int(gate.map.channels), hidden = int(gate.hidden);
+    GateTile<T> tile;
+    tile.padded_channels = blocks_of(channels) * block;
+    tile.padded_hidden = blocks_of(hidden) * block;
+    tile.x_stride = tile.padded_channels + Math::pad;
+    tile.hidden_stride = tile.padded_hidden + Math::pad;
+    tile.x = reinterpret_cast<T*>(memory);
+    tile.hidden = tile.x + step * tile.x_stride;
+    tile.weights = tile.hidden + step * tile.hidden_stride;
     const Matrix<T> matrices[2] = {
         {static_cast<const T*>(gate.w1), hidden, channels, launch.w1_aligned},
         {static_cast<const T*>(gate.w2), channels, hidden, launch.w2_aligned}
     };
-    T* const z = static_cast<T*>(launch.call.z);
     const int warp = int(threadIdx.x) / 32;
-    TilePlace place{0, step, 0, gate.x_last, 0, launch.images_per_position, 0, channels, step};
+    const TilePlace place{0, step, 0, gate.x_last, 0, launch.images_per_position, 0, channels, step};
 
     for (int first = int(blockIdx.x) * step; first < launch.positions; first += int(gridDim.x) * step) {
-        const int left_over = launch.positions - first;
-        // Contiguous: a thread always has the same position.
-        const int own = int(threadIdx.x) % step;
-        const int64_t own_first = own < left_over ? first_channel(gate.map, place, first + own) : 0;
-        for (int i = int(threadIdx.x); i < step * padded_channels; i += threads) {
-            const int p = gate.x_last ? i / padded_channels : own, c = gate.x_last ? i % padded_channels : i / step;
-            T value = from_float<T>(0.0f);
-            if (p < left_over && c < channels) {
-                const int64_t element = gate.x_last ? int64_t(first + p) * channels + c : own_first + c * gate.map.positions;
-                value = static_cast<const T*>(gate.x)[element];
-            }
-            x_tile[p * x_stride + c] = value;
-        }
+        tile.first = first;
+        tile.left_over = launch.positions - first;
+        load_gate_tile(launch, tile, place);
 #pragma unroll
         for (int layer = 0; layer < 2; ++layer) {
-            const int rows = launch.gate_rows[layer], all_rows = layer ? padded_channels : padded_hidden;
-            const int columns = layer ? padded_hidden : padded_channels, stride = columns + Math::pad;
-            const T* const left_tile = layer ? hidden_tile : x_tile;
+            const int rows = launch.gate_rows[layer], all_rows = layer ? tile.padded_channels : tile.padded_hidden;
+            const int columns = layer ? tile.padded_hidden : tile.padded_channels, stride = columns + Math::pad;
+            const T* const left_tile = layer ? tile.hidden : tile.x;
             for (int row = 0; row < all_rows; row += rows) {
-                __syncthreads();  // nobody reads the last rows any more
+                __syncthreads();  // all threads have read the last rows
                 const int count = all_rows - row < rows ? all_rows - row : rows;
-                load_piece(weights, stride, matrices[layer], row, 0, count, columns);
+                load_piece(tile.weights, stride, matrices[layer], row, 0, count, columns);
                 commit_copies();
                 wait_for_copies<0>();
                 __syncthreads();
@@ -100,26 +139,11 @@ __device__ void gate_phase(const Launch& launch, unsigned char* memory) {
 #pragma unroll 2
                     for (int k = 0; k < columns; k += step) {
                         Math::multiply_add(
-                            sums, Math::left(left_tile + k, stride), Math::right(weights + n * stride + k, stride)
+                            sums, Math::left(left_tile + k, stride), Math::right(tile.weights + n * stride + k, stride)
                         );
                     }
-                    for_own_elements([&](int index, int p, int column) {
-                        const int out = row + n + column;
-                        float value = sums.at[index];
-                        if (layer == 0) {
-                            // 0 times an infinite x would make a NaN of units that do not exist.
-                            const bool inside = out < hidden;
-                            value = inside ? relu_of(value + to_float(static_cast<const T*>(gate.b1)[out])) : 0.0f;
-                            hidden_tile[p * hidden_stride + out] = from_float<T>(value);
-                        } else if (p < left_over) {
-                            const bool inside = out < channels;
-                            value += inside ? to_float(static_cast<const T*>(gate.b2)[out]) : 0.0f;
-                            const float a = gate.sigmoid ? sigmoid(value) : value;
-                            const int to = inside ? shuffled(out, channels, groups) : out;
-                            const float gated = inside ? to_float(x_tile[p * x_stride + out]) * a : 0.0f;
-                            z[(int64_t(to / block) * launch.positions + first + p) * block + to % block] =
-                                from_float<T>(gated);
-                        }
+                    for_lane_elements([&](int index, int p, int column) {
+                        finish_gate_sum(launch, tile, layer, p, row + n + column, sums.at[index]);
                     });
                 }
             }
@@ -128,107 +152,156 @@ __device__ void gate_phase(const Launch& launch, unsigned char* memory) {
     }
 }
 
+// A convolution's work item in a block: positions begin ... end, some in channels, 16 out channels.
+struct ConvolutionItem {
+    int begin, end;
+    int first_row, last_row;     // rows of the map, one per position, that they reach
+    int first_block, end_block;  // of in channels
+    int out_block, split;
+};
+
+// The lane's rows of the left operands.
+template <class Math>
+struct ConvolutionRows {
+    int row[tiles_per_warp][Math::lane_rows], y[tiles_per_warp][Math::lane_rows], x[tiles_per_warp][Math::lane_rows];
+};
+
+// Copies a block of in channels of the map, and its weights behind it, to shared memory.
+template <class Math>
+__device__ inline void load_operands(
+    const Launch& launch, const ConvolutionItem& item, const void* map, const Matrix<typename Math::Element>& weight,
+    int in_block, typename Math::Element* to
+) {
+    using T = typename Math::Element;
+    constexpr int row_stride = block + Math::pad, count = elements_per_access<T>, packs = block / count;
+    const int taps = int(launch.call.kernel_size * launch.call.kernel_size);
+    const T* const from = static_cast<const T*>(map) + (int64_t(in_block) * launch.positions + item.first_row) * block;
+#pragma unroll 1
+    for (int i = int(threadIdx.x); i < (item.last_row - item.first_row) * packs; i += threads) {
+        copy_async(to + i / packs * row_stride + i % packs * count, from + i * count);
+    }
+    load_piece(
+        to + launch.map_rows * row_stride, launch.weight_stride, weight, item.out_block * block, in_block * block * taps,
+        block, block * taps
+    );
+}
+
+// Adds the products of one block of in channels, whose operands begin at `map_rows` in shared memory.
+template <class Math>
+__device__ inline void multiply_taps(
+    const Launch& launch, const ConvolutionItem& item, const ConvolutionRows<Math>& at,
+    const typename Math::Element* map_rows, const typename Math::Element* zeros, Result (&sums)[tiles_per_warp]
+) {
+    using T = typename Math::Element;
+    constexpr int row_stride = block + Math::pad;
+    const int height = int(launch.call.height), width = int(launch.call.width), k = int(launch.call.kernel_size);
+    const int pad = k / 2, warp = int(threadIdx.x) / 32;
+    const T* const weights = map_rows + launch.map_rows * row_stride;
+    for (int ky = 0; ky < k; ++ky) {
+#pragma unroll 1
+        for (int kx = 0; kx < k; ++kx) {
+            const auto right = Math::right_strided(weights + ky * k + kx, launch.weight_stride, k * k);
+            const int shift = (ky - pad) * width + kx - pad;
+#pragma unroll
+            for (int tile = 0; tile < tiles_per_warp; ++tile) {
+                if (item.begin + (tile * warps + warp) * step >= item.end) continue;  // the same for all lanes
+                const T* row[Math::lane_rows];
+#pragma unroll
+                for (int r = 0; r < Math::lane_rows; ++r) {
+                    const bool inside = unsigned(at.y[tile][r] + ky - pad) < unsigned(height) &&
+                                        unsigned(at.x[tile][r] + kx - pad) < unsigned(width);
+                    row[r] = inside ? map_rows + (at.row[tile][r] + shift) * row_stride : zeros;
+                }
+                Math::multiply_add(sums[tile], Math::left_of_rows(row), right);
+            }
+        }
+    }
+}
+
+// Multiplies all blocks of in channels of one work item, and writes its sums to `partial`.
+template <class Math>
+__device__ inline void convolve_item(
+    const Launch& launch, const ConvolutionItem& item, const void* map, const Matrix<typename Math::Element>& weight,
+    int out_blocks, typename Math::Element* zeros
+) {
+    using T = typename Math::Element;
+    constexpr int row_stride = block + Math::pad;
+    const int height = int(launch.call.height), width = int(launch.call.width), k = int(launch.call.kernel_size);
+    const int warp = int(threadIdx.x) / 32;
+    T* const operands = zeros + row_stride;
+    const int buffer_elements = launch.map_rows * row_stride + block * launch.weight_stride;
+    const bool ahead = launch.buffers == 2;
+
+    ConvolutionRows<Math> at;
+    Result sums[tiles_per_warp];
+#pragma unroll
+    for (int tile = 0; tile < tiles_per_warp; ++tile) {
+        clear(sums[tile]);
+#pragma unroll
+        for (int r = 0; r < Math::lane_rows; ++r) {
+            const int position = item.begin + (tile * warps + warp) * step + Math::lane_row(r);
+            at.row[tile][r] = position - item.first_row;
+            at.y[tile][r] = position < item.end ? position / width % height : -k;  // -k reaches no row of the map
+            at.x[tile][r] = position % width;
+        }
+    }
+    for (int turn = ahead ? item.first_block - 1 : item.first_block; turn < item.end_block; ++turn) {
+        const int next = ahead ? turn + 1 : turn;
+        __syncthreads();  // all threads have read the buffer of the next block
+        if (next < item.end_block) {
+            T* const to = operands + (ahead && (next - item.first_block) % 2 ? buffer_elements : 0);
+            load_operands<Math>(launch, item, map, weight, next, to);
+        }
+        commit_copies();
+        if (turn < item.first_block) continue;
+        if (ahead) {
+            wait_for_copies<1>();
+        } else {
+            wait_for_copies<0>();
+        }
+        __syncthreads();
+        const T* const map_rows = operands + (ahead && (turn - item.first_block) % 2 ? buffer_elements : 0);
+        multiply_taps<Math>(launch, item, at, map_rows, zeros, sums);
+    }
+    wait_for_copies<0>();
+    float* const to = launch.call.partial + (int64_t(item.split) * out_blocks + item.out_block) * launch.positions * block;
+#pragma unroll
+    for (int tile = 0; tile < tiles_per_warp; ++tile) {
+        for_lane_elements([&](int index, int m, int column) {
+            const int position = item.begin + (tile * warps + warp) * step + m;
+            if (position < item.end) to[int64_t(position) * block + column] = sums[tile].at[index];
+        });
+    }
+}
+
 // partial[split] of the convolution `number` of `map`.
 template <class Math>
 __device__ void convolution_phase(const Launch& launch, unsigned char* memory, int number, const void* map) {
     using T = typename Math::Element;
-    constexpr int row_stride = block + Math::pad;
     const auto& call = launch.call;
     const int in_channels = int(number ? call.gate.hidden : call.gate.map.channels);
     const int out_channels = int(number ? call.gate.map.channels : call.gate.hidden);
     const int in_blocks = blocks_of(in_channels), out_blocks = blocks_of(out_channels), splits = launch.splits[number];
-    const int height = int(call.height), width = int(call.width), k = int(call.kernel_size), pad = k / 2, taps = k * k;
-    const int positions = launch.positions, reach = pad * (width + 1);
+    const int k = int(call.kernel_size), positions = launch.positions, reach = k / 2 * (int(call.width) + 1);
     const Matrix<T> weight{
-        static_cast<const T*>(call.convolutions[number].weight), out_channels, in_channels * taps,
+        static_cast<const T*>(call.convolutions[number].weight), out_channels, in_channels * k * k,
         launch.convolution_aligned[number]
     };
     T* const zeros = reinterpret_cast<T*>(memory);
-    T* const operands = zeros + row_stride;
-    const int map_elements = launch.map_rows * row_stride, buffer_elements = map_elements + block * launch.weight_stride;
-    const int warp = int(threadIdx.x) / 32;
-    const bool ahead = launch.buffers == 2;
-    if (int(threadIdx.x) < row_stride) zeros[threadIdx.x] = from_float<T>(0.0f);
+    if (int(threadIdx.x) < block + Math::pad) zeros[threadIdx.x] = from_float<T>(0.0f);
 
     const int chunks = (positions + launch.chunk - 1) / launch.chunk;
-    for (int item = int(blockIdx.x); item < chunks * out_blocks * splits; item += int(gridDim.x)) {
-        const int split = item % splits, out_block = item / splits % out_blocks,
-                  begin = item / splits / out_blocks * launch.chunk;
-        const int end = begin + launch.chunk < positions ? begin + launch.chunk : positions;
-        const int first_row = begin > reach ? begin - reach : 0;
-        const int last_row = end + reach < positions ? end + reach : positions;
-        const int first_block = in_blocks * split / splits, end_block = in_blocks * (split + 1) / splits;
-
-        // Of the rows of products that the lane addresses.
-        int row[tiles_per_warp][Math::own_rows], y[tiles_per_warp][Math::own_rows], x[tiles_per_warp][Math::own_rows];
-        Result sums[tiles_per_warp];
-#pragma unroll
-        for (int tile = 0; tile < tiles_per_warp; ++tile) {
-            clear(sums[tile]);
-#pragma unroll
-            for (int r = 0; r < Math::own_rows; ++r) {
-                const int position = begin + (tile * warps + warp) * step + Math::own_row(r);
-                row[tile][r] = position - first_row;
-                y[tile][r] = position < end ? position / width % height : -k;  // the latter reaches no row of the map
-                x[tile][r] = position % width;
-            }
-        }
-
-        for (int turn = ahead ? first_block - 1 : first_block; turn < end_block; ++turn) {
-            const int next = ahead ? turn + 1 : turn;
-            __syncthreads();  // nobody reads any more where the next block is copied to
-            if (next < end_block) {
-                T* const to = operands + (ahead && (next - first_block) % 2 ? buffer_elements : 0);
-                constexpr int count = elements_per_access<T>, packs = block / count;
-                const T* const from = static_cast<const T*>(map) + (int64_t(next) * positions + first_row) * block;
-#pragma unroll 1
-                for (int i = int(threadIdx.x); i < (last_row - first_row) * packs; i += threads) {
-                    copy_async(to + i / packs * row_stride + i % packs * count, from + i * count);
-                }
-                load_piece(
-                    to + map_elements, launch.weight_stride, weight, out_block * block, next * block * taps, block,
-                    block * taps
-                );
-            }
-            commit_copies();
-            if (turn < first_block) continue;
-            if (ahead) {
-                wait_for_copies<1>();
-            } else {
-                wait_for_copies<0>();
-            }
-            __syncthreads();
-            const T* const rows = operands + (ahead && (turn - first_block) % 2 ? buffer_elements : 0);
-            const T* const weights = rows + map_elements;
-            for (int ky = 0; ky < k; ++ky) {
-#pragma unroll 1
-                for (int kx = 0; kx < k; ++kx) {
-                    const auto right = Math::right_strided(weights + ky * k + kx, launch.weight_stride, taps);
-                    const int shift = (ky - pad) * width + kx - pad;
-#pragma unroll
-                    for (int tile = 0; tile < tiles_per_warp; ++tile) {
-                        if (begin + (tile * warps + warp) * step >= end) continue;  // the same for all lanes
-                        const T* own[Math::own_rows];
-#pragma unroll
-                        for (int r = 0; r < Math::own_rows; ++r) {
-                            const bool inside = unsigned(y[tile][r] + ky - pad) < unsigned(height) &&
-                                                unsigned(x[tile][r] + kx - pad) < unsigned(width);
-                            own[r] = inside ? rows + (row[tile][r] + shift) * row_stride : zeros;
-                        }
-                        Math::multiply_add(sums[tile], Math::left_of_rows(own), right);
-                    }
-                }
-            }
-        }
-        wait_for_copies<0>();
-        float* const to = call.partial + (int64_t(split) * out_blocks + out_block) * positions * block;
-#pragma unroll
-        for (int tile = 0; tile < tiles_per_warp; ++tile) {
-            for_own_elements([&](int index, int m, int column) {
-                const int position = begin + (tile * warps + warp) * step + m;
-                if (position < end) to[int64_t(position) * block + column] = sums[tile].at[index];
-            });
-        }
+    for (int i = int(blockIdx.x); i < chunks * out_blocks * splits; i += int(gridDim.x)) {
+        ConvolutionItem item;
+        item.split = i % splits;
+        item.out_block = i / splits % out_blocks;
+        item.begin = i / splits / out_blocks * launch.chunk;
+        item.end = item.begin + launch.chunk < positions ? item.begin + launch.chunk : positions;
+        item.first_row = item.begin > reach ? item.begin - reach : 0;
+        item.last_row = item.end + reach < positions ? item.end + reach : positions;
+        item.first_block = in_blocks * item.split / splits;
+        item.end_block = in_blocks * (item.split + 1) / splits;
+        convolve_item<Math>(launch, item, map, weight, out_blocks, zeros);
     }
     __syncthreads();
 }
@@ -329,7 +402,7 @@ __global__ void __launch_bounds__(threads, 1) small_gcsa_kernel(const Launch lau
 template <class Function>
 void with_both_units(const SmallGcsa& call, const Function& function) {
     const auto same = [&](auto math) { function(math, math); };
-    if (call.gate.map.element != Element::float32) return with_units(call.gate.map.element, false, same);
+    if (call.gate.map.dtype != DType::float32) return with_units(call.gate.map.dtype, false, same);
     if (!call.convolution_tf32) return same(Fma());
     if (call.gate.tf32) return same(Mma<float>());
     function(Fma(), Mma<float>());
@@ -340,45 +413,39 @@ struct Choice {
     Launch launch;
 };
 
-template <class GateMath, class Math>
-Choice choose(const SmallGcsa& call, const Device& device) {
-    const ChannelGate& gate = call.gate;
-    const Map& map = gate.map;
-    const int64_t size = element_size(map.element), positions = map.batch * map.positions;
-    const int64_t in_blocks[] = {ceil_div(map.channels, block), ceil_div(gate.hidden, block)};
+// How the positions and in channels of both convolutions are split into work items: a function of the shape, so that GPUs do
+// not differ in their bits. Returns how many items the larger one has.
+int64_t split_work(const SmallGcsa& call, Launch& launch, SmallGcsaPlan& plan) {
+    const int64_t positions = launch.positions;
+    const int64_t in_blocks[] = {ceil_div(call.gate.map.channels, block), ceil_div(call.gate.hidden, block)};
     const int64_t out_blocks[] = {in_blocks[1], in_blocks[0]};
-    const int64_t channels = in_blocks[0] * block, hidden = in_blocks[1] * block;
-    const int64_t taps = call.kernel_size * call.kernel_size, reach = call.kernel_size / 2 * (call.width + 1);
-
-    Choice choice{};
-    auto& launch = choice.launch;
-    launch.call = call;
-    launch.positions = int(positions);
-    launch.images_per_position = 1.0 / double(map.positions);
-    launch.coefficients = int(std::max(channels, hidden));
-    launch.w1_aligned = row_access(gate.w1, map.channels, map.element) == 16;
-    launch.w2_aligned = row_access(gate.w2, gate.hidden, map.element) == 16;
-    launch.convolution_aligned[0] = row_access(call.convolutions[0].weight, map.channels * taps, map.element) == 16;
-    launch.convolution_aligned[1] = row_access(call.convolutions[1].weight, gate.hidden * taps, map.element) == 16;
-
     // Smaller chunks of positions where out channels are too few for all multiprocessors, even with all in channels split.
-    // How sums are split is a function of the shape, so that GPUs do not differ in their bits.
     constexpr int64_t smallest_chunk = warps * step;
     int64_t chunk = tiles_per_warp * smallest_chunk;
     const int64_t most_items = std::min(in_blocks[0] * out_blocks[0], in_blocks[1] * out_blocks[1]);
     while (chunk > smallest_chunk && ceil_div(positions, chunk / 2) * most_items <= work_items) chunk /= 2;
+    launch.chunk = int(chunk);
     const int64_t chunks = ceil_div(positions, chunk);
-    int64_t items = ceil_div(positions, step);
-    int64_t partial = 0;
+    int64_t items = 0;
     for (int i = 0; i < 2; ++i) {
         const int64_t splits = std::clamp<int64_t>(work_items / (chunks * out_blocks[i]), 1, in_blocks[i]);
         launch.splits[i] = int(splits);
         items = std::max(items, splits * chunks * out_blocks[i]);
-        partial = std::max(partial, splits * out_blocks[i] * positions * block);
+        plan.partial_elements = std::max(plan.partial_elements, splits * out_blocks[i] * positions * block);
     }
-    launch.chunk = int(chunk);
-    launch.map_rows = int(std::min(positions, chunk + 2 * reach));
+    return items;
+}
+
+// Decides how much of the operands is in shared memory at a time, and returns the bytes
+// that a block needs.
+template <class GateMath, class Math>
+int64_t fill_shared_memory(const SmallGcsa& call, const Device& device, Launch& launch) {
+    const int64_t size = element_size(call.gate.map.dtype), taps = call.kernel_size * call.kernel_size;
+    const int64_t channels = ceil_div(call.gate.map.channels, block) * block;
+    const int64_t hidden = ceil_div(call.gate.hidden, block) * block, reach = call.kernel_size / 2 * (call.width + 1);
+    launch.map_rows = int(std::min<int64_t>(launch.positions, launch.chunk + 2 * reach));
     launch.weight_stride = int(block * taps + 8);
+    launch.coefficients = int(std::max(channels, hidden));
 
     const int64_t coefficients = 2 * launch.coefficients * 4;
     const int64_t row_stride = block + Math::pad, buffer = launch.map_rows * row_stride + block * launch.weight_stride;
@@ -394,20 +461,36 @@ Choice choose(const SmallGcsa& call, const Device& device) {
         launch.gate_rows[i] = int(rows);
         bytes = std::max(bytes, gate_tiles + std::max<int64_t>(rows, block) * row);
     }
-    bytes += coefficients;
-    if (bytes > device.shared_bytes || positions >= int64_t(1) << 24) {
+    return bytes + coefficients;
+}
+
+template <class GateMath, class Math>
+Choice choose(const SmallGcsa& call, const Device& device) {
+    const ChannelGate& gate = call.gate;
+    const Map& map = gate.map;
+    const int64_t positions = map.batch * map.positions, taps = call.kernel_size * call.kernel_size;
+    Choice choice{};
+    auto& launch = choice.launch;
+    launch.call = call;
+    launch.positions = int(positions);
+    launch.images_per_position = 1.0 / double(map.positions);
+    launch.w1_aligned = row_access(gate.w1, map.channels, map.dtype) == 16;
+    launch.w2_aligned = row_access(gate.w2, gate.hidden, map.dtype) == 16;
+    launch.convolution_aligned[0] = row_access(call.convolutions[0].weight, map.channels * taps, map.dtype) == 16;
+    launch.convolution_aligned[1] = row_access(call.convolutions[1].weight, gate.hidden * taps, map.dtype) == 16;
+    const bool many = positions >= int64_t(1) << 24;
+    const int64_t items = many ? 0 : std::max(split_work(call, launch, choice.plan), ceil_div(positions, step));
+    const int64_t bytes = many ? 0 : fill_shared_memory<GateMath, Math>(call, device, launch);
+    if (many || bytes > device.shared_bytes) {
         throw std::invalid_argument(
             "gcsa_ext: small_gcsa: " + std::to_string(map.channels) + " channels, kernels of " +
             std::to_string(call.kernel_size) + " and maps " + std::to_string(call.width) +
             " wide do not fit in the shared memory of a block, " + std::to_string(device.shared_bytes) + " bytes"
         );
     }
-    choice.plan = {
-        {"small_gcsa", std::min(items, device.multiprocessors), 1, 1, threads, bytes, true},
-        channels * positions,
-        hidden * positions,
-        partial
-    };
+    choice.plan.kernel = {"small_gcsa", std::min(items, device.multiprocessors), 1, 1, threads, bytes, true};
+    choice.plan.z_elements = ceil_div(map.channels, block) * block * positions;
+    choice.plan.hidden_elements = ceil_div(gate.hidden, block) * block * positions;
     return choice;
 }
 

@@ -12,14 +12,14 @@ namespace gcsa_ext::cuda {
 
 // A convolution with 'same' zero padding and the normalisation that follows it.
 struct SmallConvolution {
-    const void* weight;  // (out channels, in channels, k, k) contiguous, of the map's element type
-    Vector offset;       // the bias of the convolution, or null; this and all further vectors: (out channels)
+    const void* weight;  // (out channels, in channels, k, k) contiguous, of the map's dtype
+    Vector offset;       // the bias of the convolution, or null; (out channels), as all further vectors
     Vector norm_weight;  // or null
     Vector norm_bias;    // or null
     Vector mean;
     Vector var;
     float eps;
-    float* used_mean;  // copies of mean and var
+    float* used_mean;  // copies of mean and var are written here
     float* used_var;
 };
 
@@ -39,7 +39,7 @@ struct SmallGcsaPlan {
     int64_t z_elements, hidden_elements, partial_elements;
 };
 
-// Throws std::invalid_argument where a block's shared memory does not hold what it works on.
+// Throws std::invalid_argument where the operands of a block do not fit in its shared memory.
 SmallGcsaPlan plan_small_gcsa(const SmallGcsa& call, const Device& device);
 void small_gcsa(const SmallGcsa& call, const Device& device, Stream stream);
 

@@ -11,15 +11,8 @@ namespace {
 using Sizes = std::tuple<int64_t, int64_t, int64_t, int64_t>;  // batch, channels, height, width
 using Settings = std::tuple<int64_t, int64_t, int64_t, bool>;  // hidden, groups, kernel_size, sigmoid
 using Tf32 = std::pair<bool, bool>;                            // in the gate, in the convolutions
-using TypedAddress = std::pair<Address, int>;                  // with the code of its type
 // weight; offset, norm_weight, norm_bias, mean, var; eps; used_mean, used_var
 using Convolution = std::tuple<Address, std::array<TypedAddress, 5>, double, Address, Address>;
-
-Vector vector(const TypedAddress& typed) {
-    const auto [address, code] = typed;
-    require(code >= 0 && code <= 3, "a code of a vector's type from 0 to 3");
-    return {pointer(address), static_cast<VectorElement>(code)};
-}
 
 SmallConvolution convolution(const Convolution& found) {
     const auto& [weight, vectors, eps, used_mean, used_var] = found;
@@ -28,15 +21,15 @@ SmallConvolution convolution(const Convolution& found) {
             vector(vectors[4]), float(eps),         pointer<float>(used_mean), pointer<float>(used_var)};
 }
 
-// Without tensors: all that a plan depends on but how they are aligned.
-SmallGcsa sized(int element, const Sizes& sizes, const Settings& settings, const Tf32& tf32, bool last) {
+// The sizes and settings of a call, without its tensors.
+SmallGcsa sized(int dtype, const Sizes& sizes, const Settings& settings, const Tf32& tf32, bool last) {
     const auto [batch, channels, height, width] = sizes;
     const auto [hidden, groups, kernel_size, sigmoid] = settings;
     require(height >= 1 && width >= 1, "a height and a width of at least 1");
     require(hidden >= 1 && groups >= 1 && channels % groups == 0, "hidden units, and groups that divide the channels");
     require(kernel_size >= 1 && kernel_size % 2 == 1, "an odd kernel size");
     SmallGcsa call{};
-    call.gate.map = map(element, batch, channels, height * width);
+    call.gate.map = map(dtype, batch, channels, height * width);
     call.gate.hidden = hidden;
     call.gate.groups = groups;
     call.gate.sigmoid = sigmoid;
@@ -52,19 +45,19 @@ SmallGcsa sized(int element, const Sizes& sizes, const Settings& settings, const
 }  // namespace
 
 void bind_small_gcsa(pybind11::module_& module) {
-    // The elements of the workspaces z, hidden (of the map's type) and partial (float32), and the launch.
+    // Returns the elements of the workspaces z and hidden (of the map's dtype) and partial (float32), and the plan.
     module.def(
         "plan_small_gcsa",
-        [](const Target& target, int element, const Sizes& sizes, const Settings& settings, const Tf32& tf32, bool last) {
-            const auto plan = plan_small_gcsa(sized(element, sizes, settings, tf32, last), device(target));
+        [](const Target& target, int dtype, const Sizes& sizes, const Settings& settings, const Tf32& tf32, bool last) {
+            const auto plan = plan_small_gcsa(sized(dtype, sizes, settings, tf32, last), device(target));
             return std::tuple(plan.z_elements, plan.hidden_elements, plan.partial_elements, to_dict(plan.kernel));
         }
     );
     module.def(
-        "small_gcsa", [](const Target& target, int element, const Sizes& sizes, const Settings& settings, const Tf32& tf32,
+        "small_gcsa", [](const Target& target, int dtype, const Sizes& sizes, const Settings& settings, const Tf32& tf32,
                          bool last, Address x, const std::array<Address, 4>& gate, const Convolution& first,
                          const Convolution& second, Address out, const std::array<Address, 3>& workspace) {
-            auto call = sized(element, sizes, settings, tf32, last);
+            auto call = sized(dtype, sizes, settings, tf32, last);
             require_addresses(x, gate[0], gate[1], gate[2], gate[3], out, workspace[0], workspace[1], workspace[2]);
             call.gate.x = pointer(x);
             call.gate.w1 = pointer(gate[0]);

@@ -1,5 +1,5 @@
-// sums[i] = sum over r of partial[r, i], without atomic additions. A block has 32 columns: every eighth row first, then
-// these eight sums.
+// sums[i] = sum over r of partial[r, i], without atomic additions. A block has 32 columns. Each of its 8 warps adds every
+// eighth row, then the first one adds these eight sums.
 #include "sum_rows.h"
 #include "vector_device.h"
 

@@ -1,4 +1,4 @@
-// Rows of partial sums into their sum, always in the same order, so that two runs give the same bits.
+// The sum of rows of partial sums, always in the same order, so that two runs give the same bits.
 #pragma once
 
 #include <cstdint>
@@ -12,10 +12,10 @@ struct SumRows {
     int64_t rows, width;
     const float* partial;  // (rows, width)
     float* sums;           // (width), or null: not wanted
-    // Which vectors a row consists of, one behind the other.
+    // The vectors that a row consists of, one behind the other.
     struct Piece {
-        int64_t end;    // where in a row it ends
-        Vector vector;  // where its sums go; or null: not wanted
+        int64_t end;    // its end in the row
+        Vector vector;  // where its sums are written, or null: not wanted
     } pieces[4];
 };
 

@@ -9,9 +9,9 @@
 
 namespace gcsa_ext::cuda {
 
-// A tile: some channels at positions that follow each other from `first` on, numbered through all images. It lies in shared
-// memory as it does in its map: rows of channels at a position (channels_last) or of positions in a channel, `stride`
-// elements apart. Or in whole images: one run of memory each, whatever the length of its rows, `image` elements apart.
+// A tile: some channels at consecutive positions from `first` on, numbered through all images. Its order in shared memory is
+// that of its map: rows of channels at a position (channels_last) or of positions in a channel, `stride` elements apart. Or
+// it is of whole images: each is one run of memory, whatever the length of its rows, and they are `image` elements apart.
 struct TilePlace {
     int64_t first;
     int size;                    // a multiple of 16, and a power of two
@@ -20,7 +20,7 @@ struct TilePlace {
     int image;                   // 0: not whole images
     double images_per_position;  // 1 / P
     int first_channel, channels;
-    int count;  // of the `size` positions those that there are; the others are 0, or nowhere with whole images
+    int count;  // how many of the `size` positions exist; the others are 0 or, with whole images, have no memory
 
     __device__ int at(int position) const {
         if (last) return position * stride;
@@ -29,8 +29,7 @@ struct TilePlace {
     __device__ int between_channels() const { return last ? 1 : stride; }
 };
 
-// Calls function(count) with how many elements an access may have whose addresses are multiples of `bytes`; count is a
-// constant.
+// Calls function(count) with the elements of an access whose addresses are multiples of `bytes`, as a constant.
 template <class T, class Function>
 __device__ inline void with_access(int bytes, const Function& function) {
     if (bytes >= 16) {
@@ -42,7 +41,7 @@ __device__ inline void with_access(int bytes, const Function& function) {
     }
 }
 
-// Without registers where that is possible; wait_for_copies and a barrier show it.
+// Copies a pack, asynchronously where that is possible: it is visible after wait_for_copies and a barrier.
 template <class T, int count>
 __device__ inline void copy_pack(T* shared, const T* global) {
     constexpr int bytes = count * int(sizeof(T));
@@ -63,8 +62,8 @@ __device__ inline void clear_pack(T* address) {
     store_pack(address, pack);
 }
 
-// Which element channel 0 of a position is, in a contiguous map. A product instead of a 64-bit quotient, which would be a
-// call with registers to spill; it is off by one at most.
+// The index of channel 0 at a position, in a contiguous map. The image is a rounded product, off by one at most, instead of
+// a 64-bit quotient, which would be a call that spills registers.
 __device__ inline int64_t first_channel(const Map& map, const TilePlace& place, int64_t position) {
     auto image = int64_t(double(position) * place.images_per_position);
     int64_t within = position - image * map.positions;
@@ -73,10 +72,10 @@ __device__ inline int64_t first_channel(const Map& map, const TilePlace& place, 
     return image * map.channels * map.positions + within;
 }
 
-// Calls function(position and channel in the tile, element of the map) for the packs of `count` elements that a thread
-// copies of a tile. Lanes run along what is contiguous in memory.
+// Calls function(position in the tile, channel in the tile, index in the map) for the packs of `count` elements of a tile
+// that this thread copies. Lanes run along the contiguous axis of the map.
 template <int count, class Function>
-__device__ inline void for_own_packs(const Map& map, const TilePlace& place, const Function& function) {
+__device__ inline void for_thread_packs(const Map& map, const TilePlace& place, const Function& function) {
     const int thread = int(threadIdx.x), threads = int(blockDim.x);
     if (place.last) {
         const unsigned packs = unsigned(place.channels / count);
@@ -95,10 +94,10 @@ __device__ inline void for_own_packs(const Map& map, const TilePlace& place, con
     }
 }
 
-// Calls function(element in the tile, element of the map) for the packs of `count` elements that a thread copies of whole
-// images. A pack may begin in one channel and end in another.
+// Calls function(image of the tile, index in that image, index in the map) for the packs of `count` elements of whole images
+// that this thread copies. A pack may begin in one channel and end in another.
 template <int count, class Function>
-__device__ inline void for_own_packs_of_images(const Map& map, const TilePlace& place, const Function& function) {
+__device__ inline void for_thread_packs_of_images(const Map& map, const TilePlace& place, const Function& function) {
     const int positions = int(map.positions), packs = place.channels * positions / count;
     const int64_t begin = first_channel(map, place, place.first) + int64_t(place.first_channel) * positions;
 #pragma unroll 1
@@ -113,14 +112,14 @@ template <class T>
 __device__ inline void load_tile(T* tile, const T* from, const Map& map, const TilePlace& place, int access) {
     if (place.image) {
         constexpr int count = elements_per_access<T>;
-        for_own_packs_of_images<count>(map, place, [&](int image, int within, int64_t element) {
+        for_thread_packs_of_images<count>(map, place, [&](int image, int within, int64_t element) {
             copy_async(tile + image * place.image + within, from + element);
         });
         return;
     }
     with_access<T>(access, [&](auto constant) {
         constexpr int count = decltype(constant)::value;
-        for_own_packs<count>(map, place, [&](int position, int channel, int64_t element) {
+        for_thread_packs<count>(map, place, [&](int position, int channel, int64_t element) {
             T* const to = tile + (place.last ? position * place.stride + channel : channel * place.stride + position);
             if (position < place.count) {
                 copy_pack<T, count>(to, from + element);
@@ -131,7 +130,7 @@ __device__ inline void load_tile(T* tile, const T* from, const Map& map, const T
     });
 }
 
-// Channels behind the last one, up to `channels`, become 0; loading a tile leaves them so.
+// Clears the channels behind the last one, up to `channels`. Loading a tile does not change them.
 template <class T>
 __device__ inline void clear_channels_behind(T* tile, const TilePlace& place, int channels) {
     const int found = place.channels, behind = channels - found;
@@ -150,14 +149,15 @@ __device__ inline typename Math::Left left_of_tile(
 ) {
     if (place.last) return Math::left(tile + row * place.stride + channel, place.stride);
     if (!place.image) return Math::left_transposed(tile + channel * place.stride + row, place.stride);
-    const int own[2] = {row + lane_number() / 4, row + lane_number() / 4 + 8};
-    const int at[2] = {place.at(own[0]), place.at(own[1])};
+    const int position[2] = {row + lane_number() / 4, row + lane_number() / 4 + 8};
+    const int at[2] = {place.at(position[0]), place.at(position[1])};
     return Math::left_of_elements([&](int i, int k) {
-        return own[i] < place.count ? tile[at[i] + (channel + k) * place.stride] : from_float<typename Math::Element>(0.0f);
+        return position[i] < place.count ? tile[at[i] + (channel + k) * place.stride]
+                                         : from_float<typename Math::Element>(0.0f);
     });
 }
 
-// Which channel of x channel `out` of the shuffled map is.
+// The channel of x that is channel `out` of the shuffled map, and the way back.
 __device__ inline int unshuffled(int out, int channels, int groups) {
     return out % groups * (channels / groups) + out / groups;
 }
@@ -166,7 +166,7 @@ __device__ inline int shuffled(int channel, int channels, int groups) {
     return channel % per_group * groups + channel / per_group;
 }
 
-// Write a tile of all channels, shuffled, to a map in the layout of `out_last`; in whole images if `out_images`.
+// Writes a tile of all channels, shuffled, to a map: channels_last if `out_last`, in whole images if `out_images`.
 template <class T>
 __device__ inline void store_shuffled(
     T* to, const T* tile, const Map& map, const TilePlace& place, int groups, bool out_last, bool out_images, int access
@@ -175,17 +175,17 @@ __device__ inline void store_shuffled(
     if (out_images) {
         constexpr int count = elements_per_access<T>;
         const int positions = int(map.positions), between_positions = place.last ? place.stride : 1;
-        for_own_packs_of_images<count>(map, place, [&](int image, int within, int64_t element) {
+        for_thread_packs_of_images<count>(map, place, [&](int image, int within, int64_t element) {
             const T* const from = tile + place.at(image * positions);
             int channel = within / positions, position = within - channel * positions;
-            int own = unshuffled(channel, channels, groups) * between;
+            int row = unshuffled(channel, channels, groups) * between;
             Pack<T, count> pack;
 #pragma unroll
             for (int e = 0; e < count; ++e) {
-                pack.at[e] = from[own + position * between_positions];
+                pack.at[e] = from[row + position * between_positions];
                 if (++position < positions) continue;
                 position = 0;
-                if (++channel < channels) own = unshuffled(channel, channels, groups) * between;
+                if (++channel < channels) row = unshuffled(channel, channels, groups) * between;
             }
             store_pack(to + element, pack);
         });
@@ -196,7 +196,7 @@ __device__ inline void store_shuffled(
         if (!out_last) {
             TilePlace out = place;
             out.last = false;
-            for_own_packs<count>(map, out, [&](int position, int channel, int64_t element) {
+            for_thread_packs<count>(map, out, [&](int position, int channel, int64_t element) {
                 if (position >= place.count) return;
                 const T* const from = tile + unshuffled(channel, channels, groups) * between;
                 if (!place.last && !place.image) {
@@ -238,7 +238,8 @@ struct Matrix {
     bool aligned;  // rows begin on multiples of 16 bytes
 };
 
-// Copy rows x columns from (row, column) of a matrix on, what lies outside as 0; wait_for_copies and a barrier show it.
+// Copies rows x columns from (row, column) of a matrix on, with zeros outside of it. They are visible after wait_for_copies
+// and a barrier.
 template <class T>
 __device__ inline void load_piece(
     T* piece, int stride, const Matrix<T>& matrix, int row, int column, int rows, int columns

@@ -1,14 +1,14 @@
 // Vectors of a value per channel or hidden unit.
 #pragma once
 
+#include "params/tensor.h"
+
 namespace gcsa_ext::cuda {
 
-enum class VectorElement : int { float32 = 0, bfloat16 = 1, float16 = 2, float64 = 3 };
-
-// Of any floating type: weights come as the user keeps them.
+// Of any dtype: weights keep the dtype that the user gave them.
 struct Vector {
     void* data;  // or null
-    VectorElement element;
+    DType dtype;
 };
 
 }  // namespace gcsa_ext::cuda

@@ -1,17 +1,17 @@
-// Memory that is kept from call to call: fresh memory costs a page fault per 4 KiB, which for a batch of maps takes as long
-// as the arithmetic.
+// A cache of memory for workspaces and results, shared by all calls. Fresh memory costs a page fault per page, which for a
+// batch of maps takes as long as the arithmetic.
 #pragma once
 
 #include <cstdint>
 
 namespace gcsa_ext {
 
-// A piece of memory, of which nobody else has any part, for as long as the object lives.
+// A piece of memory from the cache. The destructor returns it to the cache.
 class Scratch {
    public:
-    // A workspace, which is given back at the end of a call, may be much larger than needed; a result, which others keep,
-    // not. What lasts has no part in what is kept here: its memory is new, and goes back to the system.
-    enum class Use { workspace, result, lasting };
+    // A workspace is returned at the end of a call and may be much larger than needed. A result lives as long as its tensor
+    // and may be only a little larger than needed.
+    enum class Use { workspace, result };
     explicit Scratch(int64_t bytes, Use use = Use::workspace);  // std::bad_alloc
     ~Scratch();
     Scratch(const Scratch&) = delete;
@@ -23,10 +23,9 @@ class Scratch {
    private:
     void* data_;
     int64_t bytes_;
-    bool lasting_;
 };
 
-// Gives back what nobody is using; returns how many bytes that was.
+// Gives all cached memory that is not in use back to the system; returns how many bytes that was.
 int64_t release_scratch();
 
 }  // namespace gcsa_ext

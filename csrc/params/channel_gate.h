@@ -21,15 +21,15 @@ struct ChannelGateForward {
     const void* b1;  // (h)
     const void* w2;  // (C, h) contiguous
     const void* b2;  // (C)
-    void* out;       // (N, C, H, W) in map.layout; shares no memory with x, and holds other things meanwhile
+    void* out;       // (N, C, H, W) in map.layout; no memory of x: the kernels use it as a workspace too
 };
 
-// The forward's intermediate values are computed again from x: nothing but the inputs is ever saved.
+// The forward pass saves nothing: its intermediate values are computed again from x.
 struct ChannelGateBackward {
     ChannelGateForward forward;  // forward.out is not read
     const void* grad_out;        // (N, C, H, W) in map.layout
     void* grad_x;                // (N, C, H, W) in map.layout, or null: not wanted
-    void* grad_w1;               // (h, C); the four are all wanted or, when grad_w1 is null, none
+    void* grad_w1;               // (h, C), or null: none of the gradients of weights is wanted
     void* grad_b1;               // (h)
     void* grad_w2;               // (C, h)
     void* grad_b2;               // (C)

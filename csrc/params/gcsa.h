@@ -26,7 +26,6 @@ struct Convolution2d {
     const void* weight;                  // (outputs, inputs, kernel, kernel)
     const void* bias;                    // (outputs) or null: 0
     Layout layout = Layout::contiguous;  // of the weight and of its gradient
-    const void* source = nullptr;        // what the weight was converted from for this call, or the weight itself
 };
 
 // The vectors and the convolutions' weights are float32 (float64 for a float64 map), the rest has the map's dtype.
@@ -36,16 +35,17 @@ struct GcsaForward {
     int64_t kernel;
     Convolution2d conv1, conv2;
     BatchNorm norm1, norm2;
-    bool mixed;  // the layers of a float32 map may round what they multiply to bfloat16
-    void* u1;    // saved for the backward pass in the kernels' own layout, saved_size(h) elements, or null: not wanted
-    void* u2;    // saved_size(C) elements; both or none
+    bool mixed;  // layers of a float32 map may round their factors to bfloat16
+    // Saved for the backward pass in a layout of the kernels: N * H * W times h or C elements, padded to a multiple of 64
+    // bytes of float32 (float64 for a float64 map). Both are given, or both null: not wanted.
+    void *u1, *u2;
 };
 
 struct GcsaBackward {
     GcsaForward forward;  // gate.out is not read; u1, u2, mean and var are the forward pass's
     const void* grad_out;
     void* grad_x;                                 // or null: not wanted
-    void *grad_w1, *grad_b1, *grad_w2, *grad_b2;  // the four are all wanted or, when grad_w1 is null, none
+    void *grad_w1, *grad_b1, *grad_w2, *grad_b2;  // grad_w1 is null: none of these four is wanted
     void *grad_conv1, *grad_conv1_bias;           // each may be null
     void *grad_norm1_weight, *grad_norm1_bias;
     void *grad_conv2, *grad_conv2_bias;

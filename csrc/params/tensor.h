@@ -5,7 +5,8 @@
 
 namespace gcsa_ext {
 
-enum class DType : int { float32 = 0, float64 = 1, bfloat16 = 2 };
+// The kernels for the CPU take no float16, those for GPUs no maps of float64.
+enum class DType : int { float32 = 0, float64 = 1, bfloat16 = 2, float16 = 3 };
 
 enum class Layout : int {
     contiguous = 0,     // (N, C, H, W) with W fastest: element (n, c, p) at (n * C + c) * HW + p

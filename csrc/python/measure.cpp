@@ -14,12 +14,12 @@ namespace {
 double core_round_trip(double seconds) {
     require(seconds > 0, "a time to measure for");
     const py::gil_scoped_release release;
-    return cpu::kernels().core_round_trip(seconds);
+    return cpu::kernels().core_round_trip({seconds});
 }
 double fma_peak(int threads, double seconds) {
     require(threads >= 1, "at least 1 thread");
     const py::gil_scoped_release release;
-    return cpu::kernels().fma_peak(threads, seconds);
+    return cpu::kernels().fma_peak({threads, seconds});
 }
 double convolution_product_rate(
     int64_t batch, int64_t inputs, int64_t outputs, int64_t height, int64_t width, int64_t kernel, int threads,

@@ -20,7 +20,7 @@ from gcsa_ext.backends.cuda.launch import ELEMENTS
 # The package's own name for it is the operator.
 gates = importlib.import_module("gcsa_ext.backends.cuda.channel_gate")
 
-FLOAT32, BFLOAT16, FLOAT16 = 0, 1, 2
+FLOAT32, BFLOAT16, FLOAT16 = 0, 2, 3
 KB = 1024
 H200 = (0, 0, 132, 227 * KB)
 LARGEST_GRID = (2**31 - 1, 65535, 65535)
@@ -167,7 +167,8 @@ def test_launches_of_norms(sizes: tuple[int, int, int], element: int, last: bool
 @pytest.mark.parametrize(
     ("function", "changed", "expectation"),
     [
-        ("plan_norm_statistics", {0: 3}, "an element code"),
+        ("plan_norm_statistics", {0: 4}, "the code of a dtype"),
+        ("plan_norm_statistics", {0: 1}, "a map of float32, bfloat16 or float16"),
         ("plan_norm_statistics", {2: 0}, "a batch, channels and positions"),
         ("plan_norm_statistics", {5: 0}, "no null address"),
         ("plan_norm_forward", {1: (False, True, False)}, "u that is channels_last"),

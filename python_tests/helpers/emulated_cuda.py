@@ -22,7 +22,8 @@ import pybind11
 
 HERE = Path(__file__).parent
 EMULATION = HERE / "cuda_emulation"
-KERNELS = HERE.parents[1] / "csrc" / "cuda"
+SOURCES = HERE.parents[1] / "csrc"
+KERNELS = SOURCES / "cuda"
 NAME = "gcsa_ext_emulation"
 FLAGS = ("-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-U_FORTIFY_SOURCE", "-ffp-contract=off")
 
@@ -50,9 +51,13 @@ def build() -> Path:
     assert cxx is not None
     folder = Path(tempfile.gettempdir()) / f"gcsa_ext-cuda-emulation-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    includes = (EMULATION, KERNELS, pybind11.get_include(), sysconfig.get_path("include"))
+    includes = (EMULATION, KERNELS, SOURCES, pybind11.get_include(), sysconfig.get_path("include"))
     command = [cxx, *FLAGS, *(f"-I{include}" for include in includes)]
-    headers = [path.read_bytes() for root in (EMULATION, KERNELS) for path in sorted(root.glob("*.h"))]
+    headers = [
+        path.read_bytes()
+        for root in (EMULATION, KERNELS, SOURCES / "params")
+        for path in sorted(root.glob("*.h"))
+    ]
     version = subprocess.run([cxx, "--version"], capture_output=True, check=True).stdout
     common = _hash(version, " ".join(map(str, command)).encode(), *headers)
 

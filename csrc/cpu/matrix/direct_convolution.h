@@ -1,8 +1,8 @@
-// Convolution of bfloat16 with 'same' zero padding on the processor's matrix registers (matrix_registers.h), where so many
-// products are made at a time that none need be saved.
+// Convolution of bfloat16 with 'same' zero padding on the processor's matrix registers (matrix_registers.h). They multiply
+// so fast that transforms, which would save products, do not pay.
 //
-// A tile of sums is a run of positions of one row of the map by one block of outputs. Its left factor is read from the map
-// as it lies, [position][channel], from the position that a tap looks at on; the right one are that tap's weights.
+// A tile of sums is a run of positions of one row of the map by one block of outputs. Its left factor is the map itself,
+// [position][channel], read from the position that a tap is at; its right factor is that tap's weights.
 #pragma once
 
 #include <algorithm>
@@ -24,24 +24,25 @@ struct ImageRange {
 struct DirectConvolution {
     int64_t batch, inputs, outputs, kernel, height, width;
     int64_t group;  // images at a time
-    int team;       // threads that work on one group: all, or 1 where every thread has images of its own
+    int team;       // threads that work on one group: all, or 1 where the batch is split among threads
 
     static constexpr int L = lanes<float>;
-    static constexpr int most_runs = 4;  // at a time
+    static constexpr int most_runs = 4;                                 // at a time
+    static constexpr int64_t block_size = most_runs * matrix_rows * L;  // sums of as many runs, for a block of outputs
     static_assert(L == matrix_lanes);
 
     int64_t radius() const { return kernel / 2; }
     int64_t images_per_group() const { return group; }
-    static constexpr bool block_by_block(int64_t) { return false; }  // images and two blocks take turns
+    static constexpr bool block_by_block(int64_t) { return false; }  // blocks of several images are computed together
     ImageRange images(int64_t first, int64_t count) const { return {first, count}; }
     int64_t out_blocks() const { return (outputs + L - 1) / L; }
-    // Blocks of outputs at a time: two save every other load of a left factor.
+    // Blocks of outputs at a time: with two a left factor is loaded half as often.
     int64_t blocks_at_once() const { return out_blocks() >= 2 * team ? 2 : 1; }
 
-    // The map in bfloat16: [images' bundle][group of channels][row][column][image][channel of the group] with a margin of
-    // zeros all around. Narrow maps are bundled so that a row of one bundle fills the sums. A factor is 32 channels of one
-    // tap or, where there are only 16, of two taps beside each other: they lie there twice, a second time beside their left
-    // neighbours.
+    // The map in bfloat16: [bundle of images][group of channels][row][column][image][channel of the group] with a margin of
+    // zeros all around. Narrow maps are bundled so that a row of one bundle fills the sums. A factor is 32 channels at one
+    // tap or, of a map with up to 16, these channels at two neighbouring taps: each column is stored twice, the second time
+    // beside its left neighbour.
     int64_t bundle() const {
         const int64_t fit = std::max<int64_t>(most_runs * matrix_rows / width, 1), bundles = (group + fit - 1) / fit;
         return (group + bundles - 1) / bundles;
@@ -54,8 +55,8 @@ struct DirectConvolution {
     int64_t column_size() const { return bundle() * matrix_depth; }
     int64_t factor_step() const { return (two_taps() ? 2 : 1) * column_size(); }
 
-    // A row of a bundle is computed in `runs` tiles of sums, `parts` times over if these are too many at a time; if they are
-    // few, several rows at a time.
+    // A row of a bundle has `runs` tiles of sums. Where the registers do not hold them all, they are computed in `parts`
+    // parts; where they hold more, several rows are computed at a time.
     int64_t runs() const { return (width * bundle() + matrix_rows - 1) / matrix_rows; }
     int64_t run_length() const { return (width * bundle() + runs() - 1) / runs(); }  // the last one may hold fewer
     int64_t parts() const { return (runs() + most_runs - 1) / most_runs; }
@@ -78,7 +79,7 @@ struct DirectConvolution {
     int64_t group_size() const { return (height + 2 * radius()) * row_size(); }
     int64_t bundle_size() const { return groups() * group_size(); }
 
-    // The weights of these outputs for so many groups of channels stay in the second-level cache.
+    // Groups of channels at a time: as many as have weights that fit in the L2 cache.
     int64_t factors_per_group() const { return kernel * factors_per_row(); }
     int64_t groups_at_once() const {
         constexpr int64_t cache = 896 << 10;
@@ -87,7 +88,7 @@ struct DirectConvolution {
     }
     int64_t weights_of_block() const { return groups_at_once() * factors_per_group() * matrix_elements; }
 
-    // Memory in floats: of a team, of each thread.
+    // Memory in floats: workspace_size of a team, scratch_size of each thread.
     int64_t workspace_size() const { return Pieces<float>::size((bundles(group) * bundle_size() + 1) / 2); }
     int64_t weights_size() const { return blocks_at_once() * weights_of_block() / 2; }
     int64_t sums_size() const {
@@ -98,14 +99,14 @@ struct DirectConvolution {
     int64_t scratch_size() const { return gathered_size() + weights_size() + sums_size(); }
 };
 
-// Some images of a blocked map as a DirectConvolution reads them.
+// Writes some images of a blocked map as a DirectConvolution reads them.
 inline void round_map(
     const Team& team, const DirectConvolution& c, const BlockedMap<float>& map, ImageRange range, bfloat16* to
 ) {
     constexpr int L = lanes<float>;
     const int64_t radius = c.radius(), rows = c.height + 2 * radius, n = c.bundle(), step = c.column_size();
     const bool two_taps = c.two_taps();
-    // Columns that hold something: of two taps the second begins before the map.
+    // Columns that hold values: with two taps the second one reaches one column further to the left.
     const int64_t begin = radius - (two_taps ? 1 : 0), end = radius + c.width;
     team.for_each(c.bundles(range.count) * c.groups() * rows, [&](int64_t unit) {
         const int64_t y = unit % rows - radius, group = unit / rows % c.groups(), bundle = unit / rows / c.groups();
@@ -139,8 +140,8 @@ inline void round_map(
     });
 }
 
-// The weights of a block of outputs for groups of channels first ... first + count, as right factors: [group][row of taps]
-// [factor][two channels][output][channel of the two].
+// Writes the weights of a block of outputs for groups of channels first ... first + count as right factors: [group][row of
+// taps][factor][two channels][output][channel of the two].
 inline void round_weights(
     const DirectConvolution& c, const Taps<float>& taps, int64_t block, int64_t first, int64_t count, float* gathered,
     bfloat16* to
@@ -168,17 +169,17 @@ inline void round_weights(
     }
 }
 
-// Adds what some groups of channels contribute to `runs` tiles of sums for one block of outputs or two, whose right factors
-// lie `block` apart, and whose sums as many tiles as are computed at a time. The left factors of the first tap begin at
-// `left`; rows of taps [top, bottom).
+// Adds what some groups of channels contribute to `runs` tiles of sums for one block of outputs or two, at rows of taps
+// [top, bottom). The left factors of the first tap begin at `left`. Between two blocks of outputs right factors lie
+// weights_of_block elements apart and sums block_size.
 template <int runs, int blocks>
 inline void multiply_runs(
     const DirectConvolution& c, const bfloat16* const* left, const bfloat16* right, int64_t groups, int64_t top,
     int64_t bottom, float* sums, bool accumulate
 ) {
     const int64_t factors = c.factors_per_row(), row_size = c.row_size(), step = c.factor_step();
-    const int64_t size = c.run_length() * matrix_lanes,
-                  block_size = DirectConvolution::most_runs * matrix_rows * matrix_lanes;
+    const int64_t size = c.run_length() * matrix_lanes;
+    constexpr int64_t block_size = DirectConvolution::block_size;
     const int64_t block = c.weights_of_block();
     const auto for_runs = [](const auto& body) { for_each_number(std::make_integer_sequence<int, runs>{}, body); };
     const auto for_blocks = [](const auto& body) { for_each_number(std::make_integer_sequence<int, blocks>{}, body); };
@@ -218,70 +219,108 @@ inline void multiply_all(
         if (runs > 0) multiply_all<blocks, most - 1>(runs, c, left, right, groups, top, bottom, sums, accumulate);
 }
 
+// What a thread works in: the rounded map of its team, and memory of its own.
+struct DirectWorkspace {
+    bfloat16* map;
+    float* gathered;
+    bfloat16* weights;
+    float* sums;
+
+    DirectWorkspace(const DirectConvolution& c, float* memory, float* scratch)
+        : map(reinterpret_cast<bfloat16*>(memory)),
+          gathered(scratch),
+          weights(reinterpret_cast<bfloat16*>(gathered + c.gathered_size())),
+          sums(gathered + c.gathered_size() + c.weights_size()) {}
+};
+
+// Adds to one set of sums, of one block of outputs or two, what `count` groups of channels from `group` on contribute.
+inline void multiply_set(
+    const DirectConvolution& c, const DirectWorkspace& w, const DirectConvolution::Set& set, int64_t group, int64_t count,
+    int64_t blocks, float* sums
+) {
+    const auto [bundle, y0, rows, run, across] = set;
+    const bfloat16* const from = w.map + bundle * c.bundle_size() + group * c.group_size();
+    const bfloat16* left[DirectConvolution::most_runs];
+    for (int64_t j = 0; j < rows * across; ++j)
+        left[j] = from + (y0 + j / across) * c.row_size() + (run + j % across) * c.run_length() * matrix_depth;
+    // The rows of taps that reach beyond the map for all rows are left out.
+    const int64_t top = std::max<int64_t>(c.radius() - (y0 + rows - 1), 0),
+                  bottom = std::min(c.kernel, c.height + c.radius() - y0);
+    const auto multiply = blocks == 2 ? multiply_all<2> : multiply_all<1>;
+    multiply(rows * across, c, left, w.weights, count, top, bottom, sums, group > 0);
+}
+
+// Calls the epilogue for one complete set of sums, of `blocks` blocks of outputs from `block` on. A run that it gets is of
+// one image or of whole rows.
+template <class Epilogue>
+inline void finish_set(
+    const DirectConvolution& c, ImageRange images, const DirectConvolution::Set& set, int64_t block, int64_t blocks,
+    const float* sums, const Epilogue& epilogue
+) {
+    constexpr int L = lanes<float>;
+    const int64_t n = c.bundle(), R = c.run_length(), first = set.bundle * n, x = set.run * R / n;
+    const int64_t count = n == 1 ? std::min(set.across * R, c.width - x) : c.width;
+    for (int64_t j = 0; j < blocks; ++j)
+        for (int64_t y = 0; y < set.rows; ++y)
+            for (int64_t image = 0; image < n && first + image < images.count; ++image)
+                epilogue(
+                    images.first + first + image, block + j, (set.y + y) * c.width + x, count,
+                    sums + j * DirectConvolution::block_size + (y * set.across * R + image) * L, n * L
+                );
+}
+
+// Computes sets [first, last) of one block of outputs or two, from `block` on.
+template <class Epilogue>
+inline void convolve_blocks(
+    const DirectConvolution& c, const DirectWorkspace& w, ImageRange images, const Taps<float>& taps, int64_t block,
+    int64_t blocks, int64_t first, int64_t last, const Epilogue& epilogue
+) {
+    const int64_t at_once = c.groups_at_once();
+    const int64_t sums_of_set = at_once < c.groups() ? c.blocks_at_once() * DirectConvolution::block_size : 0;
+    for (int64_t group = 0; group < c.groups(); group += at_once) {
+        const int64_t count = std::min(at_once, c.groups() - group);
+        for (int64_t j = 0; j < blocks; ++j)
+            round_weights(c, taps, block + j, group, count, w.gathered, w.weights + j * c.weights_of_block());
+        for (int64_t i = first; i < last; ++i) {
+            const DirectConvolution::Set set = c.set(i);
+            float* const sums = w.sums + (i - first) * sums_of_set;
+            multiply_set(c, w, set, group, count, blocks, sums);
+            if (group + count == c.groups()) finish_set(c, images, set, block, blocks, sums, epilogue);
+        }
+    }
+}
+
 // epilogue and finish as for a convolution by Fourier transforms.
 template <class Epilogue, class Finish>
 inline void convolve(
     const Team& team, const DirectConvolution& c, const BlockedMap<float>& in, ImageRange range, const Taps<float>& taps,
     float* memory, float* scratch, const Epilogue& epilogue, const Finish& finish
 ) {
-    constexpr int L = lanes<float>, most = DirectConvolution::most_runs;
-    constexpr int64_t block_size = most * matrix_rows * L;
-    bfloat16* const map = reinterpret_cast<bfloat16*>(memory);
-    float* const gathered = scratch;
-    bfloat16* const weights = reinterpret_cast<bfloat16*>(gathered + c.gathered_size());
-    float* const sums = gathered + c.gathered_size() + c.weights_size();
-    const int64_t blocks = c.out_blocks(), n = c.bundle(), R = c.run_length(), at_once = c.groups_at_once();
-    const MatrixRegisters registers(static_cast<int>(R));
-    int64_t shares = 1;
+    const DirectWorkspace workspace(c, memory, scratch);
+    const int64_t blocks = c.out_blocks(), positions = c.height * c.width;
+    // Where there are fewer units of outputs than threads, some threads share one and divide its sets of sums.
+    const int64_t units = (blocks + c.blocks_at_once() - 1) / c.blocks_at_once();
+    const int64_t shares = (team.size + units - 1) / units;
+    const MatrixRegisters registers(static_cast<int>(c.run_length()));
     for (int64_t done = 0; done < range.count; done += c.group) {
         const ImageRange images{range.first + done, std::min(range.count - done, c.group)};
-        round_map(team, c, in, images, map);
+        round_map(team, c, in, images, workspace.map);
         team.barrier();
-        // Where there are fewer units of outputs than threads, some share one and divide its sets of sums.
-        const int64_t units = (blocks + c.blocks_at_once() - 1) / c.blocks_at_once();
         const int64_t sets = c.sets_per_bundle() * c.bundles(images.count);
-        shares = (team.size + units - 1) / units;
-        const auto [begin, end] = team.share(units * shares);
-        for (int64_t unit = begin; unit < end; ++unit) {
-            const int64_t block = unit / shares * c.blocks_at_once(),
-                          together = std::min(c.blocks_at_once(), blocks - block);
-            const int64_t first = sets * (unit % shares) / shares, last = sets * (unit % shares + 1) / shares;
-            for (int64_t group = 0; group < c.groups(); group += at_once) {
-                const int64_t groups = std::min(at_once, c.groups() - group);
-                const bool complete = group + groups == c.groups();
-                for (int64_t j = 0; j < together; ++j)
-                    round_weights(c, taps, block + j, group, groups, gathered, weights + j * c.weights_of_block());
-                for (int64_t i = first; i < last; ++i) {
-                    const auto [bundle, y0, rows, run, across] = c.set(i);
-                    const bfloat16* const from = map + bundle * c.bundle_size() + group * c.group_size();
-                    const bfloat16* left[most];
-                    for (int64_t j = 0; j < rows * across; ++j)
-                        left[j] = from + (y0 + j / across) * c.row_size() + (run + j % across) * R * matrix_depth;
-                    // The rows of taps that reach beyond the map for all rows are left out.
-                    const int64_t top = std::max<int64_t>(c.radius() - (y0 + rows - 1), 0),
-                                  bottom = std::min(c.kernel, c.height + c.radius() - y0);
-                    float* const own = sums + (at_once < c.groups() ? (i - first) * c.blocks_at_once() * block_size : 0);
-                    const auto multiply = together == 2 ? multiply_all<2> : multiply_all<1>;
-                    multiply(rows * across, c, left, weights, groups, top, bottom, own, group > 0);
-                    // Either one image or whole rows.
-                    const int64_t x = run * R / n, count = n == 1 ? std::min(across * R, c.width - x) : c.width;
-                    for (int64_t j = 0; complete && j < together; ++j)
-                        for (int64_t y = 0; y < rows; ++y)
-                            for (int64_t image = 0; image < n && bundle * n + image < images.count; ++image)
-                                epilogue(
-                                    images.first + bundle * n + image, block + j, (y0 + y) * c.width + x, count,
-                                    own + j * block_size + (y * across * R + image) * L, n * L
-                                );
-                }
-            }
+        team.for_each(units * shares, [&](int64_t unit) {
+            const int64_t block = unit / shares * c.blocks_at_once(), share = unit % shares;
+            const int64_t together = std::min(c.blocks_at_once(), blocks - block);
+            convolve_blocks(
+                c, workspace, images, taps, block, together, sets * share / shares, sets * (share + 1) / shares, epilogue
+            );
             for (int64_t i = 0; shares == 1 && i < images.count * together; ++i)
-                finish(BlockRange{images.first + i / together, block + i % together, 0, c.height * c.width});
-        }
+                finish(BlockRange{images.first + i / together, block + i % together, 0, positions});
+        });
         team.barrier();
         if constexpr (!std::is_same_v<Finish, NoFinish>) {
             if (shares == 1) continue;
-            team.for_each(block_ranges(images.count, blocks, c.height * c.width), [&](int64_t i) {
-                BlockRange part = block_range(i, blocks, c.height * c.width);
+            team.for_each(block_ranges(images.count, blocks, positions), [&](int64_t i) {
+                BlockRange part = block_range(i, blocks, positions);
                 part.image += images.first;
                 finish(part);
             });
@@ -290,27 +329,27 @@ inline void convolve(
     }
 }
 
-// How a convolution is carried out; `apart` as for one by Fourier transforms, and a gradient of the weights changes nothing.
+// The plan of a convolution. `split_batch` as for one by Fourier transforms; a gradient of the weights changes nothing.
 inline DirectConvolution plan_direct(
-    int64_t batch, int64_t inputs, int64_t outputs, int64_t height, int64_t width, int64_t kernel, int threads, bool apart,
-    bool /*with_gradient*/ = false
+    int64_t batch, int64_t inputs, int64_t outputs, int64_t height, int64_t width, int64_t kernel, int threads,
+    bool split_batch, bool /*with_gradient*/ = false
 ) {
-    DirectConvolution c{batch, inputs, outputs, kernel, height, width, 1, apart ? 1 : threads};
-    // Of a group, all that lies between the map and the result stays in the second-level caches; but weights are rounded
-    // once per group, which takes as long as to multiply them by about 200 positions.
+    DirectConvolution c{batch, inputs, outputs, kernel, height, width, 1, split_batch ? 1 : threads};
+    // Everything between the map and the result of a group is to fit in the L2 caches. But weights are rounded once per
+    // group, which takes as long as multiplying them by about 200 positions.
     constexpr int64_t cache = int64_t(2) << 20, least_positions = 2500;
     const int64_t padded = (height + 2 * c.radius()) * (width + 2 * c.radius()), positions = height * width;
     const int64_t image = std::max(inputs, outputs) * (padded * 2 + positions * 5);
-    const int64_t images = apart ? (batch + threads - 1) / threads : batch;
+    const int64_t images = split_batch ? (batch + threads - 1) / threads : batch;
     const int64_t most = std::max(cache * c.team / image, (least_positions + positions - 1) / positions);
     const int64_t groups = (images + most - 1) / most;
     c.group = (images + groups - 1) / groups;
     return c;
 }
 
-// Whether threads are better off with images of their own, though each rounds all weights.
-inline bool better_apart(const DirectConvolution& apart, const DirectConvolution&, int threads) {
-    return threads > 1 && apart.batch >= threads && apart.batch * apart.height * apart.width / threads >= 2000;
+// True if it is faster to split the batch among threads, although each then rounds all weights.
+inline bool better_split(const DirectConvolution& split, const DirectConvolution&, int threads) {
+    return threads > 1 && split.batch >= threads && split.batch * split.height * split.width / threads >= 2000;
 }
 
 }  // namespace gcsa_ext::cpu::GCSA_EXT_ISA

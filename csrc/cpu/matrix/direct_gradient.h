@@ -1,18 +1,18 @@
 // The backward pass of a convolution on the processor's matrix registers (direct_convolution.h).
 //
 // The gradient of the input is a convolution of the output's gradient g with the mirrored weights. That of a weight at
-// offset d is sum_q in[q] g[q - d]: products of channels by channels, summed over positions. The map with fewer channels is
-// the one that is shifted, as left factors, which may begin anywhere in a row.
+// offset d is sum_q in[q] g[q - d]: products of channels by channels, summed over positions. The map with fewer channels
+// provides the left factors, which may begin anywhere in a row, and so is the one that is shifted by d.
 #pragma once
 
 #include "cpu/matrix/direct_convolution.h"
 
 namespace gcsa_ext::cpu::GCSA_EXT_ISA {
 
-// How sums over all positions of a batch of maps are computed for every offset. Sums are over one row of a bundle of images
-// at a time, image after image at each column, which together are about a whole number of factors.
+// How sums over all positions of a batch of maps are computed for every offset: one row of a bundle of images at a time,
+// with the images interleaved at each column. A bundle has as many images as fill a whole number of factors best.
 struct OffsetSums {
-    int64_t batch, shifted, still, kernel, height, width;  // channels of the two maps
+    int64_t batch, shifted, still, kernel, height, width;  // shifted, still: channels of the two maps
     int64_t bundle;                                        // images
 
     static constexpr int L = lanes<float>;
@@ -35,13 +35,13 @@ struct OffsetSums {
         return ((factors() * matrix_depth + 2 * margin() + matrix_depth) / matrix_depth | 1) * matrix_depth;
     }
     int64_t shifted_row_size() const { return shifted_blocks() * L * line_size(); }
-    // The other one: [row][block of channels][two positions][channel][position of the two].
+    // The map that is not shifted: [row][block of channels][two positions][channel][position of the two].
     int64_t still_row_size() const { return still_blocks() * factors() * matrix_elements; }
 
     int64_t shifted_size() const { return Pieces<float>::size((rows() * shifted_row_size() + 1) / 2); }
     int64_t still_size() const { return Pieces<float>::size(rows() * still_row_size() / 2); }
     int64_t size() const { return shifted_size() + still_size(); }
-    // Sums of one block of shifted channels and two others for all offsets, of each thread.
+    // Of each thread: sums of one block of shifted channels and two blocks of the others, for all offsets.
     int64_t sums_size() const { return 2 * kernel * kernel * matrix_rows * L; }
 
    private:
@@ -99,8 +99,8 @@ inline void round_still(const Team& team, const OffsetSums& s, const BlockedMap<
     });
 }
 
-// Adds to the sums of one block of shifted channels, at one offset or at that and the next one in the row, and one block of
-// others or two what rows [begin, end), counted through all bundles, contribute. Of `left` the rows are `row` further down.
+// Adds what rows [begin, end), counted through all bundles, contribute to sums of one block of shifted channels, at one
+// offset or two neighbouring ones, by one block of the other channels or two. The left factors' rows are `row` further down.
 template <int offsets, int blocks>
 inline void sum_rows(
     const OffsetSums& s, const bfloat16* left, const bfloat16* right, int64_t row, int64_t begin, int64_t end, float* sums,
@@ -147,7 +147,7 @@ inline void weight_gradient(
     round_shifted(team, s, input_shifted ? input : g, shifted);
     round_still(team, s, input_shifted ? g : input, still);
     team.barrier();
-    // What they are computed from stays in the first-level cache for all offsets, while sums come from memory and go there.
+    // So few rows at a time that their factors stay in the L1 cache for all offsets.
     constexpr int64_t factors_at_once = 8;
     const int64_t k = s.kernel, pairs = (s.still_blocks() + 1) / 2;
     const int64_t units = s.shifted_blocks() * pairs, parts = std::min(k, (team.size + units - 1) / units);
@@ -171,8 +171,8 @@ inline void weight_gradient(
                     sums + (input_shifted ? tap : taps - 1 - tap) * L, step, block_size, taps * L, row > 0);
             }
         const int64_t first_tap = (input_shifted ? top : k - bottom) * k;
-        const TapStrides own = TapStrides::of(layout, input.channels, k);
-        const TapStrides strides = input_shifted ? own : own.exchanged();  // the other map's channels are in the lanes
+        const TapStrides of_grad = TapStrides::of(layout, input.channels, k);
+        const TapStrides strides = input_shifted ? of_grad : of_grad.exchanged();  // lanes are the other map's channels
         const int64_t channels = std::min<int64_t>(s.shifted - block * L, L);
         for (int64_t j = 0; j < blocks; ++j) {
             const int64_t others = std::min<int64_t>(s.still - (first + j) * L, L);
@@ -188,7 +188,7 @@ inline OffsetSums offset_sums(const DirectConvolution& c) {
     return {c.batch, std::min(c.inputs, c.outputs), std::max(c.inputs, c.outputs), c.kernel, c.height, c.width};
 }
 inline int64_t unit_size(const DirectConvolution& c) { return offset_sums(c).sums_size(); }
-inline int64_t unit_sums_size(const DirectConvolution&) { return 0; }  // all of the batch is summed at a time
+inline int64_t unit_sums_size(const DirectConvolution&) { return 0; }  // the whole batch is summed at a time
 inline int64_t gradient_workspace_size(const DirectConvolution& c) {
     return std::max(c.workspace_size(), offset_sums(c).size());
 }
@@ -197,10 +197,9 @@ inline int64_t gradient_workspace_size(const DirectConvolution& c) {
 template <class Epilogue>
 inline void convolve_backward(
     const Team& team, const DirectConvolution& c, const BlockedMap<float>& g, const Taps<float>& taps, float* memory,
-    float* unit_buffer, float* scratch, const WeightGradient<float>& weights, bool want_input, const Epilogue& epilogue
+    float* unit, float* scratch, const WeightGradient<float>& weights, bool want_input, const Epilogue& epilogue
 ) {
-    if (weights.input)
-        weight_gradient(team, offset_sums(c), *weights.input, g, memory, unit_buffer, weights.grad, weights.layout);
+    if (weights.input) weight_gradient(team, offset_sums(c), *weights.input, g, memory, unit, weights.grad, weights.layout);
     team.barrier();
     if (want_input) convolve(team, c, g, c.images(0, c.batch), taps, memory, scratch, epilogue, NoFinish{});
 }

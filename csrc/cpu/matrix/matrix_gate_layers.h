@@ -31,7 +31,7 @@ class GateLayers {
         return (factors_(C) + factors_(h)) * runs * matrix_elements / 2 + sums_size_;
     }
 
-    // Left factors: [block of outputs][32 inputs][output][input], the second layer's outputs shuffled.
+    // Fills `packed` with left factors: [block of outputs][32 inputs][output][input], the second layer's outputs shuffled.
     void pack(const Team& team) const {
         const auto pack_row = [&](const A* from, int64_t inputs, int64_t output, bfloat16* to) {
             for (int64_t i = 0; i < factors_(inputs); ++i) {

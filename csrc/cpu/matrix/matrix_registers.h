@@ -20,7 +20,7 @@ GCSA_EXT_INLINE vec<uint16_t> alternate_halves(vec<uint16_t> v, std::integer_seq
     return bit_cast<vec<uint16_t>>(_mm512_permutexvar_epi16(bit_cast<__m512i>(from), bit_cast<__m512i>(v)));
 }
 
-// Two vectors as bfloat16, one behind the other or with their lanes in pairs; denormal numbers become zero.
+// Store two vectors as bfloat16, one behind the other or with their lanes in pairs; denormal numbers become zero.
 GCSA_EXT_INLINE void store_rounded(bfloat16* to, vec<float> first, vec<float> second) {
     const auto both = _mm512_cvtne2ps_pbh(second, first);
     __builtin_memcpy(to, &both, sizeof(both));
@@ -31,7 +31,7 @@ GCSA_EXT_INLINE void store_pairs_rounded(bfloat16* to, vec<float> first, vec<flo
     __builtin_memcpy(to, &pairs, sizeof(pairs));
 }
 
-// While this lives, registers 0 ... 5 of the thread have `rows` rows and the last two, right factors, all 16.
+// Configures the thread's registers while it lives: 0 ... 5 have `rows` rows, the last two, for right factors, all 16.
 class MatrixRegisters {
    public:
     explicit MatrixRegisters(int rows) {
@@ -56,7 +56,7 @@ GCSA_EXT_INLINE void for_each_number(std::integer_sequence<int, i...>, const Bod
     (body(std::integral_constant<int, i>{}), ...);
 }
 
-// Not the compilers' intrinsics, which take no number of a register from a template.
+// Assembly, since the compilers' intrinsics take no register number from a template.
 template <int number>
 GCSA_EXT_INLINE void zero_register() {
     asm volatile("tilezero %%tmm%c0" ::"i"(number));

@@ -33,46 +33,48 @@ class BlockedGate {
         const int64_t C = p_.map.channels, positions = p_.map.positions, total = count * positions;
         const T* const from = static_cast<const T*>(p_.x) + first * C * positions;
         A* const tile = scratch;
-        A* const own = scratch + Pieces<A>::size(C * tile_columns<A>);
+        A* const layer_scratch = scratch + Pieces<A>::size(C * tile_columns<A>);
         const typename GateLayers<A>::Registers registers;
         const auto [begin, end] = team.share((total + L - 1) / L);
         for_each_tile<A>(begin, end, total, block_vectors, [&](TileRange range, int64_t columns) {
             const int64_t image = range.begin / positions, at = range.begin % positions;
             if constexpr (std::is_same_v<T, A>) {
                 if (p_.map.layout == Layout::contiguous && at + columns <= positions) {
-                    run_tile_(range, columns, from + image * C * positions + at, positions, z, own);
+                    run_tile_(range, columns, from + image * C * positions + at, positions, z, layer_scratch);
                     return;
                 }
             }
             load_tile(p_.map, from, range, columns, tile, ChannelShuffle{1, C});
-            run_tile_(range, columns, tile, columns, z, own);
+            run_tile_(range, columns, tile, columns, z, layer_scratch);
         });
     }
 
    private:
     // x: channel c of the tile's positions at x + c * stride
-    void run_tile_(TileRange range, int64_t columns, const A* x, int64_t stride, const BlockedMap<A>& z, A* own) const {
-        layers_.first(x, stride, columns, own);
+    void run_tile_(
+        TileRange range, int64_t columns, const A* x, int64_t stride, const BlockedMap<A>& z, A* layer_scratch
+    ) const {
+        layers_.first(x, stride, columns, layer_scratch);
         for (int64_t block = 0; block < z.blocks(); ++block) {
-            layers_.second(block, own);
+            layers_.second(block, layer_scratch);
             for (int64_t column = 0; column < range.count; column += L)
-                p_.sigmoid ? run_square_<true>(range, columns, block, column, x, stride, z, own)
-                           : run_square_<false>(range, columns, block, column, x, stride, z, own);
+                p_.sigmoid ? run_square_<true>(range, columns, block, column, x, stride, z, layer_scratch)
+                           : run_square_<false>(range, columns, block, column, x, stride, z, layer_scratch);
         }
     }
 
     template <bool with_sigmoid>
     void run_square_(
         TileRange range, int64_t columns, int64_t block, int64_t column, const A* x, int64_t stride, const BlockedMap<A>& z,
-        const A* own
+        const A* layer_scratch
     ) const {
         vec<A> gate[L];
-        layers_.square(block, column, columns, own, gate);
+        layers_.square(block, column, columns, layer_scratch, gate);
         const int64_t channel = block * L, positions = z.positions();
         const Sigmoid<A> sigmoid;
         const auto row = [&](int i) {
             const A* const at = x + shuffle_.from(channel + i) * stride + column;
-            prefetch(at + columns, L);  // of the next tile
+            prefetch(at + columns, L);  // the next tile
             return load(at, Full<A>{}) * (with_sigmoid ? sigmoid(gate[i]) : gate[i]);
         };
         const int64_t begin = range.begin + column, image = begin / positions, at = begin % positions;

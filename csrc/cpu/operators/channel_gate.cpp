@@ -1,5 +1,5 @@
-// Channel gate on the CPU. Work is cut into tiles of positions; of a tile all channels are at hand, so that both layers of
-// the perceptron, the product and the shuffle happen between one load and one store of the map.
+// Channel gate on the CPU. The map is cut into tiles of positions with all channels, so that both layers of the perceptron,
+// the product and the shuffle happen between one load and one store of the map.
 
 #include "cpu/kernels.h"
 #include "cpu/operators/gate_tile.h"
@@ -58,7 +58,7 @@ void backward(const ChannelGateBackward& q) {
         });
     });
     if (!want_weights) return;
-    // Add up the threads in their order: the same number of threads gives the same bits.
+    // The threads' sums are added in order: the same number of threads gives the same bits.
     GateGradient<A> sum = gradient_of(0);
     for (int thread = 1; thread < threads; ++thread) sum.add_sums(gradient_of(thread));
     sum.store_sums(
@@ -68,20 +68,14 @@ void backward(const ChannelGateBackward& q) {
 
 }  // namespace
 
-void channel_gate_forward(const ChannelGateForward& p) {
-    switch (p.map.dtype) {
-        case DType::float32: return forward<float>(p);
-        case DType::float64: return forward<double>(p);
-        case DType::bfloat16: return forward<bfloat16>(p);
-    }
+template <>
+void run(const ChannelGateForward& p) {
+    with_element(p.map.dtype, [&](auto element) { forward<decltype(element)>(p); });
 }
 
-void channel_gate_backward(const ChannelGateBackward& p) {
-    switch (p.forward.map.dtype) {
-        case DType::float32: return backward<float>(p);
-        case DType::float64: return backward<double>(p);
-        case DType::bfloat16: return backward<bfloat16>(p);
-    }
+template <>
+void run(const ChannelGateBackward& p) {
+    with_element(p.forward.map.dtype, [&](auto element) { backward<decltype(element)>(p); });
 }
 
 }  // namespace gcsa_ext::cpu::GCSA_EXT_ISA

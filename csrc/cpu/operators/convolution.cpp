@@ -110,13 +110,13 @@ void backward(const ConvolutionBackward& q) {
     A* const thread_memory = pieces.take(threads * per_thread);
 
     parallel_team(threads, [&](const Team& team) {
-        A* const unit_buffer = thread_memory + team.rank * per_thread;
-        A* const scratch = unit_buffer + unit;
+        A* const unit_memory = thread_memory + team.rank * per_thread;
+        A* const scratch = unit_memory + unit;
         pack(team, out_map, static_cast<const T*>(q.grad_out), grad);
         if (q.grad_weight) pack(team, p.map, static_cast<const T*>(p.x), x);
         team.barrier();
         convolve_backward(
-            team, c, grad, mirrored, spectra, unit_buffer, scratch,
+            team, c, grad, mirrored, spectra, unit_memory, scratch,
             {q.grad_weight ? &x : nullptr, static_cast<A*>(q.grad_weight), Layout::contiguous, sums}, q.grad_x != nullptr,
             [&](int64_t image, int64_t block, int64_t at, int64_t count, const A* run, int64_t step) {
                 A* const to = grad_x.block(image, block) + at * L;
@@ -129,31 +129,15 @@ void backward(const ConvolutionBackward& q) {
 
 }  // namespace
 
-#ifdef GCSA_EXT_MATRIX_REGISTERS
-void convolution_forward(const ConvolutionForward& p) {
-    uses_registers(p.map, p.width, false) ? forward<bfloat16>(p) : avx512::convolution_forward(p);
+template <>
+void run(const ConvolutionForward& p) {
+    with_planned_element(p, p.map, p.width, false, [&](auto element) { forward<decltype(element)>(p); });
 }
 
-void convolution_backward(const ConvolutionBackward& q) {
+template <>
+void run(const ConvolutionBackward& q) {
     const ConvolutionForward& p = q.forward;
-    uses_registers(p.map, p.width, false) ? backward<bfloat16>(q) : avx512::convolution_backward(q);
+    with_planned_element(q, p.map, p.width, false, [&](auto element) { backward<decltype(element)>(q); });
 }
-#else
-void convolution_forward(const ConvolutionForward& p) {
-    switch (p.map.dtype) {
-        case DType::float32: return forward<float>(p);
-        case DType::float64: return forward<double>(p);
-        case DType::bfloat16: return forward<bfloat16>(p);
-    }
-}
-
-void convolution_backward(const ConvolutionBackward& q) {
-    switch (q.forward.map.dtype) {
-        case DType::float32: return backward<float>(q);
-        case DType::float64: return backward<double>(q);
-        case DType::bfloat16: return backward<bfloat16>(q);
-    }
-}
-#endif
 
 }  // namespace gcsa_ext::cpu::GCSA_EXT_ISA

@@ -1,4 +1,5 @@
-// Frequency mask on the CPU: rows outside every band are copied in the longest runs there are, rows inside are written once.
+// Frequency mask on the CPU: rows outside of every band are copied in runs as long as possible, rows inside are written
+// once.
 
 #include "params/frequency_mask.h"
 
@@ -12,14 +13,14 @@ namespace {
 bool masked(const FrequencyMask& p, int64_t sample, int64_t bin) {
     const int64_t first = p.shared ? 0 : sample * p.bands;
     for (int64_t band = first; band < first + p.bands; ++band) {
-        const int64_t from_start = bin - p.start[band];  // no overflow: `start + width` might
+        const int64_t from_start = bin - p.start[band];  // start + width could overflow
         if (from_start >= 0 && from_start < p.width[band]) return true;
     }
     return false;
 }
 
 template <class Bits>
-void mask(const FrequencyMask& p) {
+void copy_with_mask(const FrequencyMask& p) {
     const Bits value = static_cast<Bits>(p.value);
     const auto* input = static_cast<const Bits*>(p.input);
     auto* output = static_cast<Bits*>(p.output);
@@ -27,7 +28,7 @@ void mask(const FrequencyMask& p) {
     const int64_t bytes = p.batch * p.bins * p.frames * static_cast<int64_t>(sizeof(Bits));
     parallel_for(useful_threads(p.threads, bytes >> 16), p.batch * p.bins, [&](int, int64_t begin, int64_t end) {
         for (int64_t row = begin; row < end;) {
-            // The run of rows of one sample that are all masked or all not.
+            // The longest run of rows of one sample that are all masked or all not masked.
             const int64_t sample = row / p.bins, sample_end = (sample + 1) * p.bins < end ? (sample + 1) * p.bins : end;
             const bool inside = masked(p, sample, row - sample * p.bins);
             int64_t run_end = row + 1;
@@ -36,8 +37,8 @@ void mask(const FrequencyMask& p) {
             if (inside)
                 for (int64_t i = 0; i < count; ++i) output[at + i] = value;
             else if (output != input)
-                // Not memcpy: it streams long runs past the caches, which costs more on pages that are fresh, and leaves the
-                // result far from whoever reads it next.
+                // Not memcpy, which streams long runs past the caches: that is slower on fresh pages, and the next reader
+                // of the result would miss the cache.
                 load_row(input + at, count, output + at);
             row = run_end;
         }
@@ -46,11 +47,12 @@ void mask(const FrequencyMask& p) {
 
 }  // namespace
 
-void frequency_mask(const FrequencyMask& p) {
+template <>
+void run(const FrequencyMask& p) {
     switch (p.element_size) {
-        case 2: return mask<uint16_t>(p);
-        case 4: return mask<uint32_t>(p);
-        case 8: return mask<uint64_t>(p);
+        case 2: return copy_with_mask<uint16_t>(p);
+        case 4: return copy_with_mask<uint32_t>(p);
+        case 8: return copy_with_mask<uint64_t>(p);
     }
 }
 

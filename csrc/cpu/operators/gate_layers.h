@@ -12,7 +12,7 @@ class GateLayers {
     static constexpr int L = lanes<A>;
 
    public:
-    // What a thread holds while it computes.
+    // State that a thread sets up before it computes: none.
     struct Registers {
         Registers() {}
     };
@@ -23,7 +23,7 @@ class GateLayers {
     static int64_t packed_size(int64_t C, int64_t h) { return (C + L - 1) / L * (h + 1) * L; }
     static int64_t scratch_size(int64_t, int64_t h) { return Pieces<A>::size(h * tile_columns<A>); }
 
-    // For every block of shuffled channels the weights of the second layer, [hidden][lane], and behind them the bias.
+    // Fills `packed`: for every block of shuffled channels, the second layer's weights, [hidden][lane], then its bias.
     void pack(const Team& team) const {
         team.for_each((C_ + L - 1) / L, [&](int64_t block) {
             A* const to = block_(block);
@@ -34,13 +34,13 @@ class GateLayers {
             }
         });
     }
-    // x: channel c of the tile's positions at x + c * stride
+    // The first layer. Channel c of the tile's positions is at x + c * stride.
     void first(const A* x, int64_t stride, int64_t columns, A* hidden) const {
         first_layer(mlp_, C_, h_, columns, x, stride, hidden);
     }
-    // Before the squares of a block.
+    // Called before the squares of a block: there is nothing to prepare.
     void second(int64_t, A*) const {}
-    // The gate before its activation, a vector for each channel of the block.
+    // One square of the second layer: the gate before its activation, a vector for each channel of the block.
     void square(int64_t block, int64_t column, int64_t columns, const A* hidden, vec<A>* gate) const {
         const A* const w2 = block_(block);
         const A* const b2 = w2 + h_ * L;

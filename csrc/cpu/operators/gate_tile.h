@@ -1,4 +1,4 @@
-// The channel gate on one tile of positions: an array [channels][tile_columns] that is in the cache.
+// The channel gate on one tile of positions, an array [channels][tile_columns] in the cache.
 #pragma once
 
 #include "cpu/matmul.h"
@@ -18,7 +18,7 @@ struct Perceptron {
     const A *w1, *b1, *w2, *b2;
 };
 
-// Converts the weights where the map is bfloat16; passes the pointers on otherwise.
+// The perceptron's weights of a call: converted copies where the map is bfloat16, the call's memory otherwise.
 template <class T>
 class PerceptronWeights {
     using A = accumulator<T>;
@@ -68,7 +68,7 @@ inline void second_layer(
     }
 }
 
-// x (C, P) *= gate(x), with P of at most tile_columns. The scratch holds gate_scratch elements.
+// x (C, P) *= gate(x), with P at most tile_columns. `scratch` has gate_scratch elements.
 template <class A>
 constexpr int64_t gate_scratch(int64_t h) {
     return Pieces<A>::size(h * tile_columns<A>) + Pieces<A>::size(block_rows * tile_columns<A>);
@@ -150,9 +150,9 @@ class GateGradient {
         if (want_weights_) __builtin_memset(sums_, 0, sums_size(C_, h_) * sizeof(A));
     }
 
-    A *x, *grad;  // tiles to be filled: x, and the gradient of x * gate, which becomes that of x
+    A *x, *grad;  // tiles that the caller fills: x, and the gradient of x * gate, which becomes that of x
 
-    // Of P columns, at most tile_columns, `count` hold a position.
+    // `count` of P columns hold a position; P is at most tile_columns.
     void run(const Perceptron<A>& mlp, bool with_sigmoid, int64_t P, int64_t count, bool want_x) {
         first_layer(mlp, C_, h_, P, x, P, hidden_);
         second_layer(mlp, C_, h_, P, hidden_, block_, [&](int64_t c, const A* gate) {
@@ -166,7 +166,7 @@ class GateGradient {
                 store(grad + at, g * a, Full<A>{});
             }
         });
-        // Columns behind the tile's end hold no position. Infinite weights make NaN of them, which no sum may meet.
+        // Columns without a position must not reach the sums: infinite weights make them NaN.
         clear_columns(grad_pre_, C_, count, P);
         clear_columns(hidden_, h_, count, P);
         // Through the second layer and the relu.

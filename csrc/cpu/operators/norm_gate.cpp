@@ -1,5 +1,5 @@
-// Norm gate on the CPU. One thread has a channel (contiguous) or a vector of neighbouring channels (channels_last) to
-// itself: statistics and result come from the same data while it is in the cache, and no sum depends on the number of
+// Norm gate on the CPU. A unit of work is a channel (contiguous) or a vector of neighbouring channels (channels_last), by
+// one thread: statistics and result are computed while the data is in the cache, and no sum depends on the number of
 // threads.
 
 #include "params/norm_gate.h"
@@ -12,7 +12,7 @@
 namespace gcsa_ext::cpu::GCSA_EXT_ISA {
 namespace {
 
-// The elements of one unit of work, vector by vector.
+// One unit of work.
 template <class T, Layout layout>
 struct Unit {
     using A = accumulator<T>;
@@ -30,8 +30,8 @@ struct Unit {
         return one_channel ? 1 : static_cast<int>(map.channels - channel < lanes<A> ? map.channels - channel : lanes<A>);
     }
 
-    // Calls body(offset, count) for every vector, where count is Full<T> or the number of elements in a shorter one, and
-    // end_of_segment() now and then: sums kept in a vector are to be added to wider ones there.
+    // Calls body(offset, count) for every vector, where count is Full<T> or the number of elements of a shorter one, and
+    // end_of_segment() after every segment, where sums in a vector are to be added to float64 ones.
     template <class Body, class EndOfSegment>
     void for_each(const Body& body, const EndOfSegment& end_of_segment) const {
         if constexpr (one_channel) {
@@ -69,7 +69,7 @@ struct Unit {
     void store_channel_values(void* to, vec<A> values) const { store(static_cast<A*>(to) + channel, values, width()); }
 
    private:
-    static constexpr int64_t segment = 128;  // vectors; short enough for float sums to lose nothing worth having
+    static constexpr int64_t segment = 128;  // vectors; short, so that float32 sums lose little precision
 };
 
 // A sum over a unit: in a vector within a segment, in float64 beyond.
@@ -81,7 +81,7 @@ class Sum {
         for (int i = 0; i < lanes<A>; ++i) total_[i] += static_cast<double>(partial_[i]);
         partial_ = vec<A>{};
     }
-    // Divided by `by`; over all lanes where they belong to one channel.
+    // The sum divided by `by`; over all lanes where they belong to one channel.
     vec<A> result(bool one_channel, double by) const {
         vec<A> values;
         double all = 0;
@@ -95,7 +95,7 @@ class Sum {
     double total_[lanes<A>] = {};
 };
 
-// Lanes behind the end of a shorter vector hold zeros; what is added to a sum must be made zero there as well.
+// Clears the lanes behind the end of a shorter vector, which must add nothing to a sum.
 template <class T>
 inline vec<accumulator<T>> only_first(vec<accumulator<T>> value, Full<T>) {
     return value;
@@ -136,7 +136,7 @@ void forward(const NormGateForward& p) {
                     },
                     [&] { rest.end_of_segment(), squares.end_of_segment(); }
                 );
-                // The sum of u has lost digits where the mean is far from 0; what is left of it about near_mean has not.
+                // Where the mean is far from 0, the sum of u has lost digits; the sum of u - near_mean has not.
                 const vec<A> shift = rest.result(U::one_channel, per_channel);
                 unit.store_channel_values(p.mean, near_mean + shift);
                 unit.store_channel_values(p.var, squares.result(U::one_channel, per_channel) - shift * shift);
@@ -204,7 +204,7 @@ void backward(const NormGateBackward& q) {
                     if (grad_z) store(grad_z + at, g * s, count);
                     if (grad_u) {
                         const vec<A> d = g * load(z + at, count) * s * (A(1) - s);
-                        // Without the averages n must stay out of it: an infinite n times 0 is NaN.
+                        // Without averages n must stay out of the sum: an infinite n times 0 is NaN.
                         const vec<A> from_v = p.batch_statistics ? d - average_d - n * average_dn : d;
                         store(grad_u + at, weight * inverse_std * from_v, count);
                     }
@@ -226,20 +226,14 @@ void backward(const NormGateBackward& p) {
 
 }  // namespace
 
-void norm_gate_forward(const NormGateForward& p) {
-    switch (p.map.dtype) {
-        case DType::float32: return forward<float>(p);
-        case DType::float64: return forward<double>(p);
-        case DType::bfloat16: return forward<bfloat16>(p);
-    }
+template <>
+void run(const NormGateForward& p) {
+    with_element(p.map.dtype, [&](auto element) { forward<decltype(element)>(p); });
 }
 
-void norm_gate_backward(const NormGateBackward& p) {
-    switch (p.forward.map.dtype) {
-        case DType::float32: return backward<float>(p);
-        case DType::float64: return backward<double>(p);
-        case DType::bfloat16: return backward<bfloat16>(p);
-    }
+template <>
+void run(const NormGateBackward& p) {
+    with_element(p.forward.map.dtype, [&](auto element) { backward<decltype(element)>(p); });
 }
 
 }  // namespace gcsa_ext::cpu::GCSA_EXT_ISA

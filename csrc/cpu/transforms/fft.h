@@ -143,7 +143,7 @@ GCSA_EXT_INLINE void dft(Complex<T>* x) {
 // ---- the two-step transform ----
 
 // A sequence of complex vectors: element i at re + i * stride and im + i * stride, strides in scalars. In a sequence of
-// three parts the sum of both stands as far behind the imaginary part as that one stands behind the real part.
+// three parts, the sum of both lies as far behind the imaginary part as that lies behind the real part.
 template <class T>
 struct Sequence {
     T *re, *im;
@@ -233,14 +233,14 @@ void fft_of_rows(const T* u, const T* v, int64_t begin, int64_t end, T* columns,
     }
 }
 
-// The way back from columns laid out like that, with U[k] at `u` and V[k] at `v` elements behind the begin of column k:
+// The inverse, from columns in the same order, with U[k] at `u` and V[k] at `v` elements behind the beginning of column k:
 // rows[n] = sum_k U[k] exp(2 pi i n k / N), and behind it the same for V.
 template <class T, int N1, int N2>
 void inverse_of_rows(const T* columns, int64_t stride, int64_t u, int64_t v, T* rows) {
     constexpr int N = N1 * N2, half = N / 2, L = lanes<T>;
     Complex<T> t[N2][N1], row[N2];
     const auto get_at = [](const T* at) -> Complex<T> { return {load(at, Full<T>{}), load(at + L, Full<T>{})}; };
-    // U[k] + i V[k], with real and imaginary part exchanged, since the transform goes the other way round
+    // U[k] + i V[k], with real and imaginary part exchanged for the inverse transform
     const auto element = [&](int k) -> Complex<T> {
         const T* const column = columns + (k % half == 0 ? 0 : k < half ? k : N - k) * stride;
         const auto a = get_at(column + u), b = get_at(column + v);

@@ -41,7 +41,7 @@ struct Tiling {
 
     int64_t per_image() const { return y.tiles() * x.tiles(); }
     int64_t frequencies() const { return y.length * x.length / 2; }
-    // Whether frequency f stands for two that are real (spectrum.h).
+    // True if frequency f stands for two real ones (spectrum.h).
     bool holds_two(int64_t f) const {
         const int64_t first = frequencies() - y.length;
         return f == first || f == first + y.length / 2;
@@ -53,7 +53,7 @@ inline int64_t tile_scratch(const Tiling& tiling) {
     return TileTransform<A>::scratch(tiling.y.length, tiling.x.length);
 }
 
-// The spectra of some tiles. What is read together lies together: the tiles of one channel block, frequency after frequency.
+// The spectra of some tiles. Tiles of one channel block and frequency, which are read together, lie together.
 // The distance between frequencies is an odd number of tiles: a power of two would map all of them to the same few
 // cache sets.
 template <class A, int parts>
@@ -69,7 +69,7 @@ struct TileSpectra {
           block_stride(frequencies * stride) {}
     int64_t size() const { return blocks * block_stride; }
     A* at(int64_t block, int64_t frequency) const { return data + block * block_stride + frequency * stride; }
-    // Without the blocks before this one.
+    // The spectra from this block on.
     TileSpectra from(int64_t block) const {
         TileSpectra rest = *this;
         rest.data += block * block_stride;
@@ -82,8 +82,8 @@ using InputSpectra = TileSpectra<A, input_parts>;
 template <class A>
 using OutputSpectra = TileSpectra<A, 2>;
 
-// How many inputs are multiplied at a time: the spectra of their weights' rows, of these one column of all, and those of
-// their tiles stay about in the second-level cache.
+// How many inputs are multiplied at a time. Per turn, the L2 cache holds the spectra of their weights' rows, one column of
+// the weights' spectra and all spectra of the tiles.
 template <class A>
 inline int64_t inputs_at_once(const Tiling& tiling, int64_t kernel) {
     constexpr int64_t most = 32, cache = 2304 << 10;
@@ -92,40 +92,26 @@ inline int64_t inputs_at_once(const Tiling& tiling, int64_t kernel) {
     const int64_t inputs = cache / static_cast<int64_t>(sizeof(A)) / (weights + tiles);
     return std::min(std::max<int64_t>(inputs / lanes<A>, 1) * lanes<A>, most);
 }
-// Between the frequencies of their spectra, in elements: no power of two.
+// The distance between the frequencies of these weights' spectra, in elements: no power of two, as above.
 template <class A>
 inline int64_t frequency_stride(int64_t inputs) {
     return (inputs | 1) * 2 * lanes<A>;
 }
-// Whether their whole spectra are transformed before they are multiplied, not one column after the other: where these stay
-// in the cache, the spectra of the rows stay in the first-level one.
+// True if the whole spectra of the weights fit in the cache. They are then transformed before they are multiplied, while the
+// spectra of an input's rows are in the L1 cache; otherwise one column of all inputs is transformed and multiplied at a
+// time.
 template <class A>
 inline bool whole_spectra(const Tiling& tiling, int64_t inputs) {
     constexpr int64_t cache = 320 << 10;
     return tiling.frequencies() * frequency_stride<A>(inputs) * static_cast<int64_t>(sizeof(A)) <= cache;
 }
 
-// Of spectra of weights that are kept (weight_spectra.h), in elements. A unit is a block of outputs and the inputs that are
-// multiplied at a time, [frequency][input][part][lane].
-template <class A>
-struct SpectraUnits {
-    int64_t chunks, count, stride, unit_size;  // units to a block of outputs and in all; between frequencies, of a unit
-
-    SpectraUnits(const Tiling& tiling, const Taps<A>& taps) {
-        const int64_t at_once = inputs_at_once<A>(tiling, taps.kernel);
-        chunks = (taps.inputs + at_once - 1) / at_once;
-        count = (taps.outputs + lanes<A> - 1) / lanes<A> * chunks;
-        stride = frequency_stride<A>(std::min(at_once, taps.inputs));
-        unit_size = tiling.frequencies() * stride;
-    }
-};
-
 struct TileRangeOfBatch {
     int64_t first, count;
 };
 
-// The spectra of tiles of a map, from channel block `first_block` on as many as `to` has; without `halo` only the points a
-// tile does not share with others.
+// Transforms tiles of a map, from channel block `first_block` on as many blocks as `to` has. Without `halo` a tile has only
+// the points that it does not share with other tiles; the others are zero.
 template <class A>
 inline void transform_tiles(
     const Team& team, const BlockedMap<A>& map, const Tiling& tiling, TileRangeOfBatch range, bool halo,
@@ -134,7 +120,7 @@ inline void transform_tiles(
     constexpr int L = lanes<A>;
     const TileTransform<A> transform(tiling.y.length, tiling.x.length);
     const int64_t across = tiling.x.tiles(), per_image = tiling.per_image();
-    // The points of an axis that a tile takes from the map, as [begin, end) within the tile.
+    // The points of an axis that a tile takes from the map: [begin, end) within the tile.
     const auto bounds = [&](const TileAxis& axis, int64_t tile, int64_t& begin, int64_t& end) {
         const int64_t origin = axis.origin(tile);
         begin = halo ? (origin < 0 ? -origin : 0) : axis.margin();
@@ -155,9 +141,10 @@ inline void transform_tiles(
     });
 }
 
-// epilogue(image, block, first position, count, vectors, step between vectors) takes runs of the result, finish(range) all
-// positions of a block after the last tile of an image. The first block of `from` is `first_block` of the result. A thread
-// has all tiles of some blocks, which it may have computed, or if there are fewer blocks than threads some of one.
+// Transforms the spectra of results back. epilogue(image, block, first position, count, vectors, step between vectors) takes
+// runs of the result, finish(range) all positions of a block after the last tile of an image. The first block of `from` is
+// `first_block` of the result. A thread takes all tiles of some blocks or, with fewer blocks than threads, some tiles of
+// one.
 template <class A, class Epilogue, class Finish>
 inline void transform_back(
     const Team& team, const OutputSpectra<A>& from, const Tiling& tiling, TileRangeOfBatch range, const Epilogue& epilogue,
@@ -183,9 +170,9 @@ inline void transform_back(
     });
 }
 
-// out[f] = in[f] weights[f] for every tile and frequency. The weights' spectra are many times larger than the weights: they
-// are transformed a few inputs, and where these are many frequencies, one column at a time, and used while they are in the
-// cache. Of few weights the spectra can be kept instead.
+// out[f] = in[f] weights[f] for every tile and frequency. The weights' spectra are many times larger than the weights, so
+// the weights of a few inputs are transformed at a time and multiplied while their spectra are in the cache. Without
+// `transforms` the spectra hold whatever is in the scratch memory: a measurement of the products alone.
 template <class A, bool transforms = true>
 class Multiplication {
     static constexpr int L = lanes<A>;
@@ -197,7 +184,6 @@ class Multiplication {
           transform_(tiling.y.length, tiling.x.length, taps.kernel),
           at_once_(inputs_at_once<A>(tiling, taps.kernel)),
           stride_(frequency_stride<A>(at_once_)),
-          kept_(tiling, taps),
           rows_size_(TapTransform<A>::rows_size(tiling.x.length, taps.kernel)),
           whole_(whole_spectra<A>(tiling, at_once_)),
           gathered_(scratch),
@@ -210,38 +196,27 @@ class Multiplication {
     // The inputs from `first` on that are multiplied at a time.
     int64_t inputs(int64_t first) const { return std::min(at_once_, taps_.inputs - first); }
 
-    // One unit of the spectra that are kept; `to` is where the first one begins.
-    void make_unit(int64_t unit, A* to) const {
-        const int64_t block = unit / kept_.chunks, first = unit % kept_.chunks * at_once_;
-        const TapLines<A>* const none = nullptr;
-        for_each_taps(taps_, block, first, inputs(first), none, gathered_, [&](int64_t i, const A* vectors) {
-            A* const at = to + unit * kept_.unit_size + i * 2 * L;
-            transform_.forward_rows(vectors, rows_);
-            for (int k = 0; k < columns(); ++k)
-                transform_.forward_column(rows_, 1, k, at + transform_.first_frequency(k) * kept_.stride, kept_.stride);
-        });
-    }
-
-    // What inputs first ... first + inputs(first) contribute to columns [first_column, last_column) of a block of outputs,
-    // which is written to block `to` of `out`, or added if `first` is not 0. `in` begins with the block of channels of input
-    // `first`. `next` is where the weights of the next call begin.
+    // Computes what inputs first ... first + inputs(first) contribute to columns [first_column, last_column) of a block of
+    // outputs. It is written to block `to` of `out`, or added if `first` is not 0. `in` begins with the block of channels of
+    // input `first`. `next` is where the weights of the next call begin: they are prefetched.
     void run(
         int64_t tiles, const InputSpectra<A>& in, int64_t first, int64_t block, int first_column, int last_column,
         const A* next, const OutputSpectra<A>& out, int64_t to
     ) const {
-        if (taps_.spectra) return run_kept_(tiles, in, first, block, first_column, last_column, out, to);
         const int64_t count = inputs(first);
-        // As many streams as there are outputs or inputs are more than the processor's own prefetching follows. Products of
-        // many tiles leave time to ask for them, which the transforms do not. They do not fit the first-level cache, but a
-        // Zen 5 that is to take them into the second-level one leaves many out.
-        const TapLines<A> later(taps_, next, count);
-        const bool meanwhile = tiles < product_rows;
+        // The weights of the next call are prefetched: they lie in as many streams as there are outputs or inputs, more than
+        // the processor's prefetcher follows. Products of many tiles leave time for that; with few tiles it is done beside
+        // the transforms. The lines are prefetched into the L1 cache, although they do not all fit there: a busy Zen 5 drops
+        // many prefetches into the L2 cache.
+        const TapLines<A> next_lines(taps_, next, count);
+        const bool beside_transforms = tiles < product_rows;
         const auto spectrum_of = [&](int column) {
             return spectra_ + (whole_ ? transform_.first_frequency(column) : 0) * stride_;
         };
         if constexpr (transforms)
             for_each_taps(
-                taps_, block, first, count, meanwhile ? &later : nullptr, gathered_, [&](int64_t i, const A* vectors) {
+                taps_, block, first, count, beside_transforms ? &next_lines : nullptr, gathered_,
+                [&](int64_t i, const A* vectors) {
                     A* const rows = whole_ ? rows_ : rows_ + i * rows_size_;
                     transform_.forward_rows(vectors, rows);
                     for (int k = first_column; whole_ && k < last_column; ++k)
@@ -253,8 +228,8 @@ class Multiplication {
             if (transforms && !whole_) transform_.forward_column(rows_, count, k, spectra_, stride_);
             for (int j = 0; j < transform_.frequencies(k); ++j, ++step) {
                 const int64_t f = transform_.first_frequency(k) + j;
-                using Tiles = TilesByChannels<A, made_ahead>;
-                const Tiles tile{in.at(0, f), in.block_stride, in.stride, later.step(step)};
+                using Tiles = TilesByChannels<A>;
+                const Tiles tile{in.at(0, f), in.block_stride, in.stride, next_lines.step(step)};
                 const auto multiply = tiling_.holds_two(f) ? product<RealSums<A>, Tiles>
                                       : taps_.mirrored     ? product<Sum<A, false>, Tiles>
                                                            : product<Sum<A, true>, Tiles>;
@@ -265,35 +240,16 @@ class Multiplication {
     const A* weights(int64_t block, int64_t input) const { return taps_.at(block * L, input); }
 
    private:
-    // How far ahead factors are prefetched: what was transformed just now is near.
-    static constexpr int64_t made_ahead = 4, kept_ahead = 64;
-
-    __attribute__((noinline)) void run_kept_(
-        int64_t tiles, const InputSpectra<A>& in, int64_t first, int64_t block, int first_column, int last_column,
-        const OutputSpectra<A>& out, int64_t to
-    ) const {
-        const A* const spectra = taps_.spectra + (block * kept_.chunks + first / at_once_) * kept_.unit_size;
-        for (int k = first_column; k < last_column; ++k)
-            for (int j = 0; j < transform_.frequencies(k); ++j) {
-                const int64_t f = transform_.first_frequency(k) + j;
-                const A* const factors = spectra + f * kept_.stride;
-                using Tiles = TilesByChannels<A, kept_ahead>;
-                const Tiles tile{in.at(0, f), in.block_stride, in.stride, {factors, 0, 0}};
-                const auto multiply = tiling_.holds_two(f) ? product<RealSums<A>, Tiles> : product<Sum<A, true>, Tiles>;
-                multiply(tiles, inputs(first), tile, factors, 2 * L, out.at(to, f), out.tile_stride, first > 0);
-            }
-    }
     Tiling tiling_;
     Taps<A> taps_;
     TapTransform<A> transform_;
     int64_t at_once_, stride_;
-    SpectraUnits<A> kept_;
     int64_t rows_size_;
     bool whole_;
     A *gathered_, *rows_, *spectra_;
 };
 
-// What the inputs that are multiplied at a time, from `first` on, contribute to all outputs.
+// Computes what the inputs that are multiplied at a time, from `first` on, contribute to all outputs.
 template <class A, bool transforms>
 inline void multiply_inputs(
     const Team& team, const Multiplication<A, transforms>& product, int64_t tiles, const InputSpectra<A>& in, int64_t first,
@@ -313,7 +269,7 @@ inline void multiply_inputs(
         );
     }
 }
-// What inputs begin ... end contribute to all outputs.
+// Computes what inputs begin ... end contribute to all outputs.
 template <class A, bool transforms>
 inline void multiply_spectra(
     const Team& team, const Multiplication<A, transforms>& product, int64_t tiles, const InputSpectra<A>& in, int64_t begin,
@@ -323,12 +279,13 @@ inline void multiply_spectra(
     for (int64_t first = begin; first < end; first += product.inputs(first))
         multiply_inputs(team, product, tiles, in.from((first - begin) / lanes<A>), first, out);
 }
-// What all inputs contribute, one block of outputs after the other, each of which is transformed back at once by the thread
-// that has it; `own` is that thread's memory for the spectra of one block.
+// Computes one block of outputs after the other from all inputs; the thread that has a block transforms it back at once.
+// `block_spectra` is the thread's memory for the spectra of one block.
 template <class A, class Epilogue, class Finish>
 inline void multiply_and_transform_back(
     const Team& team, const Multiplication<A>& product, const Tiling& tiling, TileRangeOfBatch range,
-    const InputSpectra<A>& in, const OutputSpectra<A>& own, const Epilogue& epilogue, const Finish& finish, A* scratch
+    const InputSpectra<A>& in, const OutputSpectra<A>& block_spectra, const Epilogue& epilogue, const Finish& finish,
+    A* scratch
 ) {
     const int columns = static_cast<int>(product.columns());
     const auto [begin, end] = team.share((product.outputs() + lanes<A> - 1) / lanes<A>);
@@ -336,22 +293,22 @@ inline void multiply_and_transform_back(
         for (int64_t first = 0; first < product.inputs();) {
             const int64_t after = first + product.inputs(first);
             const A* const next = after < product.inputs() ? product.weights(block, after) : product.weights(block + 1, 0);
-            product.run(range.count, in.from(first / lanes<A>), first, block, 0, columns, next, own, 0);
+            product.run(range.count, in.from(first / lanes<A>), first, block, 0, columns, next, block_spectra, 0);
             first = after;
         }
-        transform_back(Team{0, 1}, own, tiling, range, epilogue, finish, scratch, block);
+        transform_back(Team{0, 1}, block_spectra, tiling, range, epilogue, finish, scratch, block);
     }
 }
 
 // ---- a whole convolution ----
 
-// What one is and how it is carried out.
+// What a convolution is and how it is carried out.
 template <class A>
 struct Convolution {
     int64_t batch, inputs, outputs, kernel;
     Tiling tiling;
     int64_t group;  // tiles that are transformed, multiplied and transformed back at a time
-    int team;       // threads that work on one group: all, or 1 where every thread has images of its own
+    int team;       // threads that work on one group: all, or 1 where the batch is split among threads
 
     static constexpr int L = lanes<A>;
     int64_t tiles() const { return batch * tiling.per_image(); }
@@ -359,10 +316,11 @@ struct Convolution {
     TileRangeOfBatch images(int64_t first, int64_t count) const {
         return {first * tiling.per_image(), count * tiling.per_image()};
     }
-    // Of the spectra of a group's tiles as few as possible are there at a time, so that they stay in the second-level cache:
-    // of the outputs one block per thread, which is transformed back when it is done, or of the inputs a turn.
+    // The spectra that exist at a time are to fit in the L2 cache. Either the spectra of all inputs exist and one block of
+    // outputs per thread, which is transformed back when it is done (`by_outputs`). Or the spectra of all outputs exist and
+    // those of some inputs, a turn.
     bool by_outputs() const { return outputs > inputs && outputs > (team - 1) * L; }
-    // Whether a thread has a block of outputs complete before it begins another, of every one of so many images.
+    // True if each thread completes one block of outputs of one image before it begins another, for so many images.
     bool block_by_block(int64_t images) const {
         return by_outputs() && (images * tiling.per_image() <= group || group % tiling.per_image() == 0);
     }
@@ -375,17 +333,16 @@ struct Convolution {
     OutputSpectra<A> output_spectra(A* data, int64_t channels) const {
         return {data, channels, group, tiling.frequencies()};
     }
-    // The memory for what is in use at the same time, in elements.
+    // Sizes of spectra that exist at the same time, in elements.
     int64_t input_size(int64_t channels) const { return Pieces<A>::size(input_spectra(nullptr, channels).size()); }
     int64_t output_size(int64_t channels) const { return Pieces<A>::size(output_spectra(nullptr, channels).size()); }
-    // Every turn's spectra come in the last one's place: threads that need not wait for each other, with two places, lose
-    // more to the cache.
+    // All turns use the same memory. With two buffers threads would wait for each other less, but miss the cache more.
     int64_t turn_size(int64_t channels) const { return input_size(channels_per_turn(channels)); }
     int64_t workspace_size() const {
         return by_outputs() ? input_size(inputs) + team * output_size(L) : turn_size(inputs) + output_size(outputs);
     }
-    // Transforms tiles of a map, from the inputs or the outputs of the convolution, and calls take(its spectra, first
-    // channel, end) turn by turn. No thread may take part in anything that overwrites `spectra` before all have left.
+    // Transforms tiles of a map with the inputs or the outputs of the convolution, turn by turn, and calls take(spectra,
+    // first channel, end) for each turn. After the last turn a barrier is needed before `spectra` is overwritten.
     template <class Take>
     void for_each_turn(
         const Team& team, const BlockedMap<A>& map, TileRangeOfBatch range, bool halo, A* spectra, A* scratch,
@@ -401,7 +358,7 @@ struct Convolution {
             take(some, begin, end);
         }
     }
-    // Of each thread.
+    // Scratch memory of each thread, in elements.
     int64_t scratch_size() const {
         const int64_t inputs = inputs_at_once<A>(tiling, kernel);
         const int64_t taps =
@@ -412,8 +369,8 @@ struct Convolution {
     }
 };
 
-// The tiles of some images, group by group; `spectra` is memory of workspace_size elements. epilogue as in transform_back;
-// finish(range) is called for ranges of all blocks, when these are there, if possible by the thread that has computed them.
+// Convolves the tiles of some images, group by group. `spectra` has workspace_size elements. epilogue as in transform_back;
+// finish(range) is called for ranges of all blocks once they are complete, if possible by the thread that computed them.
 template <class A, class Epilogue, class Finish>
 inline void convolve(
     const Team& team, const Convolution<A>& c, const BlockedMap<A>& in, TileRangeOfBatch range, const Taps<A>& taps,
@@ -425,11 +382,11 @@ inline void convolve(
         const TileRangeOfBatch group{range.first + done, left < c.group ? left : c.group};
         if (c.by_outputs()) {
             const InputSpectra<A> all = c.input_spectra(spectra, c.inputs);
-            A* const own = spectra + c.input_size(c.inputs) + team.rank * c.output_size(c.L);
+            A* const block_spectra = spectra + c.input_size(c.inputs) + team.rank * c.output_size(c.L);
             transform_tiles(team, in, c.tiling, group, true, all, scratch);
             team.barrier();
             multiply_and_transform_back(
-                team, product, c.tiling, group, all, c.output_spectra(own, c.L), epilogue, finish, scratch
+                team, product, c.tiling, group, all, c.output_spectra(block_spectra, c.L), epilogue, finish, scratch
             );
         } else {
             const OutputSpectra<A> all = c.output_spectra(spectra + c.turn_size(c.inputs), c.outputs);

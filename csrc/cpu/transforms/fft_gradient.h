@@ -2,8 +2,8 @@
 //
 // The gradient of the input is a convolution of the output's gradient g with the mirrored weights. That of a weight at
 // offset d is sum_q in[q] g[q - d]: at every frequency the product of the input's spectrum and the conjugate of g's, summed
-// over the tiles. Each point of the input counts once, so its tiles are taken without what they share with others, while g's
-// tiles are the same as for the first gradient.
+// over the tiles. Each point of the input counts once, so its tiles have no halo, while g's tiles are the same as for the
+// first gradient.
 #pragma once
 
 #include "cpu/transforms/fft_convolution.h"
@@ -24,67 +24,95 @@ template <class A>
 inline int64_t unit_size(const Convolution<A>& c) {
     return c.tiling.frequencies() * unit_stride<A>;
 }
-// Of all units if they are needed at the same time.
+// The sums of all units, or 0 where one group has all tiles: then one unit after the other is summed and done.
 template <class A>
 inline int64_t unit_sums_size(const Convolution<A>& c) {
     return c.group < c.tiles() ? weight_gradient_units<A>(c.outputs, c.inputs) * unit_size(c) : 0;
 }
 
-// The gradient of the weights needs the spectra of two maps.
+// Spectra of both maps, and those of results, in elements.
 template <class A>
 inline int64_t gradient_workspace_size(const Convolution<A>& c) {
     return c.by_outputs() ? c.input_size(c.inputs) + std::max(c.turn_size(c.outputs), c.team * c.output_size(lanes<A>))
                           : c.input_size(c.outputs) + c.turn_size(c.inputs) + c.output_size(c.outputs);
 }
 
-// Both gradients for the tiles of a batch. `c` is the convolution of g with the mirrored weights; without want_input its
-// epilogue is never called, without weights.input no gradient of the weights is computed. Of the two maps the one with fewer
-// channels is transformed as a whole, the other turn by turn.
+// One step of the gradient of the weights: sums over a group of tiles, and after the last group the gradient itself.
+// Sizes have the names of the forward convolution; `c` is the convolution back, which takes its outputs and gives its
+// inputs.
+template <class A>
+class WeightSums {
+    static constexpr int L = lanes<A>, rows = static_cast<int>(inputs_per_unit<A>);
+
+   public:
+    // Of each thread: `unit` has unit_size elements, `scratch` as many as the convolution's.
+    WeightSums(const Convolution<A>& c, const WeightGradient<A>& weights, A* unit, A* scratch)
+        : c_(c),
+          weights_(weights),
+          transform_(c.tiling.y.length, c.tiling.x.length, c.kernel),
+          strides_(TapStrides::of(weights.layout, c.outputs, c.kernel)),
+          unit_(unit),
+          scratch_(scratch) {}
+
+    // Adds a group of tiles for some inputs and outputs: x and g are their spectra, from first_input and first_output on.
+    void add(
+        const Team& team, TileRangeOfBatch group, const InputSpectra<A>& x, int64_t first_input, const InputSpectra<A>& g,
+        int64_t first_output
+    ) const {
+        const int64_t inputs = c_.outputs, strips = (inputs + rows - 1) / rows;
+        const int64_t strips_here = std::min(x.blocks * L / rows, strips - first_input / rows);
+        const bool last = group.first + group.count == c_.tiles();
+        team.for_each(strips_here * g.blocks, [&](int64_t i) {
+            const int64_t x_row = i % strips_here * rows, input = first_input + x_row;
+            const int64_t g_block = i / strips_here, block = first_output / L + g_block;
+            const int64_t unit = block * strips + input / rows;
+            A* const sums = weights_.sums ? weights_.sums + unit * unit_size(c_) : unit_;
+            for (int64_t f = 0; f < c_.tiling.frequencies(); ++f) {
+                const auto multiply = c_.tiling.holds_two(f) ? product<RealSums<A>, ChannelsByTiles<A>>
+                                                             : product<Sum<A, true>, ChannelsByTiles<A>>;
+                multiply(
+                    rows, group.count, {x.at(x_row / L, f) + x_row % L}, g.at(g_block, f), g.tile_stride,
+                    sums + f * unit_stride<A>, 2 * L, group.first > 0
+                );
+            }
+            if (last) store_(sums, block, input);
+        });
+    }
+
+   private:
+    // The gradient for one block of outputs and the inputs of one unit, from the spectra of its taps.
+    void store_(const A* sums, int64_t block, int64_t input) const {
+        const int64_t outputs = std::min<int64_t>(c_.inputs - block * L, L),
+                      inputs = std::min<int64_t>(rows, c_.outputs - input);
+        const int64_t taps = c_.kernel * c_.kernel;
+        A* const grad = weights_.grad + strides_.at(block * L, input, 0);
+        prefetch_taps_to_write(strides_, outputs, inputs, taps, grad);
+        A* const row_spectra = scratch_ + rows * taps * L;
+        for (int64_t i = 0; i < inputs; ++i)
+            transform_.backward(sums + i * 2 * L, unit_stride<A>, scratch_ + i * taps * L, row_spectra);
+        scatter_taps(scratch_, strides_, outputs, inputs, taps, transform_.backward_scale(), grad);
+    }
+
+    const Convolution<A>& c_;
+    const WeightGradient<A>& weights_;
+    TapTransform<A> transform_;
+    TapStrides strides_;
+    A *unit_, *scratch_;
+};
+
+// Both gradients for the tiles of a batch. `c` is the convolution of g with the mirrored weights. Without want_input its
+// epilogue is never called, without weights.input no gradient of the weights is computed. The map with fewer channels is
+// transformed as a whole, the other one turn by turn.
 template <class A, class Epilogue>
 inline void convolve_backward(
-    const Team& team, const Convolution<A>& c, const BlockedMap<A>& g, const Taps<A>& taps, A* spectra, A* unit_buffer,
-    A* scratch, const WeightGradient<A>& weights, bool want_input, const Epilogue& epilogue
+    const Team& team, const Convolution<A>& c, const BlockedMap<A>& g, const Taps<A>& taps, A* spectra, A* unit, A* scratch,
+    const WeightGradient<A>& weights, bool want_input, const Epilogue& epilogue
 ) {
-    constexpr int L = lanes<A>, rows = static_cast<int>(inputs_per_unit<A>);
-    const TapTransform<A> transform(c.tiling.y.length, c.tiling.x.length, c.kernel);
+    const WeightSums<A> weight_sums(c, weights, unit, scratch);
     const Multiplication<A> multiplication(c.tiling, taps, scratch);
-    const int64_t F = c.tiling.frequencies(), tiles = c.tiles();
-    // From here on with the names of the forward convolution: c takes its outputs and gives its inputs.
-    const int64_t inputs = c.outputs, outputs = c.inputs, kk = c.kernel * c.kernel, strips = (inputs + rows - 1) / rows;
-    for (int64_t done = 0; done < tiles; done += c.group) {
-        const TileRangeOfBatch group{done, tiles - done < c.group ? tiles - done : c.group};
-        const bool first = done == 0, last = done + group.count == tiles;
-
-        // For some inputs and outputs, of which x and g are the spectra, from first_input and first_output on.
-        const auto weight_gradient = [&](const InputSpectra<A>& x, int64_t first_input, const InputSpectra<A>& g,
-                                         int64_t first_output) {
-            const int64_t strips_here = std::min(x.blocks * L / rows, strips - first_input / rows);
-            team.for_each(strips_here * g.blocks, [&](int64_t i) {
-                const int64_t x_row = i % strips_here * rows, input = first_input + x_row;
-                const int64_t g_block = i / strips_here, block = first_output / L + g_block;
-                const int64_t unit = block * strips + input / rows;
-                A* const sums = weights.sums ? weights.sums + unit * unit_size(c) : unit_buffer;
-                for (int64_t f = 0; f < F; ++f) {
-                    const auto multiply = c.tiling.holds_two(f) ? product<RealSums<A>, ChannelsByTiles<A>>
-                                                                : product<Sum<A, true>, ChannelsByTiles<A>>;
-                    multiply(
-                        rows, group.count, {x.at(x_row / L, f) + x_row % L}, g.at(g_block, f), g.tile_stride,
-                        sums + f * unit_stride<A>, 2 * L, !first
-                    );
-                }
-                if (!last) return;
-                const int64_t lanes_used = std::min<int64_t>(outputs - block * L, L),
-                              count = std::min<int64_t>(rows, inputs - input);
-                const TapStrides strides = TapStrides::of(weights.layout, inputs, c.kernel);
-                A* const grad = weights.grad + strides.at(block * L, input, 0);
-                prefetch_taps_to_write(strides, lanes_used, count, kk, grad);
-                A* const row_spectra = scratch + rows * kk * L;
-                for (int64_t i = 0; i < count; ++i)
-                    transform.backward(sums + i * 2 * L, unit_stride<A>, scratch + i * kk * L, row_spectra);
-                scatter_taps(scratch, strides, lanes_used, count, kk, transform.backward_scale(), grad);
-            });
-        };
-
+    const int64_t inputs = c.outputs, outputs = c.inputs;  // of the forward convolution
+    for (int64_t done = 0; done < c.tiles(); done += c.group) {
+        const TileRangeOfBatch group{done, std::min(c.tiles() - done, c.group)};
         if (c.by_outputs()) {
             const InputSpectra<A> all = c.input_spectra(spectra, outputs);
             A* const others = spectra + c.input_size(outputs);
@@ -92,12 +120,15 @@ inline void convolve_backward(
             if (weights.input)
                 c.for_each_turn(
                     team, *weights.input, group, false, others, scratch,
-                    [&](const InputSpectra<A>& x, int64_t begin, int64_t) { weight_gradient(x, begin, all, 0); }
+                    [&](const InputSpectra<A>& x, int64_t begin, int64_t) { weight_sums.add(team, group, x, begin, all, 0); }
                 );
             team.barrier();
             if (want_input) {
-                const OutputSpectra<A> own = c.output_spectra(others + team.rank * c.output_size(L), L);
-                multiply_and_transform_back(team, multiplication, c.tiling, group, all, own, epilogue, NoFinish{}, scratch);
+                A* const block = others + team.rank * c.output_size(lanes<A>);
+                multiply_and_transform_back(
+                    team, multiplication, c.tiling, group, all, c.output_spectra(block, lanes<A>), epilogue, NoFinish{},
+                    scratch
+                );
             }
         } else {
             const InputSpectra<A> all = c.input_spectra(spectra, inputs);
@@ -106,7 +137,7 @@ inline void convolve_backward(
             if (weights.input) transform_tiles(team, *weights.input, c.tiling, group, false, all, scratch);
             c.for_each_turn(
                 team, g, group, true, others, scratch, [&](const InputSpectra<A>& some, int64_t begin, int64_t end) {
-                    if (weights.input) weight_gradient(all, 0, some, begin);
+                    if (weights.input) weight_sums.add(team, group, all, 0, some, begin);
                     if (want_input) multiply_spectra(team, multiplication, group.count, some, begin, end, out);
                 }
             );

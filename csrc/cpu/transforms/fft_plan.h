@@ -1,4 +1,4 @@
-// How a convolution is cut into tiles, and whether threads share them.
+// How a convolution is cut into tiles, and whether all threads work on the same tiles.
 #pragma once
 
 #include <algorithm>
@@ -7,8 +7,8 @@
 
 namespace gcsa_ext::cpu::GCSA_EXT_ISA {
 
-// How many tiles make a group, of at most `most`: their spectra should stay near, but the taps are transformed once per
-// group. With fewer than product_rows tiles the products would be slow.
+// How many tiles make a group, at most `most`. Their spectra should fit in the L2 and L3 cache, but the taps are transformed
+// once per group, and with fewer than product_rows tiles the products are slow.
 template <class A>
 inline int64_t tiles_per_group(const Convolution<A>& c, int64_t most) {
     Convolution<A> one = c;
@@ -20,9 +20,9 @@ inline int64_t tiles_per_group(const Convolution<A>& c, int64_t most) {
 }
 
 // The estimated time of a convolution, in nanoseconds of one thread of a Zen 4 with AVX-512. Per point of a tile and vector
-// of channels its transform costs more the further its tiles are from fitting into the first-level cache, a product of
-// spectra `product_cost`, where few tiles cost as much as `fewest`, and the transform of taps `tap_cost` after `gather_cost`
-// per vector of filters. With several groups the sums for the weights' gradient are read and written for each.
+// of channels, a transform costs more the larger the tile is beside the L1 cache, a product of spectra costs
+// `product_cost`, where few tiles cost as much as `fewest`, and the transform of taps costs `tap_cost`, after `gather_cost`
+// per vector of filters. With several groups each reads and writes the sums for the weights' gradient.
 template <class A>
 inline double estimated_cost(const Convolution<A>& c, bool with_gradient) {
     constexpr double product_cost = 0.5, fewest = 2.5, tap_cost = 2, gather_cost = 150, sums_cost = 3, L = lanes<A>;
@@ -37,28 +37,28 @@ inline double estimated_cost(const Convolution<A>& c, bool with_gradient) {
            groups * products * taps;
 }
 
-// The best way for a convolution. `apart`: every thread is to work on images of its own. `with_gradient`: the gradient of
+// The plan of least estimated cost. `split_batch`: every thread works on images of its own. `with_gradient`: the gradient of
 // the weights is computed from the same tiles.
 template <class A>
 inline Convolution<A> plan_convolution(
-    int64_t batch, int64_t inputs, int64_t outputs, int64_t height, int64_t width, int64_t kernel, int threads, bool apart,
-    bool with_gradient = false
+    int64_t batch, int64_t inputs, int64_t outputs, int64_t height, int64_t width, int64_t kernel, int threads,
+    bool split_batch, bool with_gradient = false
 ) {
     const int64_t radius = kernel / 2;
     Convolution<A> best{};
     double least = 0;
-    const int64_t images = apart ? (batch + threads - 1) / threads : batch;
+    const int64_t images = split_batch ? (batch + threads - 1) / threads : batch;
     for (int64_t y : fft_lengths) {
-        // A kernel wraps onto itself in a shorter tile, and a tile must have a point that is its own.
+        // In a shorter tile a kernel would wrap onto itself, or no point would be valid.
         if (y <= 2 * radius) continue;
         const TileAxis rows{height, y, radius};
         for (int64_t x : fft_lengths) {
             if (x <= 2 * radius) continue;
             const TileAxis columns{width, x, radius};
-            Convolution<A> c{batch, inputs, outputs, kernel, {rows, columns}, 1, apart ? 1 : threads};
+            Convolution<A> c{batch, inputs, outputs, kernel, {rows, columns}, 1, split_batch ? 1 : threads};
             c.group = tiles_per_group(c, images * c.tiling.per_image());
             const double cost = estimated_cost(c, with_gradient);
-            // Of equals the longer columns: their transform is the simpler one.
+            // At equal cost the longer columns: their transform is simpler than that of rows.
             if (best.kernel == 0 || cost <= least) least = cost, best = c;
             if (columns.whole()) break;  // longer ones have no more to offer
         }
@@ -67,11 +67,11 @@ inline Convolution<A> plan_convolution(
     return best;
 }
 
-// Whether threads are better off with images of their own: without waiting for each other, but each transforms all taps.
+// True if it is faster to split the batch among threads: they do not wait for each other, but each transforms all taps.
 template <class A>
-inline bool better_apart(const Convolution<A>& apart, const Convolution<A>& together, int threads) {
-    return threads > 1 && apart.batch >= threads && apart.tiles() / threads >= product_rows &&
-           estimated_cost(apart, false) < 1.05 * estimated_cost(together, false);
+inline bool better_split(const Convolution<A>& split, const Convolution<A>& together, int threads) {
+    return threads > 1 && split.batch >= threads && split.tiles() / threads >= product_rows &&
+           estimated_cost(split, false) < 1.05 * estimated_cost(together, false);
 }
 
 }  // namespace gcsa_ext::cpu::GCSA_EXT_ISA

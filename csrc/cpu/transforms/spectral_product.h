@@ -1,6 +1,6 @@
 // A complex matrix product on one thread, for one frequency: C (M, L) = or += A (M, K) B (K, L) or A conj(B), where L are
-// the lanes of one vector and complex numbers are stored as a vector of real parts and one of imaginary parts. Or two real
-// products, of the parts on their own.
+// the lanes of one vector and complex numbers are stored as a vector of real parts and one of imaginary parts. Or, for
+// frequencies that stand for two real ones, the real product of each part.
 #pragma once
 
 #include <cstdint>
@@ -19,32 +19,29 @@ constexpr int product_rows = 8, real_products = 4;
 constexpr int product_rows = 4, real_products = 4;
 #endif
 
-// How many vectors a complex vector takes in the spectra of what is convolved: with three products also the sum of both
-// parts.
+// How many vectors a complex vector takes in the spectra of tiles: with three products the sum of both parts is a third.
 constexpr int input_parts = real_products == 3 ? 3 : 2;
 
-// Cache lines that are asked for one by one.
+// Cache lines that are prefetched one by one, one with every k.
 template <class T>
 struct Lines {
     const T* first;
-    int64_t stride, segment_stride;  // between those of following k, and where a segment of k begins
+    int64_t stride, segment_stride;  // between lines of consecutive k, and between the first lines of segments
 };
 
 // The spectra of tiles at one frequency as A, (tiles, channels) or (channels, tiles): element (m, k) at m * row_stride + k *
 // k_stride, but after every `segment` values of k `segment_stride` elements further on. Its parts are L elements apart.
 //
-// What will be read next lies `ahead` elements further on and is prefetched while this is multiplied, ahead_step<rows>
-// elements with every k: of a whole block of channels, that is all of it in the end. What will be read later is prefetched
-// as well, a cache line with every k, where there are enough rows to multiply meanwhile. B is prefetched `factors_ahead`
-// values of k ahead.
-template <class T, int64_t how_far>
+// The next operand lies `ahead` elements further on. It is prefetched while this one is multiplied, ahead_step<rows>
+// elements with every k, which add up to a whole block of channels. Where there are enough rows to multiply, a cache line of
+// `later` is prefetched with every k too.
+template <class T>
 struct TilesByChannels {
     const T* data;
     int64_t segment_stride;  // between blocks of channels
-    int64_t ahead;           // the same tiles at the next frequency: in jumps, which no processor foresees
-    Lines<T> later;
+    int64_t ahead;           // to the same tiles at the next frequency: jumps that no prefetcher foresees
+    Lines<T> later;          // the weights of a later product
     static constexpr int64_t row_stride = input_parts * lanes<T>, k_stride = 1, segment = lanes<T>;
-    static constexpr int64_t factors_ahead = how_far;
     static constexpr bool prefetches_later = true;
     template <int rows>
     static constexpr int64_t ahead_step = rows * input_parts;
@@ -53,9 +50,8 @@ template <class T>
 struct ChannelsByTiles {
     const T* data;
     static constexpr int64_t row_stride = 1, k_stride = input_parts * lanes<T>, segment = INT64_MAX / 2, segment_stride = 0;
-    static constexpr int64_t factors_ahead = 4;
     static constexpr bool prefetches_later = false;
-    static constexpr int64_t ahead = 8 * k_stride;  // tiles: with few of them, of about the next frequency
+    static constexpr int64_t ahead = 8 * k_stride;  // tiles; with few tiles they are about those of the next frequency
     template <int rows>
     static constexpr int64_t ahead_step = k_stride;
 };
@@ -148,14 +144,15 @@ GCSA_EXT_INLINE void product_block(
     constexpr int L = lanes<T>;
     constexpr int64_t ahead_step = Matrix::template ahead_step<rows>;
     constexpr bool prefetches_later = Matrix::prefetches_later && rows == product_rows;
-    // Sums must not wait for each other: with few rows each is kept in several parts.
+    constexpr int64_t factors_ahead = 4;  // values of k
+    // Additions must not wait for each other: with few rows each sum is split into several.
     constexpr int parts = rows >= 4 ? 1 : rows >= 2 ? 2 : 4;
-    for (int i = 0; i < rows; ++i) prefetch_to_write(C + i * c_stride, 2 * L);  // needed when all has been multiplied
+    for (int i = 0; i < rows; ++i) prefetch_to_write(C + i * c_stride, 2 * L);
     Sum sum[parts][rows];
     const T *ahead, *later;
     const auto step = [&](const T* a, const T* b, int part) {
         prefetch(ahead, ahead_step);
-        prefetch(b + Matrix::factors_ahead * b_stride, 2 * L);
+        prefetch(b + factors_ahead * b_stride, 2 * L);
         ahead += ahead_step;
         if constexpr (prefetches_later) {
             prefetch(later, 1);

@@ -5,8 +5,8 @@
 //   columns kx = 1 ... width / 2 - 1       all ky                     frequency (kx - 1) * height + ky
 //   column  kx = 0, then kx = width / 2    ky = 0 ... height / 2 - 1  after those
 //
-// F[0, kx] and F[height / 2, kx] of the last two columns are real. They lie together, as if they were the real and the
-// imaginary part of the first one.
+// F[0, kx] and F[height / 2, kx] of the last two columns are real. They are stored together, as the real and the imaginary
+// part of frequency ky = 0.
 //
 // Two rows (real) go through one complex transform as its real and imaginary part, and so do the columns kx = 0 and
 // kx = width / 2, which are real after the rows' transform. Taking the two apart leaves a factor of 2, the same at every
@@ -27,7 +27,7 @@ class TileTransform {
     TileTransform(int64_t height, int64_t width)
         : height_(height), width_(width), y_(find_length<T>(height)), x_(find_length<T>(width)) {}
 
-    // What a product of two spectra must be multiplied by for `inverse` to return the convolution.
+    // The factor that makes `inverse` of a product of two spectra the convolution.
     T scale() const { return T(1) / T(4 * height_ * width_); }
     // The scratch memory of one transform, in elements.
     static constexpr int64_t scratch(int64_t height, int64_t width) { return (width / 2 * height + width) * 2 * L; }
@@ -107,8 +107,8 @@ class TileTransform {
     }
 
    private:
-    // A column's spectrum goes to as many places as it has frequencies. They are likely in another core's cache, where the
-    // last products were read: unless asked for ahead, each would be waited for. (Inlined for the reason in vector.h.)
+    // Prefetches the places that a column's spectrum is written to, one per frequency. The last products have likely left
+    // them in another core's cache. (Inlined for the reason in vector.h.)
     template <int parts>
     static GCSA_EXT_INLINE void prefetch_column_(T* out, int64_t height, int64_t stride) {
         for (int64_t f = 0; f < height; ++f) prefetch_to_write(out + f * stride, parts * L);

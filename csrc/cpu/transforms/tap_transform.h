@@ -31,7 +31,7 @@ class TapTransform {
         fill_(scaled_x_, width_, scale_);
     }
 
-    // What the product of two spectra of TileTransform must be multiplied by, for `backward`.
+    // The factor for `backward` of a product of two spectra of TileTransform.
     T backward_scale() const { return T(1) / T(4 * height_ * width_); }
     // The memory of the rows' spectra of one input, in elements.
     static constexpr int64_t rows_size(int64_t width, int64_t kernel) { return kernel * (width / 2) * 2 * L; }
@@ -44,8 +44,8 @@ class TapTransform {
                                 : (column - 1) * height_;
     }
 
-    // From taps, (kernel, kernel) vectors, to the spectra of their rows, scaled so that a product with a spectrum of
-    // TileTransform needs no other factor.
+    // From taps, (kernel, kernel) vectors, to the spectra of their rows. They are scaled so that a product with a spectrum
+    // of TileTransform needs no other factor.
     void forward_rows(const T* taps, T* rows) const {
         with_radius_([&](auto R) { forward_rows_<R.value>(taps, rows); });
     }
@@ -62,8 +62,7 @@ class TapTransform {
         });
     }
     int frequencies(int column) const { return is_edge_(column) ? height_ / 2 : height_; }
-    // The values at the taps' places of what has this spectrum, times height * width.
-    // `rows` is scratch.
+    // From a spectrum to the values at the places of the taps, times height * width. `rows` is scratch.
     void backward(const T* in, int64_t stride, T* taps, T* rows) const {
         with_radius_([&](auto R) { backward_<R.value>(in, stride, taps, rows); });
     }
@@ -192,7 +191,7 @@ class TapTransform {
         }
     }
 
-    // Adds a sum and a difference of what stands at k and at T / 2 - k to the sums over the frequencies for all distances.
+    // Adds the terms of frequencies k and T / 2 - k, given as their sum and difference, to the sums for all distances.
     template <int R>
     static GCSA_EXT_INLINE void add_cosines_(const T* cos, vec<T> plus, vec<T> minus, vec<T> (&sum)[R + 1]) {
         sum[0] += plus;

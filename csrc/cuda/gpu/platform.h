@@ -1,5 +1,5 @@
-// What differs between a GPU and its emulation on a CPU, which the tests compile the same kernels with
-// (python_tests/cuda_emulation/platform.h): the launch, shared memory, and instructions that only inline PTX reaches.
+// What differs between a GPU and its emulation on a CPU: the launch, shared memory, and instructions that need inline PTX.
+// The emulation, for which the tests compile the same kernels, has its counterpart in python_tests/helpers/cuda_emulation.
 #pragma once
 
 #include <cooperative_groups.h>
@@ -21,13 +21,13 @@ __device__ inline unsigned char* shared_memory() {
     return gcsa_ext_shared_memory;
 }
 
-// The emulation looks whether the address is a multiple of `bytes`; a GPU itself raises an error.
+// The emulation checks that the address is a multiple of `bytes`; a GPU raises an error itself.
 __device__ inline void require_alignment(const void*, int) {}
 
-// Wait for all blocks of a cooperative launch; what they wrote before is seen afterwards.
+// A barrier of all blocks of a cooperative launch; afterwards all of them see what any of them wrote before.
 __device__ inline void grid_barrier() { cooperative_groups::this_grid().sync(); }
 
-// ---- Copies from global to shared memory that need no register and are waited for later.
+// ---- Asynchronous copies from global to shared memory, which need no registers.
 
 __device__ inline uint32_t shared_address(const void* pointer) {
     return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
@@ -48,7 +48,8 @@ __device__ inline void copy_few_async(void* shared, const void* global) {
 
 __device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 
-// Until at most the `newest` last committed groups of this thread are under way. A barrier then shows them to other threads.
+// Waits until at most the `newest` last committed groups of this thread are in flight. Other threads see the copies after a
+// barrier.
 template <int newest>
 __device__ inline void wait_for_copies() {
     asm volatile("cp.async.wait_group %0;" ::"n"(newest) : "memory");
@@ -134,11 +135,11 @@ inline Device platform_limits(int device) {
 
 inline void require_success(cudaError_t code, const Plan& plan) {
     if (code == cudaSuccess) return;
-    cudaGetLastError();  // or the next call would report it again
+    cudaGetLastError();  // clears the error, which the next call would report again
     throw std::runtime_error("gcsa_ext: launching " + describe(plan) + " failed: " + cudaGetErrorString(code));
 }
 
-// Queues kernel(parameter) on the stream; nothing is waited for or allocated, so that a CUDA graph can capture it.
+// Queues kernel(parameter) on the stream. It neither waits nor allocates, so that a CUDA graph can capture it.
 template <class Parameter>
 void launch(void (*kernel)(Parameter), const Plan& plan, Stream stream, Parameter parameter) {
     check(plan);

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from gcsa_ext.backends import native
 
-ELEMENTS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
-"""The codes of csrc/cuda/map.h."""
+ELEMENTS = {torch.float32: 0, torch.bfloat16: 2, torch.float16: 3}
+"""The dtypes of maps with their codes in csrc/params/tensor.h."""
 
-VECTOR_ELEMENTS = {**ELEMENTS, torch.float64: 3}
-"""Those of csrc/cuda/vector.h, for vectors that come as the user keeps them."""
+VECTOR_ELEMENTS = {**ELEMENTS, torch.float64: 1}
+"""The dtypes of vectors, which keep the dtype that the user gave them."""
 
 EMULATED_TARGET = (0, 0, 3, 227 * 1024)
 """Few multiprocessors, so that blocks of few positions take turns."""

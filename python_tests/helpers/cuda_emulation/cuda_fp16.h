@@ -1,4 +1,4 @@
-// Of CUDA's header of this name what the kernels use: conversions, rounding to nearest even.
+// The part of CUDA's header of this name that the kernels use: conversions that round to nearest even.
 #pragma once
 
 #include <cmath>

@@ -1,5 +1,5 @@
-// Of CUDA's header of this name what the kernels use, on a CPU: every thread of a block is a fiber, which runs until it
-// waits.
+// The part of CUDA's header of this name that the kernels use, on a CPU: every thread of a block is a fiber, which runs
+// until it waits (emulation.h).
 #pragma once
 
 #include <cmath>
@@ -52,7 +52,7 @@ inline void __syncwarp(unsigned mask = 0xffffffffu) {
 
 namespace gcsa_ext::cuda::emulation {
 
-// source(lane) says whose value each lane gets.
+// Each lane gets the value of lane source(lane).
 template <class T, class Source>
 T shuffle(const char* what, unsigned mask, T value, const Source& source) {
     return collective<T, T>(what, mask, value, [&](auto& in, auto& out) {
@@ -89,7 +89,7 @@ T __shfl_up_sync(unsigned mask, T value, unsigned distance, int width = 32) {
     });
 }
 
-// Of each lane its own source, so this exchanges pairs.
+// Every lane names its source, so lanes exchange pairs of a value and a source.
 template <class T>
 T __shfl_sync(unsigned mask, T value, int source, int width = 32) {
     using Pair = std::pair<T, int>;

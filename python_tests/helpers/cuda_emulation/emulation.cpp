@@ -19,6 +19,7 @@ namespace {
 constexpr size_t stack_bytes = 64 * 1024, guard_bytes = 4096;
 constexpr unsigned char guard = 0xA5, unwritten = 0xFF;  // the bytes of a NaN in float32, bfloat16 and float16
 
+// Lanes that take part in a collective operation.
 struct Meeting {
     unsigned mask, arrived = 0;
     const char* what;
@@ -26,14 +27,14 @@ struct Meeting {
     std::vector<Thread*> waiting;
 };
 
-// Threads that have come to a barrier for all of them.
+// A barrier and the threads that wait at it.
 struct Barrier {
     size_t expected = 0;
     const char* what = nullptr;
     std::vector<Thread*> waiting;
 };
 
-// A stack and where on it a thread stands. ucontext starts it, and _setjmp, which asks the system for nothing, switches.
+// The stack and the suspended state of a thread. ucontext starts a fiber; _setjmp, which makes no system call, switches.
 struct Fiber {
     std::unique_ptr<unsigned char[]> stack{new unsigned char[stack_bytes]};
     ucontext_t start;
@@ -60,6 +61,8 @@ uint64_t random_number() {  // xorshift64
     return random_state;
 }
 
+Fiber& current_fiber() { return *fibers[size_t(current - threads.data())]; }
+
 [[noreturn]] void fiber_main() {
     for (;;) {
         try {
@@ -68,8 +71,7 @@ uint64_t random_number() {  // xorshift64
             failure = std::current_exception();
         }
         current->finished = true;
-        auto& own = *fibers[size_t(current - threads.data())];
-        if (_setjmp(own.here) == 0) _longjmp(scheduler, 1);
+        if (_setjmp(current_fiber().here) == 0) _longjmp(scheduler, 1);
     }
 }
 
@@ -90,11 +92,10 @@ void resume(Thread* thread) {
     current = nullptr;
 }
 
-// Until somebody puts the thread among the ready ones.
+// Suspends the thread until release() makes it ready.
 void wait(const char* what) {
-    auto& own = *fibers[size_t(current - threads.data())];
     current->waits_at = what;
-    if (_setjmp(own.here) == 0) _longjmp(scheduler, 1);
+    if (_setjmp(current_fiber().here) == 0) _longjmp(scheduler, 1);
 }
 
 void release(std::vector<Thread*>& waiting) {
@@ -148,8 +149,8 @@ unsigned char* shared_memory() { return current->owner->memory.data() + current-
 
 void meet(const char* what, unsigned mask, void* in, void* out, const Combine& combine) {
     auto& meetings = current->warp->meetings;
-    const unsigned own = 1u << current->lane;
-    if (!(mask & own)) fail(std::string(what) + " with a mask that leaves out the calling lane");
+    const unsigned lane_bit = 1u << current->lane;
+    if (!(mask & lane_bit)) fail(std::string(what) + " with a mask that leaves out the calling lane");
     auto found = std::find_if(meetings.begin(), meetings.end(), [&](const Meeting& m) { return (m.mask & mask) != 0; });
     if (found == meetings.end()) {
         meetings.emplace_back();
@@ -162,7 +163,7 @@ void meet(const char* what, unsigned mask, void* in, void* out, const Combine& c
     }
     found->in[current->lane] = in;
     found->out[current->lane] = out;
-    found->arrived |= own;
+    found->arrived |= lane_bit;
     if (found->arrived != mask) {
         found->waiting.push_back(current);
         return wait(what);
@@ -181,7 +182,7 @@ std::string where(const Plan& plan, const Thread& thread) {
            number(thread.block.z) + "), thread " + number(thread.thread.x) + ": ";
 }
 
-// Threads that will never go on, by what they wait at.
+// Counts the threads of a deadlock by what they wait at.
 std::string describe_deadlock(const Plan& plan) {
     std::string text = std::string(plan.kernel) + ": deadlock";
     std::vector<std::pair<const char*, int64_t>> counts;
@@ -195,7 +196,7 @@ std::string describe_deadlock(const Plan& plan) {
     return text;
 }
 
-// The threads of blocks that live at the same time, from their start to their end.
+// Runs the threads of blocks that live at the same time, from their start to their end.
 void run_together(const Plan& plan, const std::vector<Index>& numbers) {
     std::vector<Block> blocks(numbers.size());
     const auto size = size_t(plan.threads);
@@ -286,7 +287,7 @@ void run(const Plan& plan, const std::function<void()>& kernel) {
         for (size_t i = 0; i < blocks.size() && !failure; ++i) run_together(plan, {blocks[i]});
     }
     if (failure) {
-        // Threads that still wait are given up, and their stacks begin anew.
+        // Threads that still wait are abandoned: the next launch starts their fibers anew.
         for (auto& fiber : fibers) fiber->started = false;
         std::rethrow_exception(failure);
     }

@@ -1,10 +1,10 @@
-// Threads of a GPU as fibers of one thread of the CPU. A fiber runs until it waits for others (a barrier, a shuffle, a
-// matrix product), so that two threads that race in between show in the order of fibers: `shuffle_order` changes it.
+// Threads of a GPU as fibers of one thread of the CPU. A fiber runs until it waits for others (at a barrier, a shuffle or a
+// matrix product). A race between two waits makes results depend on the order of fibers, which `shuffle_order` changes.
 //
-// Errors, which a GPU would turn into wrong results, hangs or nothing at all, end the launch with an exception: threads that
-// wait for each other at different places or for one that is finished, reads and writes beyond the shared memory's ends
-// (found when the block is done), accesses that are not aligned. Shared memory is full of NaN before a block starts, and
-// asynchronous copies arrive as late as they may.
+// Errors that on a GPU cause wrong results, hangs or nothing at all end the launch with an exception: threads that wait for
+// one another at different places or for a finished thread, writes beyond the ends of shared memory (found when the block is
+// done), accesses that are not aligned. Shared memory is full of NaN before a block starts, and asynchronous copies arrive
+// as late as they may.
 #pragma once
 
 #include <cstddef>
@@ -27,7 +27,7 @@ struct Index {
 struct Copy {
     unsigned char* shared;
     const unsigned char* global;
-    int bytes, written;  // how many are read, and how many are written, the rest as 0
+    int bytes, written;  // bytes that are read, and bytes that are written: those beyond the read ones as 0
 };
 
 struct Warp;
@@ -47,18 +47,18 @@ extern Thread* current;
 
 [[noreturn]] void fail(const std::string& why);
 
-// Runs body once per thread of every block, block after block; of a cooperative launch all blocks at a time.
+// Runs body once per thread of every block: block after block or, in a cooperative launch, all blocks at a time.
 void run(const Plan& plan, const std::function<void()>& body);
 
-// 0: threads and blocks in their order; otherwise in a random one that depends on the number.
+// 0: threads and blocks run in order; otherwise in a random order that depends on the seed.
 void shuffle_order(uint64_t seed);
 
 void block_barrier(const char* what);
 void all_blocks_barrier();
 unsigned char* shared_memory();
 
-// What the lanes of `mask` do together: the last one that arrives calls combine(in, out) for all, arrays of 32 addresses,
-// null for lanes outside of the mask.
+// A collective operation of the lanes of `mask`: the last one that arrives calls combine(in, out) for all. in and out are
+// arrays of 32 addresses, null for lanes outside of the mask.
 using Combine = std::function<void(void* const* in, void* const* out)>;
 void meet(const char* what, unsigned mask, void* in, void* out, const Combine& combine);
 

@@ -55,7 +55,7 @@ __global__ void never_waits_for_a_copy(const Parameters p) {
     p.out[threadIdx.x] = 1.0f;
 }
 
-// The others read what thread 0 may not have written.
+// Every thread reads what its neighbour may not have written yet.
 __global__ void races(const Parameters p) {
     auto* const shared = reinterpret_cast<float*>(shared_memory());
     shared[threadIdx.x] = float(threadIdx.x);

@@ -6,7 +6,7 @@
 
 namespace gcsa_ext::cuda {
 
-// Runs the kernel with that mistake, which writes 64 numbers.
+// Runs the kernel with this mistake. `out` has 64 elements.
 void run_fault(const std::string& mistake, float* out);
 
 }  // namespace gcsa_ext::cuda

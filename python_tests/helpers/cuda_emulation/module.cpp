@@ -1,4 +1,4 @@
-// The Python module of the emulated kernels, and what tests the emulation itself.
+// The Python module of the emulated kernels, with functions that test the emulation itself.
 #include <pybind11/pybind11.h>
 
 #include "bindings.h"

@@ -70,11 +70,11 @@ void multiply_add(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
     struct Result {
         float d[4];
     };
-    Operands own;
-    std::memcpy(own.a, a, sizeof own.a);
-    std::memcpy(own.b, b, sizeof own.b);
-    std::memcpy(own.d, d, sizeof own.d);
-    const auto result = collective<Operands, Result>("mma", 0xffffffffu, own, [&](auto& in, auto& out) {
+    Operands operands;
+    std::memcpy(operands.a, a, sizeof operands.a);
+    std::memcpy(operands.b, b, sizeof operands.b);
+    std::memcpy(operands.d, d, sizeof operands.d);
+    const auto result = collective<Operands, Result>("mma", 0xffffffffu, operands, [&](auto& in, auto& out) {
         constexpr int per_register = k / 8;
         float left[16][k], right[k][8];
         for (int lane = 0; lane < 32; ++lane) {
@@ -132,7 +132,7 @@ inline void multiply_add(float (&d)[4], const uint32_t (&a)[4], const uint32_t (
     emulation::multiply_add<16>(d, a, b, [](uint32_t bits, int e) { return __half2float({uint16_t(bits >> 16 * e)}); });
 }
 inline void multiply_add(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], float) {
-    // The units read no more than these bits.
+    // Tensor cores read only these bits.
     emulation::multiply_add<8>(d, a, b, [](uint32_t bits, int) { return __uint_as_float(bits & 0xffffe000u); });
 }
 
