@@ -38,7 +38,7 @@ def norm_gate(
 
 def frequency_bins(spectrogram: Tensor, start: Tensor, width: Tensor) -> Tensor:
     """The masked bins of one band per sample or for all, bool, for a spectrogram (N, C, freq, time)."""
-    bins = torch.arange(spectrogram.shape[-2]).unsqueeze(-1)
+    bins = torch.arange(spectrogram.shape[-2], device=spectrogram.device).unsqueeze(-1)
     start, width = start.unsqueeze(-1), width.unsqueeze(-1)
     return (bins >= start) & (bins < start + width)
 
