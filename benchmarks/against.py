@@ -9,7 +9,6 @@ status is 1 if a limit is missed. Limits relative to plain PyTorch are those of 
 from __future__ import annotations
 
 import argparse
-import copy
 import importlib
 import shutil
 import statistics
@@ -24,26 +23,14 @@ from typing import Any
 
 import torch
 from harness import verdicts
-from harness.case import (
-    BACKWARD_TOLERANCE,
-    COMPILED,
-    EAGER,
-    FORWARD_TOLERANCE,
-    LAST,
-    OURS,
-    Call,
-    shape_name,
-)
+from harness.case import COMPILED, EAGER, OURS, Call, Case, shape_name
 from harness.disturbances import WAITED, Disturbances
 from harness.errors import relative_error
 from harness.machine import ROOT, description, is_zen5
-from harness.operators import MAPS
+from harness.operators import MAPS, gcsa_case
 from harness.package import build
-from harness.plain import PlainGCSA
 from harness.timing import measure
 from harness.verdicts import Verdict
-
-from gcsa_ext import GCSA
 
 PEER = "gcsa_ext_peer"
 LARGE, TINY = tuple((8, *sizes) for sizes in MAPS), (1, 64, 7, 7)
@@ -97,42 +84,23 @@ def install(revision: str, cache: Path) -> Path:
     return folder
 
 
-def calls(
-    peer: type[torch.nn.Module], shape: Sequence[int], training: bool, compiled: bool
-) -> dict[str, Call]:
-    """All contenders with the same weights, input and gradient.
+def contenders(case: Case, peer: type[torch.nn.Module], compiled: bool) -> dict[str, Call]:
+    """All that is timed, with the same weights, input and gradient, after a comparison with float64.
 
     Args:
+        case: of GCSA.
         peer: the other revision's class GCSA.
-        shape: (N, C, H, W) of the input.
+        compiled: torch.compile is a peer, too.
     """
-    torch.manual_seed(0)
-    eager = PlainGCSA(GCSA(shape[1])).train(training)
-    x, grad = torch.randn(*shape), torch.randn(*shape)
-
-    def call(module: torch.nn.Module, layout: torch.memory_format = torch.contiguous_format) -> Call:
-        inputs = x.contiguous(memory_format=layout).requires_grad_(training)
-        return Call(module, (inputs,), grad.contiguous(memory_format=layout), training)
-
-    def same(kind: type[torch.nn.Module]) -> torch.nn.Module:
-        module = kind(shape[1]).train(training)
-        module.load_state_dict(eager.state_dict())
-        return module
-
-    last = copy.deepcopy(eager).to(memory_format=torch.channels_last)
-    found = {OURS: call(same(GCSA)), PEER: call(same(peer)), EAGER: call(copy.deepcopy(eager))}
-    found[EAGER + LAST] = call(last, torch.channels_last)
-    if compiled:
-        torch.compiler.reset()
-        found[COMPILED] = call(copy.deepcopy(eager))
-        found[COMPILED].function = torch.compile(found[COMPILED].function, dynamic=False)
-    exact = Call(
-        copy.deepcopy(eager).double(), (x.double().requires_grad_(training),), grad.double(), training
-    )()
-    for name, contender in found.items():
-        error = relative_error(contender(), exact)
-        if not error <= (BACKWARD_TOLERANCE if training else FORWARD_TOLERANCE):
-            raise ArithmeticError(f"{name} on {shape_name(shape)}: error {error:.1e} against float64")
+    found = {name: case.build(name) for name in (OURS, *case.peers()) if compiled or name != COMPILED}
+    ours, module = found[OURS], peer(case.shape[1])
+    module.train(case.backward).load_state_dict(ours.function.state_dict())
+    found[PEER] = Call(module, ours.inputs, ours.grad, ours.backward)
+    exact = case.build(EAGER, torch.float64)()
+    for name, call in found.items():
+        error = relative_error(call(), exact)
+        if not error <= case.tolerance:
+            raise ArithmeticError(f"{name}, {case}: error {error:.1e} against float64")
     return found
 
 
@@ -190,8 +158,9 @@ def main() -> int:
             what = f"{'training' if training else 'evaluation'} {shape_name(shape)}"
             print(what, file=sys.stderr, flush=True)
             watch = Disturbances()
-            contenders = calls(peer, shape, training, arguments.compile)
-            spans = measure(contenders, arguments.seconds, most_rounds=100_000, between=watch.between)
+            case = gcsa_case(shape, training, backward=training)
+            calls = contenders(case, peer, arguments.compile)
+            spans = measure(calls, arguments.seconds, most_rounds=100_000, between=watch.between)
             times = {name: statistics.median(span) for name, span in spans.items()}
             found: dict[str, Any] = watch.found()
             cells = [f"{1e3 * seconds:.4g}" for seconds in times.values()]

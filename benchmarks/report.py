@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import shlex
-import statistics
 import sys
 import warnings
 from collections.abc import Iterable, Mapping
@@ -148,21 +147,6 @@ def _milliseconds(seconds: float) -> str:
     return f"{1e3 * seconds:.3g}"
 
 
-def means_table(results: Iterable[dict[str, Any]]) -> str:
-    """The geometric mean of the ratios of every operation that has several shapes."""
-    ratios: dict[str, list[float]] = {}
-    for result in results:
-        if not result["failure"]:
-            ratios.setdefault(result["operation"], []).append(result["ratio"])
-    lines = ["| operation | shapes | least ratio | geometric mean |", "|---|--:|--:|--:|"]
-    lines += [
-        f"| {operation} | {len(found)} | {min(found):.2f} | {statistics.geometric_mean(found):.2f} |"
-        for operation, found in ratios.items()
-        if len(found) > 1
-    ]
-    return "\n".join(lines)
-
-
 def contenders_table(results: Iterable[dict[str, Any]]) -> str:
     """Every contender's median time."""
     lines = ["| operation | shape | ms (median) |", "|---|---|---|"]
@@ -263,7 +247,6 @@ def main() -> int:
     rows = results.values()
     tables = [verdicts.table(judged)] * bool(judged)
     tables += [speed_table(rows)] * bool(results)
-    tables += [means_table(rows)] * (len({case.operation for case in selected}) < len(selected))
     tables += [contenders_table(rows)] * bool(results) + [memory_table(saved)] * bool(saved)
     print("\n" + "\n\n".join(tables))
     if arguments.json:

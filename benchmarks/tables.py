@@ -1,13 +1,8 @@
 """Writes measured numbers into README.md and docs/measurements: ``python benchmarks/tables.py``.
 
-A number that was measured is kept in one file, benchmarks/measurements/<machine>.json, which
-``python benchmarks/report.py --json`` writes. README.md shows a few rows of one machine between
-
-    <!-- speed table begin -->
-    <!-- speed table end -->
-
-and docs/measurements/<machine>.md all rows; between markers with "limits table" and "memory table" in their
-place also what is demanded and the memory of a training step.
+A measured number is kept in one file, benchmarks/measurements/<machine>.json, which
+``python benchmarks/report.py --json`` writes. Between the markers BEGIN and END, README.md shows a few rows
+of one machine and docs/measurements/<machine>.md all rows.
 """
 
 from __future__ import annotations
@@ -21,6 +16,7 @@ from typing import Any
 from harness.case import shape_name
 from harness.machine import ROOT, write
 
+BEGIN, END = "<!-- speed table begin -->", "<!-- speed table end -->"
 README_MACHINE = "zen5"
 README_ROWS = (
     "GCSA eval forward 8x64x56x56",
@@ -51,8 +47,8 @@ def caption(report: dict[str, Any]) -> str:
 
 
 def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table; columns of numbers, which are all but "operation" and the like, are aligned right."""
-    words = ("operation", "shape", "fastest peer", "what", "demanded", "met", "contender")
+    """A Markdown table with numbers aligned right."""
+    words = ("operation", "shape", "fastest peer")
     lines = [f"| {' | '.join(head)} |", f"|{'|'.join('---' if name in words else '--:' for name in head)}|"]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
@@ -98,60 +94,25 @@ def speed_table(report: dict[str, Any]) -> str:
     return caption(report) + markdown([*HEAD, "ratio (quartiles)", "cores apart"], found)
 
 
-def limits_table(report: dict[str, Any]) -> str:
-    """What is demanded, what was found, and whether that is enough."""
-    found = []
-    for bar in report["bars"]:
-        value = "failed" if bar["failure"] else "" if bar["found"] is None else f"{bar['found']:.3g}"
-        met = {None: "unknown", True: "yes", False: "no"}[bar["met"]]
-        found.append([bar["what"], value, f"{bar['comparison']} {bar['limit']:.3g} {bar['of']}", met])
-    return caption(report) + markdown(["what", "found", "demanded", "met"], found)
-
-
-def memory_table(report: dict[str, Any]) -> str:
-    """Memory of a training step of GCSA."""
-    found = []
-    for row in [row for rows in report["memory"] if not isinstance(rows, str) for row in rows]:
-        peak = "" if row["peak"] is None else f"{row['peak'] / 1e6:.1f}"
-        saved = f"{row['saved'] / row['input']:.2f}"
-        found.append([shape_name(row["shape"]), row["contender"], saved, peak])
-    return caption(report) + markdown(["shape", "contender", "saved, times the input", "peak MB"], found)
-
-
-def between_markers(text: str, kind: str, content: str) -> str:
-    """The text with `content` between the markers <!-- KIND begin --> and <!-- KIND end -->.
+def between_markers(text: str, table: str) -> str:
+    """The text with the table between its markers.
 
     Raises:
         ValueError: the text has not exactly one pair of them.
     """
-    begin, end = f"<!-- {kind} begin -->", f"<!-- {kind} end -->"
-    before, *rest = text.split(begin)
-    if len(rest) != 1 or rest[0].count(end) != 1 or end in before:
-        raise ValueError(f"expected one {begin} and one {end} behind it")
-    return f"{before}{begin}\n{content}\n{end}{rest[0].partition(end)[2]}"
-
-
-def page(text: str, report: dict[str, Any]) -> str:
-    """A page of docs/measurements with the tables that it has markers for."""
-    for kind, table in (
-        ("speed table", speed_table),
-        ("limits table", limits_table),
-        ("memory table", memory_table),
-    ):
-        if f"<!-- {kind} begin -->" in text:
-            text = between_markers(text, kind, table(report))
-    return text
+    before, *rest = text.split(BEGIN)
+    if len(rest) != 1 or rest[0].count(END) != 1 or END in before:
+        raise ValueError(f"expected one {BEGIN} and one {END} behind it")
+    return f"{before}{BEGIN}\n{table}\n{END}{rest[0].partition(END)[2]}"
 
 
 def pages() -> dict[Path, str]:
     """All files that show measured numbers, with the text that they should have."""
-    readme = ROOT / "README.md"
-    table = short_speed_table(load(README_MACHINE))
-    found = {readme: between_markers(readme.read_text(), "speed table", table)}
+    tables = {ROOT / "README.md": short_speed_table(load(README_MACHINE))}
     for file in sorted((ROOT / "docs" / "measurements").glob("*.md")):
         if (ROOT / "benchmarks" / "measurements" / f"{file.stem}.json").exists():
-            found[file] = page(file.read_text(), load(file.stem))
-    return found
+            tables[file] = speed_table(load(file.stem))
+    return {file: between_markers(file.read_text(), table) for file, table in tables.items()}
 
 
 def main() -> int:

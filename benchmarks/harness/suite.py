@@ -8,19 +8,12 @@ from typing import Any
 
 import torch
 from harness import plain
-from harness.case import BACKWARD_TOLERANCE, BFLOAT16_TOLERANCE, EAGER, Case, passes
+from harness.case import BACKWARD_TOLERANCE, BFLOAT16_TOLERANCE, EAGER, Case
 from harness.operators import MAPS, channel_gate_case, frequency_mask_case, gcsa_case, norm_gate_case, randn
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from gcsa_ext.nn import (
-    RHCNN,
-    BimodalLoss,
-    BimodalNet,
-    CoarseFineLoss,
-    FrequencyMasking,
-    ProportionalFusion,
-)
+from gcsa_ext.nn import RHCNN, BimodalLoss, BimodalNet, FrequencyMasking
 
 
 def masking_case(shape: Sequence[int], iid: bool, inplace: bool = False, quick: bool = False) -> Case:
@@ -126,29 +119,6 @@ def bimodal_case(
     return network_case(f"BimodalNet {preset}", frames, network, inputs, True, compiled, quick)
 
 
-def fusion_case(batch: int) -> Case:
-    """Proportional fusion of two modalities' logits, eight classes."""
-
-    def make(is_plain: bool) -> Any:
-        fusion = ProportionalFusion(8)
-        fusion.set_scores([0.4, 0.6])
-        function = plain.PlainFusion(fusion) if is_plain else lambda *logits: fusion(logits)
-        return function, (randn((batch, 8)), randn((batch, 8))), randn((batch, 8))
-
-    return Case(f"ProportionalFusion {passes(True)}", (batch, 8), make, backward=True, layouts=False)
-
-
-def loss_case(batch: int) -> Case:
-    """The coarse-fine loss of eight classes."""
-
-    def make(is_plain: bool) -> Any:
-        loss = CoarseFineLoss()
-        function = plain.PlainCoarseFineLoss(loss) if is_plain else loss
-        return function, (randn((batch, 8)), torch.randint(8, (batch,))), None
-
-    return Case(f"CoarseFineLoss {passes(True)}", (batch, 8), make, backward=True, layouts=False)
-
-
 def _cases() -> Iterator[Case]:
     large, small = (8, *MAPS[0]), (8, *MAPS[3])
     for backward in (False, True):
@@ -177,17 +147,8 @@ def _cases() -> Iterator[Case]:
         for iid in (False, True):
             for inplace in (False, True):
                 yield masking_case(shape, iid, inplace, quick=shape is spectrograms)
-    images, sound = (16, 3, 64, 64), (16, 1, 64, 128)
     for training in (False, True):
         yield stack_case((8, 3, 224, 224), training)
-        for operation, branch, sizes in (("RHCNN small", "visual", images), ("MCNN small", "audio", sound)):
-
-            def network(branch: str = branch) -> nn.Module:
-                return getattr(BimodalNet.from_preset("small"), branch)
-
-            yield network_case(operation, sizes, network, lambda sizes=sizes: (randn(sizes),), training)
-    yield fusion_case(64)
-    yield loss_case(64)
     yield bimodal_case("small", (8, 4, 3, 64, 64), (8, 1, 64, 128), quick=True)
     yield bimodal_case("base", (2, 2, 3, 112, 112), (2, 1, 64, 192), compiled=False)
 

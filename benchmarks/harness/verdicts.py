@@ -54,8 +54,10 @@ def table(verdicts: Sequence[Verdict]) -> str:
             met = "yes" if verdict.met else "**no**"
         demanded = f"{verdict.comparison} {_number(verdict.limit)} {verdict.of}".rstrip()
         lines.append(f"| {verdict.what} | {found} | {demanded} | {met} |")
-    met_ones = sum(verdict.met is True for verdict in verdicts)
-    return "\n".join([*lines, "", f"{met_ones} of {len(verdicts)} met."])
+    judged = [verdict.met for verdict in verdicts if verdict.met is not None]
+    others = len(verdicts) - len(judged)
+    last = f"{sum(judged)} of {len(judged)} met" + (f", {others} not measured." if others else ".")
+    return "\n".join([*lines, "", last])
 
 
 def _number(value: float) -> str:

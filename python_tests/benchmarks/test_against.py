@@ -12,7 +12,7 @@ from typing import Any
 import against
 import pytest
 import torch
-from harness.case import Call
+from harness.operators import gcsa_case
 
 import gcsa_ext
 
@@ -110,21 +110,20 @@ def test_contenders_have_the_same_weights_and_are_checked(training: bool) -> Non
     class Other(gcsa_ext.GCSA):
         pass
 
-    calls = against.calls(Other, (2, 8, 5, 6), training, compiled=False)
-    assert list(calls) == ["gcsa_ext", "gcsa_ext_peer", "eager", "eager channels_last"]
-    assert type(calls["gcsa_ext_peer"].function) is Other
-    truth = calls["eager"]()
-    assert len(truth) == (14 if training else 1)
-    for call in calls.values():
-        for found, expected in zip(call(), truth, strict=True):
-            torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
-
     class Wrong(gcsa_ext.GCSA):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return 1.1 * super().forward(x)
 
-    with pytest.raises(ArithmeticError, match=r"gcsa_ext_peer on 2x8x5x6: error 1\.0e-01 against"):
-        against.calls(Wrong, (2, 8, 5, 6), training, compiled=False)
+    case = gcsa_case((2, 8, 5, 6), training, backward=training)
+    calls = against.contenders(case, Other, compiled=False)
+    assert list(calls) == ["gcsa_ext", "eager", "eager channels_last", "gcsa_ext_peer"]
+    assert type(calls["gcsa_ext_peer"].function) is Other
+    truth = calls["eager"]()
+    assert len(truth) == (14 if training else 1)
+    for call in calls.values():
+        torch.testing.assert_close(call(), truth, rtol=1e-3, atol=1e-3)
+    with pytest.raises(ArithmeticError, match=r"gcsa_ext_peer, GCSA .* 2x8x5x6: error 1\.0e-01 against"):
+        against.contenders(case, Wrong, compiled=False)
 
 
 @pytest.mark.parametrize(("slowdown", "status"), [(1.0, 0), (1.2, 1)])
@@ -136,7 +135,7 @@ def test_what_is_printed(
     monkeypatch.setattr(sys, "path", [*sys.path])
     for name in ("gcsa_ext_peer", "gcsa_ext_peer.nn"):
         monkeypatch.setitem(sys.modules, name, SimpleNamespace(GCSA=gcsa_ext.GCSA))
-    monkeypatch.setattr(against, "calls", lambda *_: {name: Call(torch.neg, ()) for name in times})
+    monkeypatch.setattr(against, "contenders", lambda *_: {})
     monkeypatch.setattr(
         against, "measure", lambda *_, **__: {name: [time] * 3 for name, time in times.items()}
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import subprocess
 import sys
 import time
@@ -18,8 +17,8 @@ from harness.disturbances import Disturbances, waited
 from harness.errors import error_of, relative_error
 from harness.operators import channel_gate_case, frequency_mask_case, gcsa_case, norm_gate_case
 from harness.run import run
-from harness.suite import CASES, fusion_case, loss_case, masking_case
-from harness.timing import measure, quartiles
+from harness.suite import CASES, masking_case
+from harness.timing import measure
 from harness.verdicts import Verdict, table
 
 SMALL = (
@@ -30,8 +29,6 @@ SMALL = (
     gcsa_case((2, 8, 5, 6), training=True, backward=True),
     gcsa_case((1, 8, 5, 6), dtype=torch.bfloat16, autocast=True),
     masking_case((3, 1, 12, 5), iid=True),
-    fusion_case(3),
-    loss_case(3),
 )
 
 
@@ -70,17 +67,6 @@ def test_short_calls_are_repeated_between_synchronisations(monkeypatch: pytest.M
     found = measure({"": call}, 0.0, synchronize=lambda: events.append("wait"), **options)
     assert found == {"": [0.5]}
     assert events[-10:] == ["wait", *["call"] * 8, "wait"]
-
-
-def test_garbage_is_not_collected_while_calls_are_timed() -> None:
-    seen: list[bool] = []
-    measure({"": lambda: seen.append(gc.isenabled())}, 0.0)
-    assert seen[-5:] == [False] * 5 and gc.isenabled()
-
-
-def test_quartiles_of_few_values() -> None:
-    assert quartiles([4.0, 1.0, 2.0, 3.0, 5.0]) == [2.0, 3.0, 4.0]
-    assert quartiles([7.0]) == [7.0] * 3
 
 
 def test_errors_are_relative_to_the_size_of_each_tensor() -> None:
@@ -138,7 +124,7 @@ def test_contenders_compute_the_same(case: Case) -> None:
         if name != "torch.compile":
             found = error_of(case.build(name), truth)
             assert found <= case.tolerance, name
-    assert len(truth()) == 1 or case.backward
+    assert (len(truth()) > 1) == case.backward
 
 
 @pytest.mark.parametrize("case", SMALL[:5], ids=str)
@@ -229,6 +215,8 @@ def test_a_limit_is_met_or_missed(comparison: str, value: float, met: bool) -> N
     lines = table([verdict]).splitlines()
     assert lines[2] == f"| {cells} | {'yes' if met else '**no**'} |"
     assert lines[-1] == f"{int(met)} of 1 met."
+    unknown = Verdict("memory", None, "at most", 1.0)
+    assert table([verdict, unknown]).endswith(f"{int(met)} of 1 met, 1 not measured.")
 
 
 def test_what_cannot_be_measured_is_neither_met_nor_missed() -> None:
@@ -252,12 +240,6 @@ def test_a_zen5_is_known_by_its_family(
     (tmp_path / "cpuinfo").write_text(text)
     monkeypatch.setattr(machine, "Path", lambda _: tmp_path / "cpuinfo")
     assert machine.is_zen5() is zen5
-
-
-def test_a_file_is_replaced_at_once(tmp_path: Path) -> None:
-    machine.write_json(tmp_path / "report.json", {"a": 1})
-    assert (tmp_path / "report.json").read_text() == '{\n "a": 1\n}\n'
-    assert list(tmp_path.iterdir()) == [tmp_path / "report.json"]
 
 
 def test_why_a_build_failed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -29,16 +29,12 @@ def report() -> dict[str, Any]:
         for operation, shape, ours, peer, its in CASES
     ]
     rows.append({"operation": "one that fails", "shape": [1], "failure": "error 1e9"})
-    bar = {"what": "speed", "found": 4.66, "comparison": "at least", "limit": 4.5, "of": "times eager's"}
-    step = {"shape": [8, 4, 5, 6], "contender": "eager", "input": 10, "saved": 65, "peak": 1.25e6}
     return {
         "revision": "0123abc",
         "versions": {"torch": "2.11.0"},
         "date": "2026-01-31",
         "command": "python report.py",
         "rows": rows,
-        "bars": [{**bar, "failure": None, "met": True}, {**bar, "failure": "no", "met": None}],
-        "memory": [[step, {**step, "contender": "gcsa_ext", "saved": 22.5, "peak": None}], "OSError: no"],
     }
 
 
@@ -85,47 +81,18 @@ def test_ratios_alone() -> None:
     ]
 
 
-def test_limits_and_memory() -> None:
-    assert tables.limits_table(report()).splitlines()[4:] == [
-        "| speed | 4.66 | at least 4.5 times eager's | yes |",
-        "| speed | failed | at least 4.5 times eager's | unknown |",
-    ]
-    assert tables.memory_table(report()).splitlines()[4:] == [
-        "| 8x4x5x6 | eager | 6.50 | 1.2 |",
-        "| 8x4x5x6 | gcsa_ext | 2.25 |  |",
-    ]
+def test_only_what_is_between_the_markers_changes() -> None:
+    text = f"before\n{tables.BEGIN}\nold\n{tables.END}\nafter"
+    expected = f"before\n{tables.BEGIN}\nnew\n{tables.END}\nafter"
+    assert tables.between_markers(text, "new") == expected
+    assert tables.between_markers(expected, "new") == expected
 
 
-def test_only_what_is_between_markers_changes() -> None:
-    text = "before\n<!-- a begin -->\nold\n<!-- a end -->\n<!-- b begin -->\n<!-- b end -->\nafter"
-    expected = "before\n<!-- a begin -->\nnew\n<!-- a end -->\n<!-- b begin -->\n<!-- b end -->\nafter"
-    assert tables.between_markers(text, "a", "new") == expected
-    assert tables.between_markers(expected, "a", "new") == expected
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "<!-- a begin -->",
-        "<!-- a end --><!-- a begin -->",
-        "<!-- a end --><!-- a begin --><!-- a end -->",
-        "<!-- a begin --><!-- a begin --><!-- a end -->",
-    ],
-)
-def test_markers_that_are_no_pair(text: str) -> None:
-    with pytest.raises(ValueError, match="expected one <!-- a begin -->"):
-        tables.between_markers(text, "a", "new")
-
-
-def test_a_page_has_the_tables_that_it_has_markers_for() -> None:
-    page = "".join(
-        f"<!-- {kind} table begin -->\n<!-- {kind} table end -->\n" for kind in ("speed", "memory")
-    )
-    text = tables.page(page, report())
-    assert tables.speed_table(report()) in text and tables.memory_table(report()) in text
-    assert tables.limits_table(report()) not in text
-    assert tables.page(text, report()) == text
+@pytest.mark.parametrize("order", ["", "b", "eb", "ebe", "bbe"])
+def test_markers_that_are_no_pair(order: str) -> None:
+    text = "".join({"b": tables.BEGIN, "e": tables.END}[letter] for letter in order)
+    with pytest.raises(ValueError, match="expected one <!-- speed table begin -->"):
+        tables.between_markers(text, "new")
 
 
 def test_pages_are_written(
@@ -135,7 +102,7 @@ def test_pages_are_written(
     pages.mkdir(parents=True)
     for name in ("zen4", "index"):
         (pages / f"{name}.md").write_text("<!-- speed table begin -->\n<!-- speed table end -->\n")
-    (tmp_path / "README.md").write_text("<!-- speed table begin -->\n<!-- speed table end -->\n")
+    (tmp_path / "README.md").write_text(tables.BEGIN + tables.END)
     source = tables.ROOT / "benchmarks" / "measurements"
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "benchmarks" / "measurements").symlink_to(source)
