@@ -273,8 +273,13 @@ def compare_convolutions(
 def all_parts(
     arguments: argparse.Namespace, device: str, test_seconds: Callable[[], float]
 ) -> Iterator[Part]:
-    """Correctness, ceilings, the most telling rows, memory, then the rest."""
+    """Correctness, ceilings, the most telling rows, memory, then the rest.
+
+    Args:
+        test_seconds: after how many seconds the tests are stopped.
+    """
     rounds, on_gpu = arguments.rounds, device == "cuda"
+    yield Part("info", "info", info)
     if on_gpu and not arguments.no_tests:
         yield Part("tests", "tests", partial(run_tests, test_seconds, arguments.out / "tests.txt"))
     yield Part("ceilings", "ceilings", partial(measure_ceilings, device))
@@ -333,14 +338,8 @@ def start_again_with_cuda(seconds: float, start: float) -> str:
     taken = time.monotonic() - start
     print(f"CUDA kernels are in {folder}, after {taken:.0f} s", flush=True)
     path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH", "")]))
-    command = [
-        sys.executable,
-        __file__,
-        *sys.argv[1:],
-        "--no-build",
-        "--minutes",
-        f"{(seconds - taken) / 60:.3f}",
-    ]
+    left = f"{(seconds - taken) / 60:.3f}"
+    command = [sys.executable, __file__, *sys.argv[1:], "--no-build", "--minutes", left]
     os.execve(sys.executable, command, {**os.environ, "PYTHONPATH": path})
 
 
@@ -373,8 +372,8 @@ def main() -> int:
     def remaining() -> float:
         return seconds - (time.monotonic() - start)
 
-    parts = list(all_parts(arguments, device, lambda: remaining() * (1.0 if results.records else 0.4)))
-    parts = [Part("info", "info", lambda: {"info": info()}), *parts] if not arguments.only else parts
+    share = 0.8 if "tests" in results.records else 0.4  # the tests were stopped the first time
+    parts = all_parts(arguments, device, lambda: share * remaining())
     left = results.missing([part for part in parts if arguments.only in part.name])
     while left and remaining() > 0:
         part = left.pop(0)
@@ -391,7 +390,7 @@ def main() -> int:
     text = report(identity, results, left)
     write(arguments.out / "report.md", text)
     print(text)
-    return 1 if any(failure_of(record) for record in results.records.values()) else 0
+    return 1 if any(map(failure_of, results.records.values())) else 0
 
 
 if __name__ == "__main__":

@@ -25,6 +25,10 @@ Make = Callable[[bool], tuple[Function, tuple[Tensor, ...], Tensor | None]]
 peers' function."""
 
 
+_NOTHING = contextlib.nullcontext()
+_AUTOCAST = torch.autocast("cpu", torch.bfloat16)
+
+
 @dataclass
 class Call:
     """One step to be timed: a function of tensors, forward or forward and backward.
@@ -51,8 +55,8 @@ class Call:
 
     def __call__(self) -> tuple[Tensor, ...]:
         """The result, and with `backward` the gradients after it."""
-        with use_backend(self.backend) if self.backend else contextlib.nullcontext():
-            with torch.set_grad_enabled(self.backward), torch.autocast("cpu", torch.bfloat16, self.autocast):
+        with use_backend(self.backend) if self.backend else _NOTHING:
+            with torch.set_grad_enabled(self.backward), _AUTOCAST if self.autocast else _NOTHING:
                 out = self.function(*self.inputs)
             if not self.backward:
                 return (out,)

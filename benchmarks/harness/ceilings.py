@@ -37,7 +37,8 @@ class Ceilings:
         """
 
         def fastest(call: Callable[[], object]) -> float:
-            return min(measure({"": call}, 0.2, least_rounds=7, synchronize=synchronize)[""])
+            options = {"least_rounds": 7, "least_span": 0.02, "synchronize": synchronize}
+            return min(measure({"": call}, 0.2, **options)[""])
 
         source = torch.randn(megabytes << 18, device=device)
         copy = partial(torch.empty_like(source).copy_, source)

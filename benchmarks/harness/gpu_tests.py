@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.machine import ROOT
+from harness.processes import last_lines, run_limited
 
 import gcsa_ext
 
@@ -48,31 +48,25 @@ def pytest_command(*options: str) -> list[str]:
 
 
 def run_tests(seconds: Callable[[], float], log: Path) -> dict[str, Any]:
-    """The tests on a GPU in a process of their own, on several workers where pytest-xdist is there; their
-    output goes into the file `log`."""
+    """The tests on a GPU in a process of their own, on several workers where pytest-xdist is there.
+
+    Args:
+        seconds: after so many they are stopped.
+        log: the file for their output.
+    """
     if importlib.util.find_spec("pytest") is None:
         return {"status": "not run: there is no pytest"}
     workers, limit = [], seconds()
     if importlib.util.find_spec("xdist") is not None:
         workers = ["-n", str(max(1, min(12, (os.cpu_count() or 1) - 2))), "--dist", "loadgroup"]
-    with log.open("w") as output, tempfile.TemporaryDirectory() as elsewhere:
-        process = subprocess.Popen(
-            pytest_command(*workers),
-            cwd=elsewhere,
-            env=package_environment(),
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            status = process.wait(limit)
-            failure = None if status == 0 else f"exit status {status}"
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)  # its workers too, or they would disturb the measurements
-            process.wait()
-            failure = f"stopped after {limit:.0f} s"
-    tail = log.read_text(errors="replace").strip().splitlines()[-40:]
-    return {"status": "passed" if failure is None else failure, "failure": failure, "output": tail}
+    with tempfile.TemporaryDirectory() as elsewhere:
+        status = run_limited(pytest_command(*workers), log, limit, package_environment(), elsewhere)
+    found: dict[str, Any] = {"status": "passed", "output": last_lines(log, 40)}
+    if status is None:
+        found |= {"status": f"stopped after {limit:.0f} s", "unfinished": True}
+    elif status != 0:
+        found |= {"status": f"failed (exit status {status})"}
+    return found if status == 0 else {**found, "failure": found["status"]}
 
 
 def sanitize() -> int:

@@ -30,12 +30,10 @@ class Results:
 
     def __init__(self, file: Path, identity: dict[str, Any]) -> None:
         self._file = file
-        self.records: dict[str, dict[str, Any]] = {}
-        lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-        if lines[:1] == [identity]:
-            self.records = {record["name"]: record for record in lines[1:]}
-        else:
-            write(file, json.dumps(identity) + "\n")
+        first, *records = _lines(file) or [{}]
+        self.records = {record["name"]: record for record in records if first == identity}
+        lines = [identity, *self.records.values()]  # the file may end with half a line
+        write(file, "".join(json.dumps(line) + "\n" for line in lines))
 
     def add(self, part: Part, found: dict[str, Any]) -> None:
         self.records[part.name] = {"kind": part.kind, "name": part.name, **found}
@@ -47,10 +45,20 @@ class Results:
         return [r for r in self.records.values() if r["kind"] == kind and "stopped" not in r]
 
     def missing(self, parts: Sequence[Part]) -> list[Part]:
-        """Parts never tried, then those that failed."""
-        untried = [part for part in parts if part.name not in self.records]
-        tried = [part for part in parts if part.name in self.records]
-        return untried + [part for part in tried if failure_of(self.records[part.name])]
+        """Parts that were never tried or not finished, then those that failed."""
+        untried = [p for p in parts if self.records.get(p.name, {"unfinished": True}).get("unfinished")]
+        return untried + [p for p in parts if p not in untried and failure_of(self.records[p.name])]
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    """What can be read of the file, up to the first damaged line."""
+    found = []
+    for line in file.read_text().splitlines() if file.exists() else ():
+        try:
+            found.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return found
 
 
 def failure_of(record: dict[str, Any]) -> str | None:

@@ -123,8 +123,8 @@ def test_parts_on_a_gpu_come_in_the_order_of_their_weight(monkeypatch: pytest.Mo
     arguments = SimpleNamespace(rounds=1, no_tests=False, no_compile=False, out=Path())
     parts = list(gpu.all_parts(arguments, "cuda", lambda: 1.0))
     kinds = list(dict.fromkeys(part.kind for part in parts))
-    assert kinds == ["tests", "ceilings", "row", "memory", "first call", "convolution"]
-    assert parts[2].name == "GCSA train forward + backward 256x64x56x56 bfloat16"
+    assert kinds == ["info", "tests", "ceilings", "row", "memory", "first call", "convolution"]
+    assert parts[3].name == "GCSA train forward + backward 256x64x56x56 bfloat16"
     assert len({part.name for part in parts}) == len(parts)
     assert max(i for i, part in enumerate(parts) if part.kind == "row") > kinds.index("first call") + 20
 
@@ -155,6 +155,20 @@ def results(tmp_path: Path, **kinds: list[dict[str, Any]]) -> Results:
             name = content.get("name", f"{kind} {index}")
             found.add(Part(kind.replace("_", " "), name, dict), content)
     return found
+
+
+def test_results_are_continued_up_to_a_damaged_line(tmp_path: Path) -> None:
+    parts = [Part("row", name, dict) for name in ("done", "failed", "unfinished", "untried")]
+    found = results(tmp_path, row=[{"name": "done"}, {"name": "failed", "failure": "no"}])
+    found.add(parts[2], {"failure": "stopped", "unfinished": True})
+    with (tmp_path / "results.jsonl").open("a") as file:
+        file.write('{"kind": "row", "name": "untr')
+    again = Results(tmp_path / "results.jsonl", {})
+    assert again.records == found.records
+    assert [part.name for part in again.missing(parts)] == ["unfinished", "untried", "failed"]
+    again.add(parts[3], {})
+    assert [record["name"] for record in records(tmp_path)] == [part.name for part in parts]
+    assert Results(tmp_path / "results.jsonl", {"device": "another"}).records == {}
 
 
 def test_the_report_reads_well(tmp_path: Path) -> None:
@@ -311,12 +325,13 @@ def test_the_tests_on_a_gpu_run_beside_the_source_tree(
         return gpu_tests.run_tests(lambda: seconds, tmp_path / "log")
 
     found = run("import gcsa_ext; print(gcsa_ext.__file__)", 60.0)
-    assert found == {"status": "passed", "failure": None, "output": [gpu_tests.gcsa_ext.__file__]}
-    assert run("raise SystemExit(3)", 60.0)["failure"] == "exit status 3"
+    assert found == {"status": "passed", "output": [gpu_tests.gcsa_ext.__file__]}
+    assert run("raise SystemExit(3)", 60.0)["failure"] == "failed (exit status 3)"
     start = time.perf_counter()
     sleeping = "import subprocess, sys; print('begun', flush=True); subprocess.run(['sleep', '100'])"
     found = run(sleeping, 1.0)
-    assert found["failure"] == "stopped after 1 s" and time.perf_counter() - start < 50
+    assert found["failure"] == "stopped after 1 s" and found["unfinished"]
+    assert time.perf_counter() - start < 50
     assert found["output"] in ([], ["begun"])
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -243,16 +241,14 @@ def test_a_zen5_is_known_by_its_family(
 
 
 def test_why_a_build_failed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    def run_pip(command: list[str], **options: Any) -> SimpleNamespace:
-        assert command[-1] == "sources" and str(tmp_path) in command and "--config-settings=a=b" in command
-        if options["timeout"] == 1.0:
-            raise subprocess.TimeoutExpired(command, 1.0)
-        return SimpleNamespace(
-            returncode=int(options["timeout"]), stdout="", stderr="many lines\nno compiler\n"
-        )
+    def run_pip(command: list[str], log: Path, seconds: float | None, *_: Any) -> int | None:
+        assert command[-1] == "sources" and str(folder) in command and "--config-settings=a=b" in command
+        log.write_text("many lines\nno compiler\n")
+        return None if seconds == 1.0 else int(seconds or 0)
 
-    monkeypatch.setattr(subprocess, "run", run_pip)
-    assert package.build(Path("sources"), tmp_path, "a=b", seconds=0.0) is None
-    assert package.build(Path("sources"), tmp_path, "a=b", seconds=1.0) == "building took more than 1 s"
-    reason = package.build(Path("sources"), tmp_path, "a=b", seconds=2.0)
+    folder = tmp_path / "cache" / "built"
+    monkeypatch.setattr(package, "run_limited", run_pip)
+    assert package.build(Path("sources"), folder, "a=b") is None
+    assert package.build(Path("sources"), folder, "a=b", seconds=1.0) == "building took more than 1 s"
+    reason = package.build(Path("sources"), folder, "a=b", seconds=2.0)
     assert reason == "building failed: many lines / no compiler"
