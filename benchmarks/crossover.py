@@ -10,14 +10,15 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from paired import DISTURBED, measure, relative_error, waited
+from harness.disturbances import WAITED, Disturbances
+from harness.errors import relative_error
+from harness.timing import measure
 
 from gcsa_ext import functional
 from gcsa_ext.backends import cpu, forced_backend
@@ -116,11 +117,10 @@ def compare(
         error = relative_error([calls["ours"]()], [calls["direct"]()])
         if error > TOLERANCE[dtype]:
             raise RuntimeError(f"{shape}: error {error:.1e}")
-        start, before = time.perf_counter(), waited()
+        watch = Disturbances()
         spans = measure(calls, seconds)
-        waiting = (waited() - before) / (time.perf_counter() - start)
     ratio = statistics.median(spans["direct"]) / statistics.median(spans["ours"])
-    return Found(ratio, rule, waiting > DISTURBED)
+    return Found(ratio, rule, watch.found()["waited"] > WAITED)
 
 
 def tables(found: dict[Shape, Found]) -> str:

@@ -14,9 +14,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
-from cases import gcsa_case
-from paired import measure
+from harness.case import EAGER, LAST, OURS
+from harness.machine import description, write_json
+from harness.operators import gcsa_case
+from harness.timing import measure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -29,17 +32,17 @@ SIZES: dict[str, tuple[tuple[int, ...], Callable[[int], tuple[int, int, int, int
 """What grows: its values, the shape (N, C, H, W) at each, and the words below the axis."""
 
 PASSES = {"forward, inference": False, "forward + backward, training": True}
-PEERS = ("eager", "eager channels_last")
-OURS, PLAIN = "#0072B2", "#D55E00"  # blue and vermilion of Okabe and Ito's colour-blind-safe palette
+PEERS = (EAGER, EAGER + LAST)
+CURVES = (("eager", "PyTorch", "#D55E00", "s"), ("ours", "gcsa_ext", "#0072B2", "o"))
+"""Key of the times, label, colour (of Okabe and Ito's colour-blind-safe palette) and marker."""
 
 
 def times(shape: tuple[int, int, int, int], training: bool, seconds: float) -> dict[str, float]:
     """Median seconds per call on (N, C, H, W), of "ours" and of "eager" (the faster layout), taking turns."""
     case = gcsa_case(shape, training, backward=training)
-    builds = {"ours": case.ours["gcsa_ext"], **{name: case.peers[name] for name in PEERS}}
-    spans = measure({name: build() for name, build in builds.items()}, seconds)
+    spans = measure({name: case.build(name) for name in (OURS, *PEERS)}, seconds)
     median = {name: statistics.median(span) for name, span in spans.items()}
-    return {"ours": median["ours"], "eager": min(median[name] for name in PEERS)}
+    return {"ours": median[OURS], "eager": min(median[name] for name in PEERS)}
 
 
 def draw(found: dict[str, dict[str, list[dict[str, Any]]]], output: Path, note: str) -> None:
@@ -47,20 +50,16 @@ def draw(found: dict[str, dict[str, list[dict[str, Any]]]], output: Path, note: 
 
     Args:
         found: points ("value", "ours", "eager", the last two in seconds), by pass and by what grows.
-        output: an .svg or .png file.
+        output: a .png file.
         note: a line below the picture.
     """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
+    from PIL import Image
 
-    style = {
-        "font.size": 9,
-        "svg.hashsalt": "gcsa_ext",  # the same data give the same file
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-    }
+    style = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False}
     with plt.rc_context(style):
         figure, grid = plt.subplots(
             len(found), len(SIZES), figsize=(9, 5.6), sharey="row", squeeze=False, layout="constrained"
@@ -71,14 +70,16 @@ def draw(found: dict[str, dict[str, list[dict[str, Any]]]], output: Path, note: 
             row[0].set_ylabel(f"{passed}\nms per call")
         figure.supxlabel(note, fontsize=8, color="0.4")
         output.parent.mkdir(parents=True, exist_ok=True)
-        metadata = {"Date": None} if output.suffix == ".svg" else None
-        figure.savefig(output, dpi=200, facecolor="white", metadata=metadata)
+        figure.set_dpi(100)
+        figure.canvas.draw()
+        picture = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())).convert("RGB")
+        picture.quantize(64).save(output, optimize=True)  # 64 colours take a quarter of the bytes
         plt.close(figure)
 
 
 def _panel(axes: Axes, points: list[dict[str, Any]], words: str) -> None:
     values = [point["value"] for point in points]
-    for name, label, colour, marker in (("eager", "PyTorch", PLAIN, "s"), ("ours", "gcsa_ext", OURS, "o")):
+    for name, label, colour, marker in CURVES:
         milliseconds = [1e3 * point[name] for point in points]
         axes.plot(values, milliseconds, color=colour, marker=marker, markersize=4, linewidth=1.8)
         # beside the curve, on the side where the other one is not
@@ -114,13 +115,8 @@ def _panel(axes: Axes, points: list[dict[str, Any]], words: str) -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="How GCSA's time grows with batch, channels and map.")
-    assets = Path(__file__).parent / "assets"
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=assets / "gcsa_scaling.svg",
-        help="an .svg or .png file (default: %(default)s)",
-    )
+    picture = Path(__file__).parent / "assets" / "gcsa_scaling.png"
+    parser.add_argument("--output", type=Path, default=picture, help="a .png file (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=1.5, help="for each of 34 points (default 1.5)")
     parser.add_argument("--threads", type=int, default=2, help="torch threads (default 2)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the times there, or")
@@ -144,9 +140,9 @@ def main() -> None:
                     found.setdefault(passed, {}).setdefault(growing, []).append(point)
         version = torch.__version__.partition("+")[0]
         note = f"float32, {arguments.threads} threads; PyTorch {version} eager, the faster of both layouts"
-        report = {"found": found, "note": note}
+        report = {**description(), "found": found, "note": note}
     if arguments.json:
-        arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+        write_json(arguments.json, report)
     draw(report["found"], arguments.output, report["note"])
 
 

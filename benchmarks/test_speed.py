@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import pytest
-import torch
-from cases import CASES, Build, Case
-from paired import error_of
+from harness.case import Case
+from harness.errors import error_of
+from harness.suite import CASES
 from pytest_benchmark.fixture import BenchmarkFixture
 
 CONTENDERS = [
-    pytest.param(case, name, build, id=f"{case}-{name}".replace(" ", "_"))
+    pytest.param(case, name, id=f"{case}-{name}".replace(" ", "_"))
     for case in CASES
-    for name, build in {**case.ours, **case.peers}.items()
+    for name in (*case.ours(), *case.peers())
 ]
 
 
 @pytest.mark.filterwarnings("default")  # torch.compile warns of its own doings
 @pytest.mark.timeout(600)
 @pytest.mark.benchmark(min_rounds=5, max_time=0.5, warmup=True, warmup_iterations=2, disable_gc=True)
-@pytest.mark.parametrize(("case", "name", "build"), CONTENDERS)
-def test_speed(benchmark: BenchmarkFixture, case: Case, name: str, build: Build) -> None:
-    torch._dynamo.reset()
+@pytest.mark.parametrize(("case", "name"), CONTENDERS)
+def test_speed(benchmark: BenchmarkFixture, case: Case, name: str) -> None:
     benchmark.group = str(case)
-    truth = next(iter(case.peers.values()))()
-    call = build()
-    assert error_of(call, truth) <= case.tolerance
+    call = case.build(name)
+    assert error_of(call, case.build(case.peer)) <= case.tolerance
     benchmark(call)

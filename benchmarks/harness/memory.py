@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cases import Call, Case, gcsa_case
+from harness.case import EAGER, LAST, OURS, Call
+from harness.operators import gcsa_case
 from torch import Tensor, nn
 
 from gcsa_ext import functional
@@ -47,13 +48,17 @@ def _status(field: str) -> int:
     raise OSError(f"/proc/self/status has no {field}")
 
 
+def _step(shape: Sequence[int], contender: str) -> Call:
+    return gcsa_case(shape, training=True, backward=True).build(contender)
+
+
 def _peak(shape: Sequence[int], contender: str, threads: int) -> int | None:
     torch.set_num_threads(threads)
     # What every process does once (kernels compiled at run time, threads' stacks) belongs to no step.
-    _build(gcsa_case((1, shape[1], 8, 8), training=True, backward=True), contender)()
-    call = _build(gcsa_case(shape, training=True, backward=True), contender)
+    _step((1, shape[1], 8, 8), contender)()
+    call = _step(shape, contender)
     gc.collect()
-    functional.release_workspace()  # what the kernels keep is part of the step that needs it
+    functional.release_workspace()  # the workspace that the kernels keep belongs to the step that needs it
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
     try:
@@ -83,18 +88,13 @@ def training_step(shape: tuple[int, ...]) -> list[dict[str, Any]]:
     Returns:
         dictionaries of "shape", "contender", and in bytes "input", "saved" and "peak" (None: see peak_bytes).
     """
-    case = gcsa_case(shape, training=True, backward=True)
     return [
         {
             "shape": list(shape),
             "contender": name,
             "input": 4 * math.prod(shape),
-            "saved": saved_bytes(_build(case, name)),
+            "saved": saved_bytes(_step(shape, name)),
             "peak": peak_bytes(shape, name),
         }
-        for name in ("gcsa_ext", "eager", "eager channels_last")
+        for name in (OURS, EAGER, EAGER + LAST)
     ]
-
-
-def _build(case: Case, contender: str) -> Call:
-    return {**case.ours, **case.peers}[contender]()

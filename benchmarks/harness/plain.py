@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gcsa_ext.nn import GCSA, CoarseFineLoss, FrequencyMasking, ProportionalFusion
+from gcsa_ext.nn import GCSA, FrequencyMasking
 
 try:
     import torchaudio
@@ -38,7 +38,7 @@ def norm_gate(
 
 def frequency_bins(spectrogram: Tensor, start: Tensor, width: Tensor) -> Tensor:
     """The masked bins of one band per sample or for all, bool, for a spectrogram (N, C, freq, time)."""
-    bins = torch.arange(spectrogram.shape[-2]).unsqueeze(-1)
+    bins = torch.arange(spectrogram.shape[-2], device=spectrogram.device).unsqueeze(-1)
     start, width = start.unsqueeze(-1), width.unsqueeze(-1)
     return (bins >= start) & (bins < start + width)
 
@@ -73,36 +73,6 @@ class PlainGCSA(nn.Module):
         gate = self.channel_attention(positions).transpose(1, 2).unflatten(2, x.shape[2:]).sigmoid()
         z = channel_shuffle(x * gate, self.groups)
         return z * self.spatial_attention(z).sigmoid()
-
-
-class PlainFusion(nn.Module):
-    """Proportional fusion of two modalities by their scores, in probabilities rather than logarithms."""
-
-    def __init__(self, fusion: ProportionalFusion) -> None:
-        super().__init__()
-        self.register_buffer("weight", fusion.scores / fusion.scores.sum())
-
-    def forward(self, visual: Tensor, audio: Tensor) -> Tensor:
-        """Two times (N, K) logits to (N, K) log-probabilities."""
-        probabilities = torch.stack([visual.softmax(dim=1), audio.softmax(dim=1)], dim=1)
-        return (self.weight[:, None] * probabilities).sum(dim=1).log()
-
-
-class PlainCoarseFineLoss(nn.Module):
-    """The coarse-fine loss of logits as its formula reads: cross entropy of classes and of summed groups."""
-
-    def __init__(self, loss: CoarseFineLoss) -> None:
-        super().__init__()
-        self.coarse_weight, self.ignore_index = loss.coarse_weight, loss.ignore_index
-        self.register_buffer("members", loss.members.float())
-        self.register_buffer("group_of_class", loss.group_of_class)
-
-    def forward(self, logits: Tensor, target: Tensor) -> Tensor:
-        """(N, K) logits and (N,) classes to a scalar."""
-        fine = F.cross_entropy(logits, target, ignore_index=self.ignore_index)
-        coarse = (logits.softmax(dim=1) @ self.members.T).log()
-        group = self.group_of_class[target.clamp(min=0)].where(target != self.ignore_index, self.ignore_index)
-        return fine + self.coarse_weight * F.nll_loss(coarse, group, ignore_index=self.ignore_index)
 
 
 def plain_copy(module: nn.Module) -> nn.Module:
