@@ -1,6 +1,8 @@
 """The operators as torch.library knows them (torch.ops.gcsa_ext.*), one file each; call them through
 gcsa_ext.functional."""
 
-from gcsa_ext.ops import channel_gate, conv2d_same, frequency_mask, gcsa, norm_gate
+import importlib
+import pkgutil
 
-__all__ = ["channel_gate", "conv2d_same", "frequency_mask", "gcsa", "norm_gate"]
+for _module in pkgutil.iter_modules(__path__):
+    importlib.import_module(f"{__name__}.{_module.name}")
