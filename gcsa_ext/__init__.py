@@ -1,7 +1,7 @@
 """Fast channel-spatial attention and audio-visual expression recognition for PyTorch.
 
-`gcsa_ext.nn` has the modules, `gcsa_ext.functional` the operators beneath them, `gcsa_ext.reference` their
-definition in plain PyTorch.
+`gcsa_ext.nn` has the modules, `gcsa_ext.functional` the operators that they call, and `gcsa_ext.reference`
+the definitions of the operators in plain PyTorch.
 """
 
 import sys
@@ -16,7 +16,7 @@ from gcsa_ext.nn.masking import FrequencyMasking
 
 __version__ = "0.2.0"
 
-# First in the list: a folder that an older version has left behind must not be found in place of an old path.
+# In front of the file finder, which could find a folder that an older version has left behind.
 sys.meta_path.insert(0, OldPaths())
 
 __all__ = [

@@ -1,4 +1,9 @@
-"""Old import paths of version 0.1.0, which warn and lead to the new ones."""
+"""The import paths of version 0.1.0: each gives the objects of the new path, with a DeprecationWarning.
+
+A finder on sys.meta_path creates an old module when it is imported. Old modules do not exist before that:
+tools that ask every module in sys.modules for a name, as pickle does, would trigger their imports and
+warnings.
+"""
 
 from __future__ import annotations
 
@@ -39,24 +44,24 @@ MOVED: dict[str, tuple[str, ...]] = {
     "gcsa_ext.training.plots": ("gcsa_ext.inference.plots",),
     "gcsa_ext.training.report": ("gcsa_ext.inference.report",),
 }
-"""For each old module, the modules that its names are in now."""
+"""For each old module, the modules that have its names now."""
 
 
 class _OldModule(ModuleType):
-    """A module that looks its names up in the new modules, and warns at each use of one."""
+    """A module that looks up its names in the new modules, and warns at each use of a name."""
 
     def __getattr__(self, name: str) -> Any:
         if f"{self.__name__}.{name}" in MOVED:
             return importlib.import_module(f"{self.__name__}.{name}")
-        # Tools ask every module for special names such as __file__: these import nothing.
+        # Tools ask every module for special names such as __file__, which must not import the new modules.
         special = name.startswith("__") and name != "__all__"
         modules = [] if special else [importlib.import_module(new) for new in MOVED[self.__name__]]
-        if name == "__all__":  # of `from module import *`
+        if name == "__all__":  # read by `from module import *`
             return [public for new in modules for public in getattr(new, name, vars(new)) if public[0] != "_"]
         for new in modules:
             if hasattr(new, name):
-                # `from package import name` asks hasattr(package, name) inside importlib, then gets the name:
-                # only the second of these is a use.
+                # `from package import name` first calls hasattr(package, name) in importlib's
+                # _handle_fromlist, which is not a use of the name, and then gets it.
                 if sys._getframe(1).f_code.co_name != "_handle_fromlist":
                     warnings.warn(
                         f"{self.__name__}.{name} is now {new.__name__}.{name}; "
@@ -69,7 +74,7 @@ class _OldModule(ModuleType):
 
 
 class OldPaths(MetaPathFinder, Loader):
-    """Finds the old modules by their names; they have no files."""
+    """The finder and loader of the old modules, which have no files."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None

@@ -1,4 +1,4 @@
-"""The operators as functions."""
+"""The operators as functions of tensors."""
 
 from __future__ import annotations
 
@@ -29,23 +29,26 @@ def channel_gate(
     """Gate every position with its own two-layer perceptron over the channels, then shuffle the channels.
 
     ``a[:, p] = sigmoid(w2 @ relu(w1 @ x[:, p] + b1) + b2)``, ``y = x * a``, and with G groups of C / G
-    channels ``out[:, j * G + i] = y[:, i * (C / G) + j]``: steps 1 and 2 of GCSA. The pass over x reads it
-    once and writes the result once; the backward pass computes a again, so only x and the weights are saved.
+    channels ``out[:, j * G + i] = y[:, i * (C / G) + j]``: steps 1 and 2 of GCSA (arXiv 2503.11935). The
+    forward pass reads x once and writes the result once. The backward pass computes a again, so only x and
+    the weights are saved.
 
     Args:
-        x: (N, C, H, W), float32, float64 or bfloat16 (float32 inside), on a GPU float16 instead of float64;
-            contiguous or channels_last, kept; other strides are copied. Other dtypes and devices are computed
-            by plain PyTorch.
-        w1: (h, C), b1: (h,), w2: (C, h), b2: (C,): the layers, of x's dtype and device. Under autocast they
-            are cast to the dtype of x, which the result keeps.
+        x: (N, C, H, W). Kernels take float32, float64 and bfloat16 on the CPU, float32, float16 and bfloat16
+            on a GPU; they compute in float32, or float64 for float64. Plain PyTorch computes other dtypes and
+            devices. The result keeps the layout of x if that is contiguous or channels_last; x in other
+            strides is copied.
+        w1: (h, C). b1: (h,). w2: (C, h). b2: (C,). Of the dtype and device of x. Under autocast they are cast
+            to the dtype of x, which the result keeps.
         groups: number of groups of the channel shuffle, which divides C; 1 leaves the channels in place.
         sigmoid: False leaves the sigmoid out (``a = w2 @ relu(...) + b2``), as some public GAM modules do.
 
     Returns:
-        (N, C, H, W) in the layout of x.
+        (N, C, H, W), of the dtype and in the layout of x.
 
     Raises:
-        ValueError: a shape or groups that does not fit; TypeError: a dtype or device that does not.
+        ValueError: a shape or `groups` does not fit.
+        TypeError: a dtype or device does not fit.
     """
     if transformed():
         return reference.channel_gate(x, w1, b1, w2, b2, groups, sigmoid)
@@ -56,22 +59,25 @@ def channel_gate(
 def conv2d_same(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Convolve with 'same' zero padding and stride 1, as ``F.conv2d(x, weight, bias, padding=k // 2)`` does.
 
-    On a CPU, kernels of 3 to 11 are convolved by Fourier transforms of tiles (overlap-save), or in bfloat16
-    on the processor's matrix registers (AMX), wherever that was measured to be faster than torch's
-    convolution; `explain_convolution` says which it is and why.
+    On a CPU, kernel sizes of 3 to 11 are computed by Fourier transforms of tiles (overlap-save), or in
+    bfloat16 by the processor's matrix registers (AMX), wherever that was measured to be faster than torch's
+    convolution. `explain_convolution` names the algorithm and the reason.
 
     Args:
-        x: (N, C, H, W), float32, float64 or bfloat16 (sums in float32); contiguous or channels_last, kept;
-            other strides are copied. Tensors of other dtypes and devices are computed by torch.
-        weight: (O, C, k, k) with odd k, bias: (O,) or None; of x's dtype and device. Under autocast all are
-            cast as for torch's convolution.
+        x: (N, C, H, W). Kernels take float32, float64 and bfloat16 (with sums in float32) on the CPU. Torch
+            computes other dtypes and devices. The result keeps the layout of x if that is contiguous or
+            channels_last; x in other strides is copied.
+        weight: (O, C, k, k), k odd, of the dtype and device of x.
+        bias: (O,), of the dtype and device of x, or None. Under autocast x, weight and bias are cast as for
+            torch's convolution.
 
     Returns:
-        (N, O, H, W) in the layout of x. A value of x that is not finite makes a whole tile of its own image
-        not finite, rather than its neighbourhood of k x k.
+        (N, O, H, W), of the dtype and in the layout of x. With Fourier transforms a value of x that is not
+        finite makes a whole tile of its image not finite, not only its neighbourhood of k x k.
 
     Raises:
-        ValueError: a shape that does not fit; TypeError: a dtype or device that does not.
+        ValueError: a shape does not fit.
+        TypeError: a dtype or device does not fit.
     """
     if transformed():
         return reference.conv2d_same(x, weight, bias)
@@ -80,7 +86,11 @@ def conv2d_same(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
 
 
 def explain_convolution(x: Tensor, weight: Tensor) -> str:
-    """How `conv2d_same` computes these (shapes, layout, dtype and device count), and why, in words."""
+    """The algorithm that `conv2d_same` takes for these arguments, and the reason, in words.
+
+    Args:
+        x: (N, C, H, W). weight: (O, C, k, k). Only shapes, layout, dtype and device matter, not the values.
+    """
     reason = unsupported("cpu", "conv2d_same", x.device, x.dtype)
     if reason is None and (forced := forced_backend()) not in (None, "cpu"):
         reason = f"backend {forced!r} is forced"
@@ -94,10 +104,10 @@ def explain_convolution(x: Tensor, weight: Tensor) -> str:
 
 
 def release_workspace() -> int:
-    """Free the memory that the kernels keep from call to call, at most 1 GiB.
+    """Free the workspaces that the kernels on the CPU cache between calls, at most 1 GiB.
 
     Returns:
-        How many bytes that was. The workspace of calls that run in other threads stays.
+        The number of bytes freed. Workspaces of calls that are running in other threads are not freed.
     """
     return cpu.release_workspace()
 
@@ -115,25 +125,28 @@ def norm_gate(
 ) -> Tensor:
     """Gate z with the sigmoid of a batch-normalised u: ``z * sigmoid(batch_norm(u))``.
 
-    This is the end of step 3 and step 4 of GCSA. The arguments after z mean what they mean for
-    torch.nn.functional.batch_norm: with `training` the statistics are those of this batch, over N, H and W,
-    and the running ones, where given, are updated in place (with the unbiased variance).
+    This is the end of step 3 and step 4 of GCSA (arXiv 2503.11935). The arguments after z are those of
+    torch.nn.functional.batch_norm. With `training` the statistics are those of this batch, over N, H and W,
+    and the running ones, if given, are updated in place (with the unbiased variance).
 
     Args:
-        u, z: (N, C, H, W), float32, float64 or bfloat16 (float32 inside), on a GPU float16 instead of
-            float64; contiguous or channels_last as z is, kept; other strides are copied. Of two dtypes the
-            wider one counts.
+        u, z: (N, C, H, W). Kernels take float32, float64 and bfloat16 on the CPU, float32, float16 and
+            bfloat16 on a GPU; they compute in float32, or float64 for float64. Plain PyTorch computes other
+            dtypes and devices. Two different dtypes are promoted to one. The result keeps the layout of z if
+            that is contiguous or channels_last; u and z in other layouts are copied.
         weight, bias: (C,) scale and shift, or None for 1 and 0; any floating dtype.
-        running_mean, running_var: (C,); needed unless `training`.
+        running_mean, running_var: (C,), any floating dtype; needed unless `training`.
+        training: whether to normalise with the statistics of this batch.
         momentum: share of the new statistics in the running ones.
         eps: added to the variance.
 
     Returns:
-        (N, C, H, W) in the layout of z.
+        (N, C, H, W), in the layout of z.
 
     Raises:
-        ValueError: a shape that does not fit, no running statistics where they are needed, or a training
-            batch with a single value per channel; TypeError: a dtype or device that does not fit.
+        ValueError: a shape does not fit, running statistics are needed but missing, or a batch in training
+            has a single value per channel.
+        TypeError: a dtype or device does not fit.
     """
     if u.dtype != z.dtype:
         dtype = torch.promote_types(u.dtype, z.dtype)
@@ -174,13 +187,14 @@ def update_statistics(
     momentum: float | Tensor | None,
     batches: Tensor | None = None,
 ) -> None:
-    """Move running statistics towards those of a batch with this many values per channel, in place.
+    """Update running statistics with those of a batch, in place, as torch's batch normalisation does.
 
     Args:
-        running_mean, running_var: (C,), or None: left out.
-        mean, var: (C,), var biased; the running one becomes unbiased, as in torch's batch normalisation.
+        running_mean, running_var: (C,), or None, which is left out.
+        mean, var: (C,), the statistics of the batch, var biased. The running variance is unbiased.
+        values: number of values per channel in the batch. With fewer than 2 nothing is updated.
         momentum: share of the new statistics; None for the average of all batches.
-        batches: int64, how many batches there were before, or None. Counted up.
+        batches: int64 scalar, the number of batches before this one, or None. It is increased by 1.
     """
     if values < 2:
         return
@@ -191,7 +205,7 @@ def update_statistics(
             momentum = 0.0 if batches is None else 1 / batches.to(torch.float32)
         for running, new in ((running_mean, mean), (running_var, var * (values / (values - 1)))):
             if running is not None:
-                # In torch 2.6 a share of another dtype is an error.
+                # torch 2.6 refuses a share of another dtype.
                 share = momentum.to(running.dtype) if isinstance(momentum, Tensor) else momentum
                 running.lerp_(new.to(running.dtype), share)
 
@@ -199,20 +213,21 @@ def update_statistics(
 def frequency_mask(spectrogram: Tensor, start: Tensor, width: Tensor, value: float = 0.0) -> Tensor:
     """Set bands of frequency bins to one value (SpecAugment, arXiv 1904.08779, section 2).
 
-    The gradient of a masked bin is 0. Bins ``start <= bin < start + width`` of every band are masked; what of
-    a band lies outside the spectrogram is ignored.
+    Bins ``start <= bin < start + width`` of every band are masked. The part of a band that is outside the
+    spectrogram is ignored. The gradient of a masked bin is 0.
 
     Args:
         spectrogram: (*batch, freq, time), any floating dtype.
-        start, width: integers of shape (*batch, bands), or broadcastable to it: (bands,) masks all samples
-            alike. In bins.
-        value: what masked bins become.
+        start, width: integers, in bins, of shape (*batch, bands) or broadcastable to it: (bands,) masks all
+            samples alike.
+        value: the new value of masked bins.
 
     Returns:
         A new contiguous tensor of the spectrogram's shape.
 
     Raises:
-        ValueError: a shape that does not fit; TypeError: a dtype or device that does not.
+        ValueError: a shape does not fit.
+        TypeError: a dtype or device does not fit.
     """
     if transformed():
         return reference.frequency_mask(spectrogram, start, width, value)
@@ -223,8 +238,8 @@ def frequency_mask(spectrogram: Tensor, start: Tensor, width: Tensor, value: flo
 def frequency_mask_(spectrogram: Tensor, start: Tensor, width: Tensor, value: float = 0.0) -> Tensor:
     """`frequency_mask` in place: only masked bins are written. Returns the spectrogram itself.
 
-    Args and errors are those of `frequency_mask`; as with every in-place operation of torch, a leaf that
-    requires a gradient is refused with a RuntimeError.
+    Arguments and errors are those of `frequency_mask`. As with every in-place operation of torch, a leaf that
+    requires a gradient raises a RuntimeError.
     """
     if transformed() or (spectrogram.requires_grad and torch.is_grad_enabled()):
         return spectrogram.masked_fill_(reference.frequency_bands(spectrogram, start, width), value)
@@ -243,19 +258,23 @@ def random_frequency_mask(
     """`frequency_mask`, or `frequency_mask_`, of random bands (SpecAugment, arXiv 1904.08779, section 2).
 
     A band is ``trunc(u * widest)`` bins wide and starts at ``trunc(v * (freq - u * widest))``, with u and v
-    uniform in [0, 1). Drawn are, band by band, u of every sample, then v of every sample.
+    uniform in [0, 1). For each band in turn, u of every sample is drawn, then v of every sample.
 
     Args:
         spectrogram: (*batch, freq, time), any floating dtype.
         widest: exclusive upper end of a band's width in bins.
         bands: bands per sample; they may overlap.
-        iid: draw for every sample, in the spectrogram's dtype and on its device, rather than once for all, in
-            torch's default dtype and on its default device.
-        value: what masked bins become.
+        iid: True draws bands for every sample, in the spectrogram's dtype and on its device. False draws
+            bands for all samples together, in torch's default dtype and on its default device.
+        value: the new value of masked bins.
         inplace: overwrite the spectrogram and return it.
 
+    Returns:
+        A tensor of the spectrogram's shape.
+
     Raises:
-        ValueError: a shape that does not fit; TypeError: a dtype that does not.
+        ValueError: a shape does not fit.
+        TypeError: a dtype does not fit.
     """
     if spectrogram.dim() < 2:
         raise ValueError(
@@ -275,7 +294,11 @@ def random_frequency_mask(
 
 
 def _uniform(bands: int, like: Tensor | None) -> Tensor:
-    """Random numbers (bands, 2, *batch), those of every [i, j] drawn before the next; see above for None."""
+    """Uniform random numbers (bands, 2, *batch), drawn in the order of the first two axes.
+
+    batch, dtype and device are those of the spectrogram `like`; without it batch is empty and torch's
+    defaults hold.
+    """
     if like is None:
         draws = torch.empty(bands, 2)
     else:
@@ -285,7 +308,7 @@ def _uniform(bands: int, like: Tensor | None) -> Tensor:
         draws = torch.empty(shape, dtype=like.dtype, device=like.device)
     if draws.is_cpu:
         return draws.uniform_()
-    # Only the CPU's generator gives one call the numbers that it would give several calls.
+    # On other devices one call draws other numbers than several calls do.
     for numbers in draws.flatten(0, 1):
         numbers.uniform_()
     return draws

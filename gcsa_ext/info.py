@@ -1,4 +1,4 @@
-"""What is installed, what was compiled in, which backend runs what, and why one cannot."""
+"""A report of installed versions, the build, and the backends that can run here, or why one cannot."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ import torch
 from gcsa_ext import backends
 
 OPERATORS = ("channel_gate", "norm_gate", "frequency_mask")
+"""Operators that every backend has."""
+
 OPTIONAL = (
     "av",
     "opencv-python-headless",
@@ -41,13 +43,12 @@ def _isa() -> str:
 
 
 def info() -> dict[str, Any]:
-    """Versions, build, instruction set, threads, and for each backend the reason why it cannot run, if it
-    cannot.
+    """Versions, build, instruction set, threads, and the reason why a backend cannot run.
 
     Returns:
         A dict that json can write: "versions" (None where not installed), "build" (None without the compiled
         module), "load_error", "isa", "threads", "forced_backend", and "backends": {backend: {device type:
-        None or the reason}}.
+        the reason why it cannot run, or None if it can}}.
     """
     extension = backends.native.extension
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
@@ -78,28 +79,28 @@ def info() -> dict[str, Any]:
 
 def format_info() -> str:
     """`info()` as text for a person."""
-    found = info()
+    report = info()
     lines = ["versions"]
-    lines += [f"  {name:24}{version or 'not installed'}" for name, version in found["versions"].items()]
+    lines += [f"  {name:24}{version or 'not installed'}" for name, version in report["versions"].items()]
     lines.append("compiled module")
-    build = found["build"]
+    build = report["build"]
     if build is None:
-        lines.append(f"  missing: {found['load_error']}")
+        lines.append(f"  missing: {report['load_error']}")
     else:
-        asked = os.environ.get("GCSA_EXT_CPU_ISA")
+        requested = os.environ.get("GCSA_EXT_CPU_ISA")
         lines += [
             f"  {'compiler':24}{build['compiler']}",
             f"  {'OpenMP':24}{'yes' if build['openmp'] else 'no: every operator runs on one thread'}",
             f"  {'CUDA kernels':24}{build['cuda'] or 'none: ' + build['cuda_missing']}",
             f"  {'instruction sets':24}{', '.join(build['isas'])}",
-            f"  {'in use':24}{found['isa']}{f' (GCSA_EXT_CPU_ISA={asked})' if asked else ''}",
+            f"  {'in use':24}{report['isa']}{f' (GCSA_EXT_CPU_ISA={requested})' if requested else ''}",
         ]
-    lines += [f"threads{' ':19}{found['threads']}", "backends (best first)"]
-    for backend, devices in found["backends"].items():
+    lines += [f"threads{' ':19}{report['threads']}", "backends (best first)"]
+    for backend, devices in report["backends"].items():
         for device, reason in devices.items():
             state = "available" if reason is None else f"cannot run: {reason}"
             lines.append(f"  {backend + ' on ' + device:24}{state}")
-    if forced := found["forced_backend"]:
+    if forced := report["forced_backend"]:
         known = forced in backends.ORDER
         lines.append(f"  forced: {forced}{'' if known else ', which is none of them'}")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Transforms of torch.func and forward-mode differentiation, which torch.library's operators do not take."""
+"""Transforms of torch.func and forward-mode differentiation, which the operators do not support."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch.autograd import forward_ad
 def transformed() -> bool:
     """Whether torch.func (vmap, grad, jvp, ...) or forward-mode differentiation is active.
 
-    The operators have a rule for plain backward differentiation alone: they would fail here, or drop the
-    tangent without an error. The definition in plain PyTorch takes every transform, so True, which leaves a
-    call to it, is right whenever torch does not say: both names below are private.
+    The operators have a formula for plain backward differentiation alone. Under a transform they would fail,
+    or drop the tangent without an error, so callers compute with gcsa_ext/reference.py instead, which is
+    always right. Both names below are private; the result is True if the first is missing.
     """
     active = getattr(torch._C, "_are_functorch_transforms_active", None)
     return active is None or active() or getattr(forward_ad, "_current_level", 0) >= 0

@@ -1,8 +1,8 @@
-"""Who computes an operator: the choice of a backend, and the reason where one cannot run.
+"""The backends, and the choice of the one that computes an operator.
 
-A backend is a module with `operators`, the functions it has, by name, and `unsupported(operator, device,
-dtype) -> str | None`: the one predicate that both selects it and words the reason. What it lacks the backend
-"reference" computes, plain PyTorch (gcsa_ext/reference.py), which has all operators and runs everywhere.
+A backend is a module with the attributes of the protocol `Backend`. The backend "reference" (plain PyTorch,
+see gcsa_ext/reference.py) has all operators and runs on every device. It computes the operators that another
+backend lacks.
 """
 
 from __future__ import annotations
@@ -21,14 +21,21 @@ _warned: set[str] = set()
 
 
 class Backend(Protocol):
-    """What a backend has."""
+    """The attributes of a backend."""
 
     @property
     def operators(self) -> Mapping[str, Callable[..., Any]]:
-        """Functions that take arguments which gcsa_ext/ops has checked, and return new tensors, None for a
-        gradient that is not needed. gcsa_ext/backends/reference.py has them all."""
+        """The functions that the backend has, by the name of the operator.
 
-    def unsupported(self, operator: str, device: torch.device, dtype: torch.dtype, /) -> str | None: ...
+        Their arguments have been checked by gcsa_ext/ops. They return new tensors, and None for a gradient
+        that is not needed. gcsa_ext/backends/reference.py has and documents all of them.
+        """
+
+    def unsupported(self, operator: str, device: torch.device, dtype: torch.dtype, /) -> str | None:
+        """Why the backend cannot run `operator` on tensors of this device and dtype, or None if it can.
+
+        This predicate both selects the backend and words the reason.
+        """
 
 
 _BACKENDS: dict[str, Backend] = {"cpu": cpu, "triton": triton, "cuda": cuda, "reference": reference}
@@ -42,19 +49,18 @@ class Preference(NamedTuple):
     operator: str
     backend: str
     takes: Callable[[Sequence[int], torch.dtype], bool]
-    """Of the shape and dtype of the operator's first tensor: whether it is one of these."""
+    """Whether the preference holds for a first tensor of this shape and dtype."""
 
 
 PREFERRED_ON_GPUS: tuple[Preference, ...] = ()
-"""Empty until it is measured on a GPU, both backends in one process:
-
-    python benchmarks/gpu.py
-"""
+"""The first preference that holds decides. ``python benchmarks/gpu.py`` measures on a GPU and prints what to
+enter here. None has been measured."""
 
 
 def _order(
     operator: str, device: torch.device, dtype: torch.dtype, shape: Sequence[int] | None
 ) -> tuple[str, ...]:
+    """The backends in the order in which they are tried."""
     if device.type == "cuda" and shape is not None:
         for preference in PREFERRED_ON_GPUS:
             if preference.operator == operator and preference.takes(shape, dtype):
@@ -63,6 +69,7 @@ def _order(
 
 
 def _backend(name: str) -> Backend:
+    """The backend of this name, or ValueError."""
     if name not in _BACKENDS:
         raise ValueError(
             f"unknown backend {name!r} (use_backend or GCSA_EXT_BACKEND): expected one of {', '.join(ORDER)}"
@@ -71,7 +78,7 @@ def _backend(name: str) -> Backend:
 
 
 def unsupported(backend: str, operator: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """Why `backend` cannot run `operator` on tensors of that device and dtype, or None if it can.
+    """Why `backend` cannot run `operator` on tensors of this device and dtype, or None if it can.
 
     Raises:
         ValueError: there is no such backend.
@@ -86,11 +93,13 @@ def choose(
     shape: Sequence[int] | None = None,
     warn: bool = True,
 ) -> str:
-    """The name of the backend that runs `operator` on tensors of that device and dtype.
+    """The name of the backend that runs `operator` on tensors of this device and dtype.
 
     Args:
-        shape: of the operator's first tensor, for PREFERRED_ON_GPUS.
-        warn: once for each reason, where only the reference can.
+        operator: the name of the operator.
+        device, dtype: of the operator's first tensor.
+        shape: of the operator's first tensor; without it PREFERRED_ON_GPUS is left out.
+        warn: warn if only the reference can run it; once for each reason.
 
     Raises:
         RuntimeError: the backend forced by `use_backend` or GCSA_EXT_BACKEND cannot run it; the message says
@@ -119,15 +128,17 @@ def choose(
 
 
 def select(operator: str, x: Tensor, warn: bool = True) -> Callable[..., Any]:
-    """The function that computes `operator` on a first tensor like x: that of the backend which `choose`
-    names, or the reference's where this backend lacks it."""
+    """The function that computes `operator` if its first tensor is x.
+
+    It is that of the backend which `choose` names, or that of the reference if this backend lacks it.
+    """
     name = choose(operator, x.device, x.dtype, x.shape, warn)
-    found = _BACKENDS[name].operators.get(operator)
-    return reference.operators[operator] if found is None else found
+    function = _BACKENDS[name].operators.get(operator)
+    return reference.operators[operator] if function is None else function
 
 
 def has_kernels(operator: str, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether `choose` picks another backend than the reference; without its warning."""
+    """Whether `choose` names another backend than the reference. Never warns."""
     for name in ORDER if forced.name is None else (forced.name,):
         if name != "reference" and unsupported(name, operator, device, dtype) is None:
             return True
@@ -136,9 +147,10 @@ def has_kernels(operator: str, device: torch.device, dtype: torch.dtype) -> bool
 
 @contextlib.contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Force one backend for all operators, in this process, as long as the context lasts.
+    """Force one backend for all operators of this process while the context lasts.
 
-    It acts on calls that run, forward and backward; a compiled graph asks for the backend whenever it runs.
+    The backend is chosen when an operator runs. A backward pass is therefore forced only if it runs inside
+    the context, and a compiled graph is forced even if it was compiled outside.
 
     Args:
         name: "reference", "cpu", "triton" or "cuda".

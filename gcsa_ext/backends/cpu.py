@@ -1,7 +1,7 @@
-"""Backend "cpu": the C++ kernels of csrc/cpu, by the functions of csrc/python, which take tensors.
+"""Backend "cpu": the C++ kernels of csrc/cpu, called by the functions of csrc/python, which take tensors.
 
-Every function takes checked arguments (see gcsa_ext/ops) on the CPU with a dtype of `DTYPES`, and returns new
-tensors in the layout of the first.
+Arguments are checked by gcsa_ext/ops, on the CPU, and of a dtype of `DTYPES` (`MASK_DTYPES` for
+frequency_mask). Results are new tensors in the layout of the first argument.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from torch import Tensor
 from gcsa_ext import reference
 from gcsa_ext.backends import native
 from gcsa_ext.backends.bits import unsigned_bits
+from gcsa_ext.backends.operands import expand_bands
 from gcsa_ext.layout import memory_format
 from gcsa_ext.reference import accumulator_dtype
 
@@ -29,7 +30,7 @@ def unsupported(operator: str, device: torch.device, dtype: torch.dtype) -> str 
     reason = native.load_error or _isa_error
     if reason is not None:
         return reason
-    if device != _CPU and device.type != "cpu":  # the first, which is much faster, settles nearly all
+    if device != _CPU and device.type != "cpu":  # `!=` is much faster and nearly always decides
         return f"the cpu backend takes tensors on the CPU, not on {device}"
     dtypes = MASK_DTYPES if operator.startswith("frequency_mask") else DTYPES
     if dtype not in dtypes:
@@ -41,7 +42,7 @@ def isa() -> str:
     """The instruction set in use: "baseline", "avx2", "avx512" or "amx" (AVX-512 and matrix registers).
 
     Raises:
-        RuntimeError: GCSA_EXT_CPU_ISA names one that is unknown or that this processor lacks.
+        RuntimeError: GCSA_EXT_CPU_ISA names an instruction set that is unknown or that this processor lacks.
     """
     assert native.extension is not None
     return str(native.extension.cpu_isa())
@@ -60,12 +61,12 @@ _HAS_AMX = native.extension is not None and _isa_error is None and isa() == "amx
 
 
 def explain_convolution(x: Tensor, weight: Tensor) -> tuple[str, str]:
-    """How `conv2d_same` computes: "fft", "amx" (the matrix registers) or "direct" (torch's convolution), and
-    the reason in words.
+    """The algorithm of `conv2d_same` for x (N, C, H, W) and weight (O, C, k, k), and the reason for it.
 
-    The limits were measured against torch's convolution (oneDNN) on 2 cores with AVX-512, those for bfloat16
-    with AMX, with kernels of 3 to 11, 4 to 256 channels and maps of 7x7 to 56x56:
-    ``python benchmarks/crossover.py``.
+    The algorithm is "fft", "amx" (the matrix registers) or "direct" (torch's convolution). The limits between
+    them were measured against torch's convolution (oneDNN) on 2 cores with AVX-512, those for bfloat16 with
+    AMX, with kernels of 3 to 11, 4 to 256 channels and maps of 7x7 to 56x56: ``python
+    benchmarks/crossover.py``.
     """
     (N, C, H, W), (out_channels, k) = x.shape, weight.shape[::3]
     positions = N * H * W
@@ -96,7 +97,7 @@ def explain_convolution(x: Tensor, weight: Tensor) -> tuple[str, str]:
 
 
 def conv2d_same(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """See reference.conv2d_same."""
+    """See reference.conv2d_same; by the algorithm of `explain_convolution`."""
     if explain_convolution(x, weight)[0] == "direct":
         return reference.conv2d_same(x, weight, bias)
     assert native.extension is not None
@@ -107,7 +108,7 @@ def conv2d_same(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def conv2d_same_backward(
     grad_out: Tensor, x: Tensor, weight: Tensor, need_x: bool, need_weight: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    """The gradients of x and weight, None where not needed."""
+    """The gradients of x and weight, None where not needed; by the algorithm of `explain_convolution`."""
     if explain_convolution(x, weight)[0] == "direct":
         p = weight.shape[-1] // 2
         needs = [need_x, need_weight, False]
@@ -121,28 +122,27 @@ def conv2d_same_backward(
 
 
 def saved_shape(channels: int, x: Tensor) -> tuple[int, int, int, int]:
-    """The shape in which gcsa saves a convolution's output: channels padded to the lanes of the widest
-    vector."""
+    """The shape in which gcsa saves a convolution's output: channels padded to whole vectors of 64 bytes."""
     N, _, H, W = x.shape
     lanes = 64 // accumulator_dtype(x.dtype).itemsize
     return N, (channels + lanes - 1) // lanes * lanes, H, W
 
 
 def release_workspace() -> int:
-    """Free the memory that the kernels keep; returns how many bytes that was."""
+    """Free the cached workspaces of the kernels; returns their size in bytes."""
     return 0 if native.extension is None else int(native.extension.release_scratch())
 
 
 def _mask_into(out: Tensor, spectrogram: Tensor, start: Tensor, width: Tensor, value: float) -> None:
-    if start.numel() > start.shape[-1]:
-        start, width = (t.expand(*spectrogram.shape[:-2], t.shape[-1]) for t in (start, width))
-    start, width = start.to(torch.int64).contiguous(), width.to(torch.int64).contiguous()
+    """Write the masked spectrogram to `out`, which may be the spectrogram itself; both are contiguous."""
+    start, width, _ = expand_bands(spectrogram, start, width)
+    start, width = start.to(torch.int64), width.to(torch.int64)
     assert native.extension is not None
     native.extension.mask_into(out, spectrogram, start, width, unsigned_bits(value, spectrogram.dtype))
 
 
 def frequency_mask(spectrogram: Tensor, start: Tensor, width: Tensor, value: float) -> Tensor:
-    """See reference.frequency_mask; contiguous."""
+    """See reference.frequency_mask; the result is contiguous."""
     spectrogram = spectrogram.contiguous()
     assert native.extension is not None
     out: Tensor = native.extension.empty_spectrogram(spectrogram)

@@ -1,4 +1,4 @@
-"""Which backend is forced on all operators, if one is."""
+"""The name of the backend that all operators must use, or None."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The compiled module, or the reason why there is none. Importing this never fails."""
+"""The compiled module gcsa_ext._C, or the reason why it cannot be loaded. Importing this file never fails."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-import torch  # first: the extension then shares the OpenMP threads that torch has loaded
+import torch  # before the extension, which then shares the OpenMP runtime that torch has loaded
 from torch.utils.dlpack import from_dlpack
 
 extension: ModuleType | None = None
@@ -22,25 +22,25 @@ def _after_fork() -> None:
     _forked = True
 
 
-# OpenMP's threads do not survive a fork, and its runtime would wait for them for ever: a forked child
-# computes on one thread.
+# OpenMP's threads do not survive a fork, and its runtime would wait for them forever. A forked child
+# therefore computes on one thread.
 os.register_at_fork(after_in_child=_after_fork)
 
 
 def threads() -> int:
-    """How many threads a kernel on the CPU may use."""
+    """The number of threads that a kernel on the CPU may use."""
     return 1 if _forked else torch.get_num_threads()
 
 
 def _load() -> ModuleType:
     module = importlib.import_module("gcsa_ext._C")
-    # The kernels' workspace and the tensors' reference counts were written for Python's lock.
+    # The workspaces of the kernels and the reference counts of tensors rely on the global interpreter lock.
     if not getattr(sys, "_is_gil_enabled", lambda: True)():
         raise ImportError(
             "gcsa_ext._C has not been proved without Python's global interpreter lock, which PYTHON_GIL=0 or "
             "-X gil=0 keeps off: start Python without them"
         )
-    # What csrc/python/tensors.h uses of torch.
+    # The objects of torch that csrc/python/tensors.h uses.
     module.use_torch(
         {
             "float32": torch.float32,
@@ -59,7 +59,7 @@ def _load() -> ModuleType:
 
 try:
     extension = _load()
-except Exception as error:  # a broken or foreign module raises anything
+except Exception as error:  # a broken module, or one of another version, may raise any exception
     folder = Path(__file__).parents[1]
     load_error = f"the compiled module gcsa_ext._C cannot be loaded: {error} (gcsa_ext is in {folder})"
     if isinstance(error, ModuleNotFoundError):

@@ -1,4 +1,4 @@
-"""The operands of the operator gcsa, as they travel from its contract to the backends."""
+"""The operands of the operators gcsa and frequency_mask, as the backends take them."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor
 class Arguments(NamedTuple):
     """The arguments of reference.gcsa, in its order, which is that of the schema; shapes as there.
 
-    With `mixed` the layers may round what they multiply to bfloat16, as under autocast; sums and results stay
-    as they are. csrc/python/gcsa.cpp reads the fields by their positions.
+    With `mixed` the layers may round the operands of products to bfloat16, as under autocast. Sums and
+    results keep their dtype. csrc/python/gcsa.cpp reads the fields by their positions.
     """
 
     x: Tensor
@@ -39,7 +39,7 @@ class Arguments(NamedTuple):
 
     @property
     def differentiable(self) -> tuple[Tensor | None, ...]:
-        """The operands that have a gradient: x and all weights."""
+        """The arguments that have a gradient: x and all weights."""
         return self[:DIFFERENTIABLE]  # type: ignore[return-value]
 
     @property
@@ -49,8 +49,20 @@ class Arguments(NamedTuple):
 
     @property
     def statistics(self) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+        """The statistics to normalise with; None, None for those of the batch."""
         return self.mean1, self.var1, self.mean2, self.var2
 
 
 DIFFERENTIABLE = 13
-"""How many of the arguments, from the first on, have a gradient."""
+"""The number of arguments with a gradient; they come first."""
+
+
+def expand_bands(spectrogram: Tensor, start: Tensor, width: Tensor) -> tuple[Tensor, Tensor, bool]:
+    """start and width of frequency_mask, contiguous, and whether all samples share the bands.
+
+    Both are (bands,), up to axes of size 1, if all samples share them, else (*batch, bands).
+    """
+    shared = start.numel() == start.shape[-1]
+    if not shared:
+        start, width = (t.expand(*spectrogram.shape[:-2], t.shape[-1]) for t in (start, width))
+    return start.contiguous(), width.contiguous(), shared

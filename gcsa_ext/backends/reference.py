@@ -1,4 +1,4 @@
-"""Backend "reference": the definitions of gcsa_ext/reference.py, their gradients by autograd; any tensor."""
+"""Backend "reference": the definitions of gcsa_ext/reference.py, with gradients by autograd."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gcsa_ext.layout import memory_format
 
 
 def unsupported(operator: str, device: torch.device, dtype: torch.dtype) -> None:
-    """Nothing is: None."""
+    """Always None: this backend runs every operator on every device and dtype."""
 
 
 def differentiate(
@@ -26,26 +26,29 @@ def differentiate(
     Args:
         function: takes `inputs`, returns one tensor.
         inputs: tensors and other arguments.
-        needs_grad: for each input, whether its gradient is wanted.
+        needs_grad: for each input, whether its gradient is needed.
         grad_out: gradient of the function's result.
+
+    Returns:
+        The gradient of each input, None where not needed.
     """
     create_graph = torch.is_grad_enabled()
     with torch.enable_grad():
-        # Fresh tensors: where one input was computed from another, its gradient must not flow on into that
-        # one here, since autograd carries it there itself.
+        # Fresh tensors cut the graph behind the inputs. Where one input was computed from another, the outer
+        # autograd carries the gradient from the first to the second, and it must not be counted here as well.
         inputs = [
             (x.view_as(x) if create_graph else x.detach().requires_grad_()) if need else x
             for x, need in zip(inputs, needs_grad, strict=True)
         ]
-        wanted = [x for x, need in zip(inputs, needs_grad, strict=True) if need]
-        found = iter(torch.autograd.grad(function(*inputs), wanted, grad_out, create_graph=create_graph))
-    return tuple(next(found) if need else None for need in needs_grad)
+        needed = [x for x, need in zip(inputs, needs_grad, strict=True) if need]
+        grads = iter(torch.autograd.grad(function(*inputs), needed, grad_out, create_graph=create_graph))
+    return tuple(next(grads) if need else None for need in needs_grad)
 
 
 def channel_gate(
     x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, groups: int, sigmoid: bool
 ) -> Tensor:
-    """See reference.channel_gate; in the layout of x."""
+    """See reference.channel_gate; the result is in the layout of x."""
     out = reference.channel_gate(x, w1, b1, w2, b2, groups, sigmoid)
     return out.contiguous(memory_format=memory_format(x))
 
@@ -78,7 +81,7 @@ def norm_gate(
     var: Tensor | None,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See reference.norm_gate; also copies of the statistics it used (biased variance)."""
+    """See reference.norm_gate; also copies of the used mean and (biased) variance, in the dtype of sums."""
     out = reference.norm_gate(u, z, weight, bias, mean, var, eps)
     dtype = reference.accumulator_dtype(u.dtype)
     if mean is None or var is None:
@@ -108,7 +111,7 @@ def norm_gate_backward(
 
 
 def conv2d_same(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """See reference.conv2d_same; in the layout of x."""
+    """See reference.conv2d_same; the result is in the layout of x."""
     return reference.conv2d_same(x, weight, bias).contiguous(memory_format=memory_format(x))
 
 
@@ -122,7 +125,7 @@ def conv2d_same_backward(
 
 
 def frequency_mask(spectrogram: Tensor, start: Tensor, width: Tensor, value: float) -> Tensor:
-    """See reference.frequency_mask; contiguous."""
+    """See reference.frequency_mask; the result is contiguous."""
     return reference.frequency_mask(spectrogram, start, width, value).contiguous()
 
 
@@ -132,8 +135,10 @@ def frequency_mask_(spectrogram: Tensor, start: Tensor, width: Tensor, value: fl
 
 
 def saved_shape(channels: int, x: Tensor) -> tuple[int, ...]:
-    """The shape in which kernels would save a convolution's output. Nothing is saved here, but a graph that
-    was compiled for kernels asks for results of their shape."""
+    """The shape in which the kernels save a convolution's output.
+
+    This backend saves nothing, but a graph that was compiled while kernels were available expects this shape.
+    """
     N, _, H, W = x.shape
     return cpu.saved_shape(channels, x) if x.device.type == "cpu" else (N, channels, H * W)
 
@@ -141,11 +146,15 @@ def saved_shape(channels: int, x: Tensor) -> tuple[int, ...]:
 def gcsa(a: Arguments, save: bool) -> tuple[Tensor, ...]:
     """See reference.gcsa.
 
+    Args:
+        a: the arguments.
+        save: whether a backward pass will follow.
+
     Returns:
-        The result in the layout of x; the outputs of both convolutions, of `saved_shape`, full of NaN, which
-        shows, should a backend take them for its own; mean and (biased) variance of both normalisations,
-        which are copies where they were given. What is not wanted is an empty tensor: saved outputs and given
-        statistics without `save`.
+        * The result, in the layout of x.
+        * The outputs of both convolutions, each of `saved_shape` with `save`, otherwise empty. Here they are
+          full of NaN, so that a kernel that reads them by mistake is noticed.
+        * mean1, var1, mean2 and (biased) var2. Given statistics are copied with `save`, otherwise empty.
     """
     out, *used = reference.gcsa(*a[:-1])
     shapes = (saved_shape(c, a.x) if save else (0,) for c in (a.w1.shape[0], a.x.shape[1]))
@@ -165,8 +174,19 @@ def gcsa_backward(
     batch_statistics: tuple[bool, bool],
     need: Sequence[bool],
 ) -> Sequence[Tensor | None]:
-    """The gradients of the differentiable arguments, None where not needed. The statistics in `a`, u1 and u2
-    are results of the forward pass; those of a batch are computed again."""
+    """The gradients of the differentiable arguments.
+
+    Args:
+        grad_out: (N, C, H, W), the gradient of the result.
+        a: the arguments; its statistics are those that the forward pass used.
+        u1, u2: the saved outputs of both convolutions; not read here.
+        batch_statistics: for each normalisation, whether its statistics are those of the batch and hence
+            depend on the other arguments.
+        need: for each differentiable argument, whether its gradient is needed.
+
+    Returns:
+        A gradient per differentiable argument, None where not needed.
+    """
     batch1, batch2 = batch_statistics
     if batch1:
         a = a._replace(mean1=None, var1=None)

@@ -1,4 +1,4 @@
-"""Published attention modules inside a model: found, proved equal, and exchanged for the fused one."""
+"""The exchange of published attention modules inside a model for the fused `GCSA` that equals it."""
 
 from gcsa_ext.convert.attention import from_module, replace_attention
 

@@ -17,13 +17,12 @@ def from_module(module: nn.Module, kind: type[_Gcsa] = GCSA) -> _Gcsa:  # type: 
     """The GCSA that computes what `module` computes and shares its layers, parameters, buffers and hooks.
 
     Args:
-        module: any module with the layers of `GCSA` under the same names. What its forward pass does with
-            them (groups of the shuffle, a channel gate with or without sigmoid) is found out on a copy with
-            random weights.
-        kind: the class of the result.
+        module: any module with the layers of `GCSA` under the same names. Its number of shuffle groups, and
+            whether its channel gate has a sigmoid, are determined by running a copy with random weights.
+        kind: the class of the result, `GCSA` or a subclass. Its ``__init__`` is not called.
 
     Raises:
-        ValueError: the module has other layers, or computes something else with them.
+        ValueError: the module has other layers, or its forward pass computes something else with them.
     """
     reason = structural_difference(module)
     if reason is not None:
@@ -44,17 +43,17 @@ def from_module(module: nn.Module, kind: type[_Gcsa] = GCSA) -> _Gcsa:  # type: 
 def replace_attention(model: nn.Module) -> int:
     """Exchange every public GCSA or GAM module inside a model for the fused `GCSA`, in place.
 
-    Modules are found by their layers (see `GCSA`), whatever their class is called, and each is checked by its
-    results on a copy with random weights; the exchange shares the very same parameters and buffers, so
-    optimisers, checkpoints and weight ties go on working. A module that has such layers but computes
-    something else is left alone with a warning. Do it before torch.compile, DistributedDataParallel or other
-    wrappers.
+    Modules are found by their layers (see `GCSA`), whatever their class is called. Each is checked by running
+    a copy with random weights. The new module shares the parameters and buffers of the old one, so
+    optimisers, checkpoints and tied weights keep working. A module that has such layers but computes
+    something else stays in place, with a warning. Call it before torch.compile, DistributedDataParallel or
+    other wrappers.
 
     Args:
         model: any module; must not itself be such a module (use ``GCSA.from_module``).
 
     Returns:
-        How many modules were exchanged. A module used in several places counts once.
+        The number of exchanged modules. A module that is used in several places counts once.
 
     Raises:
         ValueError: `model` itself is such a module, which cannot be exchanged in place.
@@ -67,7 +66,7 @@ def replace_attention(model: nn.Module) -> int:
     exchanged: dict[nn.Module, GCSA] = {}
     refused: set[nn.Module] = set()
     for path, parent in list(model.named_modules()):
-        for name, child in list(parent._modules.items()):  # named_children leaves repetitions out
+        for name, child in list(parent._modules.items()):  # named_children leaves out repeated modules
             if child is None or isinstance(child, GCSA) or child in refused:
                 continue
             if structural_difference(child) is not None:
@@ -75,7 +74,7 @@ def replace_attention(model: nn.Module) -> int:
             if child not in exchanged:
                 try:
                     exchanged[child] = from_module(child)
-                except Exception as error:  # the child's own forward pass may raise anything
+                except Exception as error:  # the child's forward pass may raise any exception
                     refused.add(child)
                     warnings.warn(
                         f"replace_attention leaves {path or 'the model'}.{name} alone: {error}", stacklevel=2

@@ -1,4 +1,4 @@
-"""Modules: attention, masking, backbones, fusion, loss, and the two-modality network. Needs torch alone."""
+"""Modules: attention, masking, backbones, fusion, loss, the two-modality network. They need torch alone."""
 
 from torch import nn
 

@@ -28,24 +28,23 @@ class GCSA(nn.Module):
 
     The layers are ordinary ones under the names that the public GCSA and GAM modules give them, so their
     state dicts load unchanged: ``channel_attention`` = (Linear, ReLU, Linear), ``spatial_attention`` =
-    (Conv2d, BatchNorm2d, ReLU, Conv2d, BatchNorm2d). BatchNorm keeps its full meaning, including
-    SyncBatchNorm after conversion. A layer that was exchanged for one of another kind, or that carries hooks,
-    is called as it is, without fusion.
+    (Conv2d, BatchNorm2d, ReLU, Conv2d, BatchNorm2d). The batch norm layers may be converted to SyncBatchNorm.
+    A layer that was exchanged for one of another type, or that has hooks, is called as it is, without fusion.
 
-    Not to be confused with the grouped channel self-attention of arXiv 2404.07846, which is called GCSA too.
+    The grouped channel self-attention of arXiv 2404.07846, which is also called GCSA, is another operator.
 
     Args:
         channels: C, divisible by `groups`.
         reduction: the hidden layers have h = channels // reduction channels, at least 1.
         groups: groups of the channel shuffle.
-        kernel_size: of both convolutions; odd.
+        kernel_size: size of the kernels of both convolutions; odd.
         channel_sigmoid: False leaves the sigmoid out of the channel gate, as some public GAM modules do.
 
     Shape:
-        (N, C, H, W) to (N, C, H, W), any N, H and W; the memory layout is kept.
+        (N, C, H, W) to (N, C, H, W), any N, H and W, any floating dtype; the memory layout is kept.
 
     Raises:
-        ValueError: sizes that do not fit.
+        ValueError: the sizes do not fit.
     """
 
     def __init__(
@@ -87,10 +86,10 @@ class GCSA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Gate x (N, C, H, W)."""
-        found = layers.find(self)
-        if found is None or not _operator_takes(found, x):
+        weighted = layers.find(self)
+        if weighted is None or not _operator_takes(weighted, x):
             return self._spatial_gate(self._channel_gate(x))
-        return _fused(x, found, self.groups, self.channel_sigmoid)
+        return _fused(x, weighted, self.groups, self.channel_sigmoid)
 
     def _channel_gate(self, x: Tensor) -> Tensor:
         if not layers.are_channel_gate(self.channel_attention):
@@ -103,7 +102,7 @@ class GCSA(nn.Module):
         )
 
     def _spatial_gate(self, z: Tensor) -> Tensor:
-        # 'Same' padding of an empty map is an empty map, but the convolutions refuse it.
+        # The result of an empty map is empty, but convolutions refuse empty maps.
         if z.shape[2] == 0 or z.shape[3] == 0:
             return z
         if not layers.end_in_norm_gate(self.spatial_attention):
@@ -121,49 +120,50 @@ class GCSA(nn.Module):
         return f"groups={self.groups}" + ("" if self.channel_sigmoid else ", channel_sigmoid=False")
 
 
-def _operator_takes(found: Layers, x: Tensor) -> bool:
-    """Whether the operator gcsa computes what these layers do with x, by a kernel."""
+def _operator_takes(weighted: Layers, x: Tensor) -> bool:
+    """Whether a kernel of the operator gcsa computes what these layers compute from x."""
     if x.dim() != 4 or x.numel() == 0 or transformed() or not has_kernels("gcsa", x.device, x.dtype):
         return False
-    # One value per channel has no variance: batch normalisation refuses it with a good message.
-    uses_batch = layers.uses_batch(found.norm1) or layers.uses_batch(found.norm2)
+    # A single value per channel has no variance. The layers raise an error that says so.
+    uses_batch = layers.uses_batch(weighted.norm1) or layers.uses_batch(weighted.norm2)
     if uses_batch and x.numel() == x.shape[1]:
         return False
     device, dtype = "cpu" if x.is_cpu else x.device.type, x.dtype
     if is_autocast_enabled(device):
-        # On a GPU the convolutions of a wider map are to be computed in autocast's dtype, layer by layer.
+        # The operator computes in the dtype of x. On a GPU autocast wants the convolutions of a wider x in
+        # its own dtype, which the layers provide.
         return device == "cpu" or dtype == torch.get_autocast_dtype(device)
-    # Weights of other dtypes are a mistake, which the layers report.
-    weights = (layers.weights(layer) for layer in found[:4])
+    # Weights of another dtype than x are an error, which the layers raise.
+    weights = (layers.weights(layer) for layer in weighted[:4])
     return all(tensor is None or tensor.dtype == dtype for pair in weights for tensor in pair)
 
 
-def _fused(x: Tensor, found: Layers, groups: int, channel_sigmoid: bool) -> Tensor:
+def _fused(x: Tensor, weighted: Layers, groups: int, channel_sigmoid: bool) -> Tensor:
     """What the layers compute, by the operator gcsa; their running statistics are updated."""
     statistics = (
         None if layers.uses_batch(norm) else layers.running(norm, name)
-        for norm in (found.norm1, found.norm2)
+        for norm in (weighted.norm1, weighted.norm2)
         for name in ("running_mean", "running_var")
     )
-    weights: Iterable[Any] = (tensor for layer in found for tensor in layers.weights(layer))
-    eps = found.norm1.eps, found.norm2.eps
+    weights: Iterable[Any] = (tensor for layer in weighted for tensor in layers.weights(layer))
+    eps = weighted.norm1.eps, weighted.norm2.eps
     mixed = x.is_cpu and is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
     a = Arguments(*(x, *weights, *statistics, *eps, groups, channel_sigmoid, mixed))
     save = is_grad_enabled() and any(t is not None and t.requires_grad for t in a.differentiable)
     out: Tensor
     out, _, _, *used = torch.ops.gcsa_ext.gcsa.default(*a, save)
     values = x.numel() // x.shape[1]
-    for norm, mean, var in ((found.norm1, *used[:2]), (found.norm2, *used[2:])):
+    for norm, mean, var in ((weighted.norm1, *used[:2]), (weighted.norm2, *used[2:])):
         if norm.training and norm.track_running_stats:
-            mean_so_far, var_so_far, batches = (
+            running_mean, running_var, batches = (
                 layers.running(norm, name) for name in ("running_mean", "running_var", "num_batches_tracked")
             )
-            functional.update_statistics(mean_so_far, var_so_far, mean, var, values, norm.momentum, batches)
+            functional.update_statistics(running_mean, running_var, mean, var, values, norm.momentum, batches)
     return out
 
 
 def _norm_gate(norm: BatchNorm, u: Tensor, z: Tensor) -> Tensor:
-    """norm_gate with the statistics that `norm` would use. Its running statistics are updated."""
+    """functional.norm_gate with the weights and statistics of `norm`. Its running statistics are updated."""
     use_batch = layers.uses_batch(norm)
     update = norm.training and norm.track_running_stats
     momentum = _next_momentum(norm) if update else 0.0
@@ -181,7 +181,7 @@ def _norm_gate(norm: BatchNorm, u: Tensor, z: Tensor) -> Tensor:
 
 
 def _next_momentum(norm: BatchNorm) -> float | Tensor:
-    """The share of the next batch's statistics in the running ones. The batch is counted."""
+    """The share of this batch's statistics in the running ones. The batch is counted."""
     if norm.num_batches_tracked is not None:
         norm.num_batches_tracked.add_(1)
         if norm.momentum is None:  # cumulative average

@@ -51,21 +51,21 @@ class BimodalOutput(NamedTuple):
 class BimodalNet(nn.Module):
     """Expression recognition from face images and sound, either of which may be missing.
 
-    The visual backbone sees every image by itself; its features are averaged over the images of a sample. The
-    audio backbone sees the spectrogram, in training with bands of it masked. A layer norm and a linear
-    classifier follow each, and :class:`~gcsa_ext.nn.ProportionalFusion` makes one probability vector of the
-    two.
+    The visual backbone computes the features of every image, which are averaged over the images of a sample.
+    The audio backbone computes the features of the spectrogram, in which random bands are masked in training.
+    A layer norm and a linear classifier follow each backbone, and :class:`~gcsa_ext.nn.ProportionalFusion`
+    combines the two results into one probability vector.
 
-    Images that are masked out and modalities that are absent cost nothing and do not enter batch norm's
-    statistics; only under ``torch.compile``, which wants fixed shapes, they run through the backbone and are
-    dropped after it.
+    Images that are masked out and modalities that are absent take no time and do not enter the statistics of
+    batch norm. Under ``torch.compile``, which needs fixed shapes, they pass through the backbone, and their
+    features are discarded.
 
     Args:
         visual: backbone with `in_channels` and `out_features`, (B, C, H, W) -> (B, out_features).
         audio: backbone with `in_channels` and `out_features`, (B, C, F, L) and a (B, L) mask -> (B,
             out_features).
         num_classes: K.
-        fusion_rule: of :class:`~gcsa_ext.nn.ProportionalFusion`.
+        fusion_rule: the rule of :class:`~gcsa_ext.nn.ProportionalFusion`.
         dropout: probability of zeroing a feature in front of the classifiers.
         frequency_mask_param: a masked band has fewer than this many mel bins; 0 turns masking off.
         frequency_masks: bands per spectrogram.
@@ -88,8 +88,8 @@ class BimodalNet(nn.Module):
         self.frequency_masking = FrequencyMasking(
             frequency_mask_param, iid_masks=True, num_masks=frequency_masks
         )
-        # Each GCSA's two gates halve what passes, so averaged features are small and learn slowly as they
-        # are.
+        # The two gates of each GCSA roughly halve their input. Without the layer norm the averaged features
+        # would be small, and the classifiers would learn slowly.
         self.visual_classifier = nn.Sequential(
             nn.LayerNorm(visual.out_features),
             nn.Dropout(dropout),
@@ -103,7 +103,7 @@ class BimodalNet(nn.Module):
 
     @classmethod
     def from_preset(cls, preset: str, num_classes: int = 8, **options: Any) -> BimodalNet:
-        """Build a network of a usual size.
+        """Build a network of one of two sizes.
 
         Args:
             preset: "small" (0.4 million weights, for two CPU cores) or "base" (20 million weights).
@@ -111,7 +111,7 @@ class BimodalNet(nn.Module):
             options: any of `fusion_rule`, `dropout`, `frequency_mask_param`, `frequency_masks`.
 
         Raises:
-            ValueError: a preset that does not exist.
+            ValueError: the preset does not exist.
         """
         if preset not in PRESETS:
             raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
@@ -131,12 +131,12 @@ class BimodalNet(nn.Module):
         """Build the network that :meth:`config` describes.
 
         Args:
-            config: "visual" and "audio" hold the arguments of :class:`RHCNN` and :class:`MCNN`; the rest are
-                this class's own. All of it is plain JSON.
+            config: "visual" and "audio" are the arguments of :class:`RHCNN` and :class:`MCNN`, all other
+                entries are arguments of this class. All values can be written as JSON.
 
         Raises:
-            TypeError: an argument that does not exist.
-            ValueError: a value that is out of range.
+            TypeError: an argument does not exist.
+            ValueError: a value is out of range.
         """
         options = {key: value for key, value in config.items() if key not in ("visual", "audio")}
         model = cls(RHCNN(**config.get("visual", {})), MCNN(**config.get("audio", {})), **options)
@@ -144,10 +144,10 @@ class BimodalNet(nn.Module):
         return model
 
     def config(self) -> dict[str, Any]:
-        """Return what :meth:`from_config` needs to build this network again.
+        """The configuration with which :meth:`from_config` builds this network again.
 
         Raises:
-            ValueError: the network was put together by hand, from backbones this class knows nothing of.
+            ValueError: the network was built by the constructor, from backbones whose arguments are unknown.
         """
         if self._config is None:
             raise ValueError("only a BimodalNet from from_preset or from_config knows its configuration")
@@ -165,15 +165,15 @@ class BimodalNet(nn.Module):
 
         Args:
             frames: (N, T, C, H, W) images, uint8 in [0, 255] or floating point in [0, 1]; None: no sample has
-                any.
+                images.
             spectrogram: (N, C, F, L) floating-point spectrograms; None: no sample has one.
-            frame_mask: (N, T) bool, False for images to leave out; None: all count.
-            spectrogram_mask: (N, L) bool, False for the padding at the end; None: all is sound.
+            frame_mask: (N, T) bool, False for images to leave out; None: all images count.
+            spectrogram_mask: (N, L) bool, False for the padding at the end; None: there is no padding.
             present: (N, 2) bool, False where a sample lacks its picture (column 0) or sound (column 1). A
-                sample whose mask is False throughout lacks the modality, too.
+                sample whose mask is False everywhere lacks the modality, too.
 
         Raises:
-            ValueError: both modalities are None, an empty batch, or a shape or dtype that does not fit.
+            ValueError: both modalities are None, the batch is empty, or a shape or dtype does not fit.
         """
         self._check(frames, spectrogram, frame_mask, spectrogram_mask, present)
         given = frames if frames is not None else spectrogram
@@ -214,16 +214,16 @@ class BimodalNet(nn.Module):
             images = images[selected]
             if not len(images):
                 return torch.zeros(batch, self.num_classes, dtype=dtype, device=frames.device)
-            found: Tensor = self.visual(_normalize(images, dtype))
-            features = found.new_zeros(batch * count, found.shape[1])
-            features = features.masked_scatter(selected[:, None], found)
+            selected_features: Tensor = self.visual(_normalize(images, dtype))
+            features = selected_features.new_zeros(batch * count, selected_features.shape[1])
+            features = features.masked_scatter(selected[:, None], selected_features)
         weights = mask.to(features.dtype) / mask.sum(dim=1, keepdim=True).clamp(min=1)
         pooled = (features.unflatten(0, (batch, count)) * weights[:, :, None]).sum(dim=1)
         logits: Tensor = self.visual_classifier(pooled)
         return logits.masked_fill(~mask.any(dim=1, keepdim=True), 0.0)
 
     def _classify_spectrogram(self, spectrogram: Tensor, mask: Tensor, dtype: torch.dtype) -> Tensor:
-        """(N, C, F, L) spectrograms and their (N, L) mask -> (N, K) logits, 0 where nothing is sound."""
+        """(N, C, F, L) spectrograms and their (N, L) mask -> (N, K) logits, 0 where the mask is all False."""
         selected = mask.any(dim=1)
         logits: Tensor
         if torch.compiler.is_compiling():
@@ -233,9 +233,11 @@ class BimodalNet(nn.Module):
         kept = spectrogram[selected].to(dtype)
         if not len(kept):
             return torch.zeros(len(spectrogram), self.num_classes, dtype=dtype, device=spectrogram.device)
-        found: Tensor = self.audio_classifier(self.audio(self.frequency_masking(kept), mask[selected]))
-        logits = found.new_zeros(len(spectrogram), self.num_classes)
-        return logits.masked_scatter(selected[:, None], found)
+        selected_logits: Tensor = self.audio_classifier(
+            self.audio(self.frequency_masking(kept), mask[selected])
+        )
+        logits = selected_logits.new_zeros(len(spectrogram), self.num_classes)
+        return logits.masked_scatter(selected[:, None], selected_logits)
 
     def _check(
         self,

@@ -1,4 +1,4 @@
-"""Proportional decision fusion: the emotion probability vector from what each modality says."""
+"""Proportional decision fusion: one probability vector of the emotions from those of the modalities."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 FusionRule = Literal["score", "class", "confidence"]
 
-# A score of 0 counts as this much, so that the only modality a sample has always decides, however bad it was.
+# The smallest weight of a modality: one with the score 0 still decides about a sample that has no other.
 SMALLEST_SCORE = 1e-6
 
 
 def class_f1(predicted: Tensor, target: Tensor, num_classes: int) -> Tensor:
-    """F1 score of each class, ``2 TP / (2 TP + FP + FN)``; 0 for a class that neither side names.
+    """F1 score of each class, ``2 TP / (2 TP + FP + FN)``; 0 for a class in neither `predicted` nor `target`.
 
     Args:
         predicted: (N,) integers in [0, num_classes).
@@ -27,27 +27,27 @@ def class_f1(predicted: Tensor, target: Tensor, num_classes: int) -> Tensor:
     """
     confusion = torch.bincount(target * num_classes + predicted, minlength=num_classes**2)
     confusion = confusion.reshape(num_classes, num_classes).double()
-    named = confusion.sum(dim=0) + confusion.sum(dim=1)
-    return 2.0 * confusion.diagonal() / named.clamp(min=1.0)
+    occurrences = confusion.sum(dim=0) + confusion.sum(dim=1)
+    return 2.0 * confusion.diagonal() / occurrences.clamp(min=1.0)
 
 
 class ProportionalFusion(nn.Module):
     """Decision fusion by the proportional criterion: ``P = sum_m w_m p_m`` with ``p_m = softmax(logits_m)``.
 
-    That the decisions are fused by a proportional criterion is stated by arXiv 2503.11935; these rules for
-    the weights are this project's choice:
+    arXiv 2503.11935 states that the decisions are fused by a proportional criterion. These rules for the
+    weights are this project's choice:
 
     * ``"score"``: ``w_m = s_m / sum_m s_m``, s_m the macro-F1 of modality m on the validation set.
     * ``"class"``: ``w_mk = s_mk / sum_m s_mk`` with the F1 of class k; P is then divided by its sum.
     * ``"confidence"``: per sample, ``w_m`` proportional to ``max_k p_mk``; needs no scores.
 
-    The sums run over the modalities a sample has. A sample that has none gets the uniform distribution.
-    All is computed from logarithms, in float32 at least, so that no logit, however large, yields NaN.
+    The sums run over the modalities that a sample has. A sample that has none gets the uniform distribution.
+    Everything is computed from logarithms, in float32 at least, so that no finite logit yields NaN.
 
     Args:
         num_classes: K.
         num_modalities: M.
-        rule: how the weights come about.
+        rule: the rule for the weights.
 
     Attributes:
         scores: (M,) buffer, the macro-F1 of each modality; 1 until set or fitted.
@@ -81,11 +81,11 @@ class ProportionalFusion(nn.Module):
         """Set the validation scores by hand.
 
         Args:
-            scores: (M,) macro-F1 of each modality, not negative, finite.
+            scores: (M,) macro-F1 of each modality, finite and not negative.
             class_scores: (M, K) F1 of each modality and class; by default `scores` for every class.
 
         Raises:
-            ValueError: another shape, or a score that is negative, NaN or infinite.
+            ValueError: a shape does not fit, or a score is negative, NaN or infinite.
         """
         macro = torch.as_tensor(scores, dtype=torch.float64)
         if macro.shape != self.scores.shape:
@@ -115,16 +115,17 @@ class ProportionalFusion(nn.Module):
         """Score each modality on a validation set and keep the scores.
 
         Args:
-            outputs: per modality (N, K) logits or probabilities; only which is largest counts.
+            outputs: per modality (N, K) logits or probabilities; only the index of the largest matters.
             labels: (N,) integers; `ignore_index` where there is no label.
-            present: (N, M) bool, False where a sample lacks the modality; it is scored on the others alone.
-            ignore_index: the label to pass over.
+            present: (N, M) bool, False where a sample lacks the modality. The sample then does not count in
+                the modality's score.
+            ignore_index: the label of samples without a label.
 
         Returns:
             (M,) float64, the macro-F1 of each modality: the unweighted mean of its K per-class F1 scores.
 
         Raises:
-            ValueError: shapes that do not go together, or no labelled sample at all.
+            ValueError: the shapes do not fit each other, or no sample has a label.
         """
         self._check(outputs, present)
         if labels.shape != outputs[0].shape[:1]:
@@ -149,15 +150,15 @@ class ProportionalFusion(nn.Module):
         """Fuse the modalities.
 
         Args:
-            logits: per modality (N, K), floating point. Those of an absent modality are not looked at: they
-                may be NaN, and their gradient is 0.
-            present: (N, M) bool, False where a sample lacks the modality; None: all are there.
+            logits: per modality (N, K), floating point. Those of an absent modality are ignored: they may be
+                NaN, and their gradient is 0.
+            present: (N, M) bool, False where a sample lacks the modality; None: all samples have all.
 
         Returns:
-            (N, K) log-probabilities, float32 or the wider type of the logits.
+            (N, K) log-probabilities, in float32 or the wider dtype of the logits.
 
         Raises:
-            ValueError: another number of modalities, or shapes that do not go together.
+            ValueError: the number of modalities or a shape does not fit.
         """
         self._check(logits, present)
         dtype = torch.promote_types(logits[0].dtype, torch.float32)
@@ -172,12 +173,11 @@ class ProportionalFusion(nn.Module):
         else:
             scores = self.scores[:, None] if self.rule == "score" else self.class_scores
             log_weight = scores.to(dtype).clamp(min=SMALLEST_SCORE).log()[None]  # (1, M, 1 or K)
-        # Where nothing is present every log_p is that of the uniform distribution, and so is any mixture of
-        # them.
+        # For a sample without any modality every log_p is uniform, and so is every mixture of them.
         counted = present | ~present.any(dim=1, keepdim=True)
         log_weight = torch.log_softmax(log_weight.masked_fill(~counted[:, :, None], -torch.inf), dim=1)
         fused = torch.logsumexp(log_weight + log_p, dim=1)
-        # The other rules give rows that sum to 1 as they are.
+        # Under the other rules the probabilities of a sample already sum to 1.
         return torch.log_softmax(fused, dim=1) if self.rule == "class" else fused
 
     def _check(self, outputs: Sequence[Tensor], present: Tensor | None) -> None:

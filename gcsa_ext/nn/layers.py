@@ -1,7 +1,7 @@
-"""Whether the operators compute what ordinary layers compute.
+"""Whether the operators compute what a module's layers compute.
 
-They do for layers of torch's own types without hooks. Every call of a module asks, so the modules' own
-dictionaries are read here: `nn.Module.__getattr__` takes several times as long.
+They do for layers of torch's types, but not of subclasses, without hooks. Every forward pass asks, so these
+functions read the dictionaries of a module: `nn.Module.__getattr__` takes several times as long.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SPATIAL_ATTENTION: tuple[tuple[type[nn.Module], ...], ...] = (
 
 
 class Layers(NamedTuple):
-    """The layers of an attention that have weights, in the order of the operator's operands."""
+    """The layers of a GCSA that have weights, in the order of the operator's arguments."""
 
     linear1: nn.Linear
     linear2: nn.Linear
@@ -37,19 +37,20 @@ class Layers(NamedTuple):
 
 
 def find(module: nn.Module) -> Layers | None:
-    """The layers of an attention if the operator gcsa computes what all of them do, else None."""
+    """The layers of a GCSA if the operator gcsa computes what they compute, else None."""
     channel = module._modules.get("channel_attention")
     spatial = module._modules.get("spatial_attention")
     if not are_channel_gate(channel) or not _of_kinds(spatial, SPATIAL_ATTENTION):
         return None
     linear1, _, linear2 = channel._modules.values()
     conv1, norm1, _, conv2, norm2 = spatial._modules.values()
-    found = Layers(*cast("Layers", (linear1, linear2, conv1, conv2, norm1, norm2)))
-    return found if _have_one_kernel(found) else None
+    weighted = Layers(*cast("Layers", (linear1, linear2, conv1, conv2, norm1, norm2)))
+    return weighted if _settings_fit(weighted) else None
 
 
-def _have_one_kernel(found: Layers) -> bool:
-    conv1, conv2 = found.conv1, found.conv2
+def _settings_fit(weighted: Layers) -> bool:
+    """Whether the operator supports the sizes and settings of these layers."""
+    conv1, conv2 = weighted.conv1, weighted.conv2
     return (
         _pads_to_same(conv1)
         and _pads_to_same(conv2)
@@ -57,11 +58,11 @@ def _have_one_kernel(found: Layers) -> bool:
         and 5 <= conv1.kernel_size[0] <= 11
         and conv1.out_channels == conv2.in_channels
         and conv1.in_channels == conv2.out_channels
-        # The operator has one number of hidden channels for both branches. The weights are asked, which
-        # pruning may have cut.
-        and weights(found.linear1)[0].shape[0] == weights(conv1)[0].shape[0]
-        and not synchronises(found.norm1)
-        and not synchronises(found.norm2)
+        # The operator has one number of hidden channels for both branches. Pruning may have cut the weights
+        # without changing the layers' attributes, so the weights' shapes decide.
+        and weights(weighted.linear1)[0].shape[0] == weights(conv1)[0].shape[0]
+        and not synchronises(weighted.norm1)
+        and not synchronises(weighted.norm2)
     )
 
 
@@ -70,11 +71,12 @@ def weights(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
     parameters = layer._parameters
     if "weight" in parameters and "bias" in parameters:
         return cast("Tensor", parameters["weight"]), parameters["bias"]
-    return cast("Tensor", layer.weight), cast("Tensor | None", layer.bias)  # parametrised, or plain tensors
+    # Parametrised or pruned: properties or plain tensors have replaced the parameters.
+    return cast("Tensor", layer.weight), cast("Tensor | None", layer.bias)
 
 
 def running(norm: BatchNorm, name: str) -> Tensor | None:
-    """A buffer of the layer, or the plain attribute that replaces it."""
+    """The buffer called `name`, or the plain attribute that has replaced it."""
     attributes = norm.__dict__
     return cast("Tensor | None", attributes[name] if name in attributes else norm._buffers.get(name))
 
@@ -85,7 +87,7 @@ def uses_batch(norm: BatchNorm) -> bool:
 
 
 def synchronises(norm: nn.Module) -> bool:
-    """Whether the layer gathers its statistics from other processes, which no operator does."""
+    """Whether the layer computes its statistics together with other processes, which no operator does."""
     return (
         isinstance(norm, nn.SyncBatchNorm)
         and norm.training
@@ -99,11 +101,14 @@ _GLOBAL_HOOKS = tuple(f"_global{name}" for name in _HOOKS)
 
 
 def _have_hooks(modules: Iterable[nn.Module]) -> bool:
-    """Whether a module has a hook, or a `forward` of its own instance. The names are private: True where
-    torch lacks one, since the layers themselves are then called, which is always right."""
-    everywhere = vars(nn.modules.module)
+    """Whether there is a hook on a module or on all modules, or a `forward` assigned to an instance.
+
+    The names are private. If torch lacks one of them, the result is True: callers then call the layers, which
+    is always right.
+    """
+    global_attributes = vars(nn.modules.module)
     for name in _GLOBAL_HOOKS:
-        if everywhere.get(name, True):
+        if global_attributes.get(name, True):
             return True
     for module in modules:
         attributes = module.__dict__
@@ -118,7 +123,7 @@ def _have_hooks(modules: Iterable[nn.Module]) -> bool:
 def _of_kinds(
     branch: nn.Module | None, kinds: Sequence[tuple[type[nn.Module], ...]]
 ) -> TypeGuard[nn.Sequential]:
-    """Whether the branch is a sequence of layers of exactly these kinds, none of them with hooks."""
+    """Whether the branch is a Sequential of layers of exactly these types, all without hooks."""
     if type(branch) is not nn.Sequential:
         return False
     layers = branch._modules.values()
@@ -131,12 +136,12 @@ def _of_kinds(
 
 
 def _is_plain(layer: nn.Module, *kinds: type[nn.Module]) -> bool:
-    """Whether the layer is of exactly one of these kinds, and without hooks."""
+    """Whether the type of the layer is one of `kinds`, not a subclass, and the layer is without hooks."""
     return type(layer) in kinds and not _have_hooks((layer,))
 
 
 def are_channel_gate(branch: nn.Module | None) -> TypeGuard[nn.Sequential]:
-    """Whether functional.channel_gate computes what these layers do."""
+    """Whether functional.channel_gate computes what these layers and the gate compute."""
     if not _of_kinds(branch, CHANNEL_ATTENTION):
         return False
     first, _, second = cast("Iterable[nn.Module]", branch._modules.values())
@@ -144,7 +149,7 @@ def are_channel_gate(branch: nn.Module | None) -> TypeGuard[nn.Sequential]:
 
 
 def end_in_norm_gate(branch: nn.Module) -> bool:
-    """Whether functional.norm_gate computes what the last of these layers and the gate do."""
+    """Whether functional.norm_gate computes what the last of these layers and the gate compute."""
     return (
         isinstance(branch, nn.Sequential)
         and _is_plain(branch, nn.Sequential)
@@ -155,11 +160,12 @@ def end_in_norm_gate(branch: nn.Module) -> bool:
 
 
 def is_conv2d_same(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
-    """Whether functional.conv2d_same computes what the layer does."""
+    """Whether functional.conv2d_same computes what the layer computes."""
     return _is_plain(layer, nn.Conv2d) and _pads_to_same(cast("nn.Conv2d", layer))
 
 
 def _pads_to_same(layer: nn.Conv2d) -> bool:
+    """Whether it is a convolution with an odd square kernel, 'same' zero padding, and no stride or groups."""
     size = layer.kernel_size[0]
     return (
         layer.kernel_size == (size, size)

@@ -1,4 +1,4 @@
-"""The coarse-fine loss, for one classifier and over the entire two-modality network."""
+"""The coarse-fine loss, of one classifier and of the two-modality network."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ class CoarseFineLoss(nn.Module):
 
     ``L = -log p_y - coarse_weight * log p_G(y)`` with ``p_G = sum_{k in G} p_k``.
 
-    That a coarse-fine granularity loss is used is stated by arXiv 2503.11935; this formula is this project's
-    choice, and the default groups are those of arXiv 2203.13052 (CFC-SP) for the eight ABAW classes.
+    arXiv 2503.11935 states that a coarse-fine granularity loss is used. This formula is this project's
+    choice. The default groups are those of arXiv 2203.13052 (CFC-SP) for the eight ABAW classes.
 
-    Class weights and label smoothing mean what they mean in :func:`torch.nn.functional.cross_entropy`,
-    applied to ``c_k = -log p_k - coarse_weight * log p_G(k)`` in place of ``-log p_k``; with
-    ``coarse_weight=0`` the result is the same as that function's, but for a batch in which every target is
-    ignored: that gives 0, with zero gradients, not NaN.
+    Class weights and label smoothing work as in :func:`torch.nn.functional.cross_entropy`, applied to
+    ``c_k = -log p_k - coarse_weight * log p_G(k)`` in place of ``-log p_k``. With ``coarse_weight=0`` the
+    result equals that of cross_entropy, except for a batch in which every target is ignored: the loss and its
+    gradients are then 0, not NaN.
 
     Args:
-        groups: the coarse groups, disjoint, together all classes 0 .. K-1.
+        groups: the coarse groups; each of the classes 0 .. K-1 is in exactly one.
         coarse_weight: weight of the coarse term (lambda), at least 0.
         class_weight: (K,) weights of the classes, or None.
         label_smoothing: probability mass spread evenly over all classes, in [0, 1].
-        ignore_index: target of a sample that does not count; its input may even be NaN.
+        ignore_index: target of a sample that does not count; its input may be NaN.
         reduction: "mean" (weighted by the targets' class weights), "sum" or "none".
 
     Raises:
-        ValueError: groups that are no partition, a number out of range, or inputs of another shape or dtype.
+        ValueError: the groups are no partition, a number is out of range, or a shape or dtype does not fit.
     """
 
     group_of_class: Tensor
@@ -80,7 +80,7 @@ class CoarseFineLoss(nn.Module):
         weight = None if class_weight is None else torch.as_tensor(class_weight, dtype=torch.float32)
         if weight is not None and weight.shape != (self.num_classes,):
             raise ValueError(f"class_weight must have shape ({self.num_classes},), got {tuple(weight.shape)}")
-        # All three follow from the arguments, so a checkpoint has no use for them.
+        # All three follow from the arguments, so a checkpoint need not contain them.
         self.register_buffer("members", members, persistent=False)  # (G, K)
         self.register_buffer("group_of_class", members.int().argmax(dim=0), persistent=False)  # (K,)
         self.register_buffer("class_weight", weight, persistent=False)
@@ -98,15 +98,14 @@ class CoarseFineLoss(nn.Module):
         Args:
             input: (N, K) logits or log-probabilities, floating point.
             target: (N,) int64, classes or `ignore_index`.
-            log_probabilities: `input` already is log-probabilities (the fused vector), not logits.
+            log_probabilities: True if `input` is log-probabilities (the fused vector), False if it is logits.
 
         Returns:
             A scalar; (N,) with reduction "none", 0 where the target is ignored.
 
         Raises:
-            ValueError: another shape or dtype.
-            IndexError, RuntimeError: a target that is no class and not `ignore_index` (from PyTorch's
-                indexing).
+            ValueError: a shape or dtype does not fit.
+            IndexError, RuntimeError: a target is neither a class nor `ignore_index` (raised by PyTorch).
         """
         if input.dim() != 2 or input.shape[1] != self.num_classes or not input.is_floating_point():
             raise ValueError(
@@ -138,19 +137,22 @@ class CoarseFineLoss(nn.Module):
             return loss
         if self.reduction == "sum":
             return loss.sum()
-        # With nothing to count, 0 / tiny keeps the result 0 and attached to the graph.
+        # If every target is ignored, 0 / tiny is 0 and still part of the autograd graph.
         return loss.sum() / sample_weight.sum().clamp(min=torch.finfo(loss.dtype).tiny)
 
 
 class BimodalLoss(nn.Module):
-    """The coarse-fine loss over the entire network: ``L(fused) + modality_weight * (L(visual) + L(audio))``.
+    """The coarse-fine loss of the network: ``L(fused) + modality_weight * (L(visual) + L(audio))``.
 
-    A modality's own term counts only the samples that have it, and the fused term only those that have any.
-    The sum over the parts is this project's choice.
+    The term of a modality counts only the samples that have the modality, the fused term only samples that
+    have at least one. The sum over the terms is this project's choice.
 
     Args:
-        criterion: the loss of each part.
-        modality_weight: weight of the two modalities' own losses (mu), at least 0.
+        criterion: the loss L of each term.
+        modality_weight: weight of the terms of the two modalities (mu), at least 0.
+
+    Raises:
+        ValueError: modality_weight is negative.
     """
 
     def __init__(self, criterion: CoarseFineLoss | None = None, modality_weight: float = 0.5) -> None:
@@ -164,11 +166,11 @@ class BimodalLoss(nn.Module):
         """Compute the loss of a :class:`~gcsa_ext.nn.BimodalNet` output.
 
         Args:
-            output: what the network returned for N samples.
+            output: the network's output for N samples.
             target: (N,) int64, classes or the criterion's `ignore_index`.
 
         Returns:
-            A scalar, or (N,) where the criterion's reduction is "none".
+            A scalar, or (N,) if the criterion's reduction is "none".
         """
         ignored = torch.full_like(target, self.criterion.ignore_index)
         fused_target = target.where(output.present.any(dim=1), ignored)

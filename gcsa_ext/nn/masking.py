@@ -10,26 +10,28 @@ from gcsa_ext import functional
 class FrequencyMasking(nn.Module):
     """Mask random bands of frequency bins in training (SpecAugment, arXiv 1904.08779, section 2).
 
-    A drop-in for torchaudio.transforms.FrequencyMasking that draws the same random numbers from the same
+    It replaces torchaudio.transforms.FrequencyMasking and draws the same random numbers from the same
     generator in the same order: with num_masks=1 and p=1 the same ``torch.manual_seed`` gives the same bits.
-    Each band's width is uniform in [0, freq_mask_param) bins and its start uniform in [0, freq - width), both
-    truncated. Unlike torchaudio's, the module does nothing after ``.eval()``, takes real spectrograms only,
-    cannot be scripted by TorchScript, and counts bins exactly where torchaudio's counts them in the
-    spectrogram's dtype (the two differ in bfloat16 beyond 256 bins and in float16 beyond 2048).
+    The width of each band is uniform in [0, freq_mask_param) bins, its start is uniform in [0, freq - width);
+    both are truncated.
+
+    It differs from torchaudio's in four ways. It does nothing after ``.eval()``. It takes real spectrograms
+    only. TorchScript cannot script it. It counts bins exactly, where torchaudio's counts them in the
+    spectrogram's dtype; the two differ in bfloat16 beyond 256 bins and in float16 beyond 2048.
 
     Args:
         freq_mask_param: exclusive upper end of a band's width in bins.
-        iid_masks: draw for every sample and channel of the batch rather than once for all.
+        iid_masks: True draws bands for every sample and channel, False draws bands for the whole batch.
         num_masks: bands drawn, one after the other; they may overlap.
         p: largest share of the frequency bins that one band may cover; caps freq_mask_param at int(freq * p).
-        value: what masked bins become.
+        value: the new value of masked bins.
         inplace: overwrite the input.
 
     Shape:
-        (..., freq, time) to the same; with iid_masks at least three dimensions.
+        (..., freq, time), any floating dtype, to the same shape; with iid_masks at least three dimensions.
 
     Raises:
-        ValueError: an argument or shape outside these bounds.
+        ValueError: an argument or shape is out of range.
     """
 
     def __init__(
@@ -62,8 +64,8 @@ class FrequencyMasking(nn.Module):
 
         Args:
             specgram: (..., freq, time); the name is torchaudio's.
-            mask_value: what masked bins become in this call, a number or a tensor of one element; `value`
-                where None.
+            mask_value: the new value of masked bins in this call, a number or a tensor of one element. None
+                for `value`.
         """
         dimensions = 2 + self.iid_masks
         if specgram.dim() < dimensions:

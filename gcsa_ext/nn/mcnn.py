@@ -15,24 +15,22 @@ from gcsa_ext.nn.rhcnn import HybridBlock, check_stages
 class MCNN(nn.Module):
     """Multi-branch CNN: spectrograms of any length to feature vectors.
 
-    Three convolutions look at the spectrogram side by side: along time (1 x 9), along frequency (9 x 1) and
-    locally (3 x 3). Their outputs are concatenated and go through residual stages, each of which halves the
-    map and ends in a GCSA. The last map is pooled to its mean and standard deviation over all valid
-    positions.
+    Three parallel convolutions read the spectrogram: along time (1 x 9), along frequency (9 x 1) and locally
+    (3 x 3). Their outputs are concatenated and pass through residual stages, each of which halves the map and
+    ends in a GCSA. The last map is pooled to its mean and standard deviation over all valid positions.
 
-    Padding does not change the answer: padded columns are set to 0 in front of every convolution, so that
-    each sees what it would see beyond the edge of the unpadded spectrogram. GCSA has two wide convolutions in
-    a row, and what the first writes into the padding reaches the second; three more columns of zeros (half
-    its kernel) in front of it make that part the same for every amount of padding. Only batch norm's
-    statistics, in training, still count the padding.
+    In evaluation the amount of padding does not change the result. Padded columns are set to 0 in front of
+    every convolution, which so reads what it would read beyond the edge of the unpadded spectrogram. Inside
+    GCSA the first convolution writes into the padding and the second one reads it. Three more columns of
+    zeros (half the kernel) behind the input of GCSA make the columns that are read the same for every amount
+    of padding. In training the statistics of batch norm include the padding.
 
     The name and the role (audio branch) are those of arXiv 2503.11935; the layers are this project's choice.
 
     Args:
         in_channels: channels of the spectrogram.
         branch_width: output channels of each of the three branches.
-        widths: channels of each stage; each must suit GCSA, that is, be divisible by `groups` and at least
-            `reduction`.
+        widths: channels of each stage, each divisible by `groups` and at least `reduction`, as GCSA requires.
         depths: residual blocks of each stage.
         branch_size: length of the time and of the frequency kernel, odd.
         reduction: GCSA's reduction of channels.
@@ -46,8 +44,8 @@ class MCNN(nn.Module):
         (B, in_channels, F, L) floating point, any F, L >= 1 -> (B, out_features).
 
     Raises:
-        ValueError: sizes that do not go together, an input of another rank or channel count, or a mask that
-            does not fit.
+        ValueError: the sizes do not fit each other, an input has another rank or number of channels, or a
+            mask does not fit.
     """
 
     def __init__(
@@ -95,11 +93,11 @@ class MCNN(nn.Module):
 
         Args:
             spectrogram: (B, in_channels, F, L), floating point.
-            mask: (B, L) bool, True for the columns that are sound; they come first, the padding last. None:
-                all are.
+            mask: (B, L) bool, True for columns of sound, which come first, False for the padding. None: all
+                columns are sound.
 
         Returns:
-            (B, out_features). A spectrogram whose mask is False throughout gets 0.
+            (B, out_features); 0 for a spectrogram whose mask is False everywhere.
         """
         if spectrogram.dim() != 4 or spectrogram.shape[1] != self.in_channels:
             raise ValueError(
@@ -136,7 +134,7 @@ class MCNN(nn.Module):
         mean = x.sum(dim=(2, 3)) / positions
         deviation = (x - mean[:, :, None, None]).masked_fill(padding, 0.0)
         variance = deviation.square().sum(dim=(2, 3)) / positions
-        # The slope of a square root at 0 is infinite; the offset bounds it, and taking its root off keeps 0
-        # at 0.
+        # The slope of a square root at 0 is infinite. The offset bounds it, and subtracting the offset's root
+        # maps 0 to 0.
         offset = 1e-4
         return torch.cat([mean, (variance + offset).sqrt() - offset**0.5], dim=1)

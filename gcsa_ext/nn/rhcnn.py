@@ -19,7 +19,7 @@ class HybridBlock(nn.Module):
     Args:
         in_channels: channels of the input.
         out_channels: channels of the output.
-        stride: of the block, in both directions.
+        stride: stride of the block, in both directions.
         dilation: rate of the second convolution; 1 makes the block an ordinary residual block.
 
     Shape:
@@ -49,8 +49,8 @@ class HybridBlock(nn.Module):
 
         Args:
             x: (B, in_channels, H, W).
-            padding: bool, broadcastable to the output; True where the output is padding and must be 0. The
-                convolutions then see exactly the zeros they would see beyond the edge of a shorter input.
+            padding: bool, broadcastable to the output; True where the output is padding and must be 0. Both
+                convolutions then read the zeros that they would read beyond the edge of a shorter input.
         """
         hidden = self.plain(x)
         if padding is not None:
@@ -71,22 +71,21 @@ def check_stages(name: str, widths: Sequence[int], depths: Sequence[int]) -> Non
 class RHCNN(nn.Module):
     """Residual hybrid CNN: images to feature vectors.
 
-    A strided 3x3 stem, then stages; each stage halves the map, runs its residual blocks and ends in a GCSA;
-    the last map is averaged over its positions. The blocks cycle through `dilations` from the first to the
-    last, so that neighbouring blocks have different rates and no position of the input is skipped.
+    A strided 3x3 stem is followed by stages. Each stage halves the map, runs its residual blocks and ends in
+    a GCSA. The last map is averaged over its positions. The blocks cycle through `dilations` from the first
+    to the last, so that neighbouring blocks have different rates and no position of the input is skipped.
 
     The name and the role (image branch) are those of arXiv 2503.11935; the layers are this project's choice.
 
     Args:
         in_channels: channels of the images.
-        widths: channels of each stage; each must suit GCSA, that is, be divisible by `groups` and at least
-            `reduction`.
+        widths: channels of each stage, each divisible by `groups` and at least `reduction`, as GCSA requires.
         depths: residual blocks of each stage.
         dilations: rates of the blocks' second convolutions, in turn.
         reduction: GCSA's reduction of channels.
         groups: GCSA's shuffle groups.
         kernel_size: GCSA's spatial kernel, odd.
-        stem_width: channels of the stem; the first stage's width where None.
+        stem_width: channels of the stem; None for the width of the first stage.
         stem_stride: stride of the stem.
 
     Attributes:
@@ -96,7 +95,7 @@ class RHCNN(nn.Module):
         (B, in_channels, H, W) floating point, any H, W >= 1 -> (B, out_features).
 
     Raises:
-        ValueError: sizes that do not go together, or an input of another rank or channel count.
+        ValueError: the sizes do not fit each other, or an input has another rank or number of channels.
     """
 
     def __init__(

@@ -1,5 +1,4 @@
-"""The operators as torch.library knows them (torch.ops.gcsa_ext.*), one file each; call them through
-gcsa_ext.functional."""
+"""The contracts of the operators torch.ops.gcsa_ext.*, one file each. Users call gcsa_ext.functional."""
 
 import importlib
 import pkgutil

@@ -112,7 +112,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _autograd(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
     x, *weights = ctx.saved_tensors
     needs = ctx.needs_input_grad[:5]
-    # With create_graph=True the gradient must itself be differentiable: the definition's is, to any order.
+    # With create_graph=True the gradient must itself be differentiable. That of the reference is, to any
+    # order.
     if torch.is_grad_enabled():
         inputs = (x, *weights, ctx.groups, ctx.sigmoid)
         return differentiate_reference(reference.channel_gate, inputs, (*needs, False, False), grad_out)

@@ -37,7 +37,7 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
 
 
 def _select(operator: str, x: Tensor, weight: Tensor) -> Callable[..., Any]:
-    """The selected backend's function, or torch's convolution for kernels that no backend is made for."""
+    """The function of the selected backend, or torch's convolution for kernel sizes that no backend has."""
     if weight.numel() > 0 and 3 <= weight.shape[-1] <= 11:
         return backends.select(operator, x)
     return backends.reference.operators[operator]
@@ -104,7 +104,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _autograd(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
     x, weight, bias = ctx.saved_tensors
     need_x, need_weight, need_bias = ctx.needs_input_grad
-    # With create_graph=True the gradient must itself be differentiable: the definition's is, to any order.
+    # With create_graph=True the gradient must itself be differentiable. That of the reference is, to any
+    # order.
     if torch.is_grad_enabled():
         return differentiate_reference(
             reference.conv2d_same, (x, weight, bias), (need_x, need_weight, need_bias), grad_out

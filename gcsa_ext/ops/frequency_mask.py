@@ -66,7 +66,7 @@ def _in_place(spectrogram: Tensor, start: Tensor, width: Tensor, value: float) -
         )
     in_place = select("frequency_mask_", spectrogram)
     (in_place if contiguous else reference.frequency_mask_)(spectrogram, start, width, value)
-    # Autograd compares versions to notice that a tensor it saved has been overwritten.
+    # Autograd compares versions to detect that a saved tensor has been overwritten.
     if not spectrogram.is_inference():
         torch.autograd.graph.increment_version(spectrogram)
 
@@ -85,7 +85,8 @@ registration.define(
     _in_place,
     _in_place_fake,
 )
-# PyTorch's own rule for negative views (the imaginary part of a conjugate) wants an operator with a result.
+# PyTorch's fallback for negative views (the imaginary part of a conjugate) supports only operators with a
+# result.
 registration.LIBRARY.impl("frequency_mask_", reference.frequency_mask_, "Negative")
 
 
@@ -95,8 +96,8 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _autograd(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
-    # Linear in the spectrogram: the gradient is masked by the same operator, which can be differentiated in
-    # turn.
+    # The operator is linear in the spectrogram: it masks the gradient with 0, and can be differentiated
+    # again.
     start, width = ctx.saved_tensors
     return torch.ops.gcsa_ext.frequency_mask(grad_out, start, width, 0.0), None, None, None
 

@@ -1,7 +1,7 @@
 """Contract of gcsa, the whole attention as one operator: schema, checks, shape rule, autograd formula.
 
-It is for maps with at least one position, kernels of 3 to 11 and the backends that have it; everything
-else is computed by the operators it is made of (see nn/attention.py).
+The operator takes maps with at least one element, and kernel sizes of 3 to 11. nn/attention.py computes every
+other attention layer by layer.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def _check(a: Arguments) -> None:
 def _forward(*args: Any) -> tuple[Tensor, ...]:
     a = Arguments(*args[:-1])
     _check(a)
-    found: tuple[Tensor, ...] = backends.select("gcsa", a.x)(a, args[-1])
-    return found
+    out: tuple[Tensor, ...] = backends.select("gcsa", a.x)(a, args[-1])
+    return out
 
 
 def _saved_shapes(a: Arguments) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -80,12 +80,12 @@ def _forward_fake(*args: Any) -> tuple[Tensor, ...]:
     _check(a)
     h, C = a.w1.shape[0], a.x.shape[1]
     dtype = reference.accumulator_dtype(a.x.dtype)
-    used = (
+    statistics = (
         a.x.new_empty(channels if save or given is None else 0, dtype=dtype)
         for channels, given in zip((h, h, C, C), a.statistics, strict=True)
     )
     saved = (a.x.new_empty(shape) for shape in (_saved_shapes(a) if save else (0, 0)))
-    return torch.empty_like(a.x, memory_format=memory_format(a.x)), *saved, *used
+    return torch.empty_like(a.x, memory_format=memory_format(a.x)), *saved, *statistics
 
 
 def _backward(
@@ -101,7 +101,8 @@ def _backward(
     _check(a)
     registration.check_gradient("gcsa", grad_out, a.x.shape, a.x)
     differentiate = backends.select("gcsa_backward", a.x)
-    # What another backend has saved in its own layout is of no use. The reference needs nothing saved.
+    # Another backend may have run the forward pass and saved u1 and u2 in its own layout, which this backend
+    # cannot read. The reference reads neither.
     saved = tuple((tuple(u.shape), u.dtype) for u in (u1, u2))
     if saved != tuple((shape, a.x.dtype) for shape in _saved_shapes(a)):
         differentiate = backends.reference.gcsa_backward
@@ -148,14 +149,15 @@ registration.define(
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
     a, ctx.save = Arguments(*inputs[:-1]), inputs[-1]
-    _, u1, u2, *used = output
+    _, u1, u2, *returned = output
     ctx.batch = a.mean1 is None, a.mean2 is None
     ctx.settings = a.eps1, a.eps2, a.groups, a.sigmoid, a.mixed
-    ctx.mark_non_differentiable(u1, u2, *used)
-    ctx.set_materialize_grads(False)  # no zeros, as large as u1 and u2, for what has no gradient
-    # Running statistics may change before the backward pass: with `save` the operator has copied them.
+    ctx.mark_non_differentiable(u1, u2, *returned)
+    ctx.set_materialize_grads(False)  # else autograd would allocate zeros as gradients of u1 and u2
+    # Given statistics may change before the backward pass. With `save` the operator returns copies of them.
     statistics = (
-        found if ctx.save or given is None else given for found, given in zip(used, a.statistics, strict=True)
+        copied if ctx.save or given is None else given
+        for copied, given in zip(returned, a.statistics, strict=True)
     )
     ctx.save_for_backward(*a.differentiable, u1, u2, *statistics)
 
@@ -166,11 +168,12 @@ def _autograd(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Tensor | None
     need, constants = ctx.needs_input_grad[:DIFFERENTIABLE], ctx.needs_input_grad[DIFFERENTIABLE:]
     if any(constants):
         raise RuntimeError("gcsa: mean and var are constants and have no gradient; detach them")
-    saved = ctx.saved_tensors  # asked for once: checkpoints give it only once
+    saved = ctx.saved_tensors  # torch.utils.checkpoint lets it be read only once
     *inputs, u1, u2, mean1, var1, mean2, var2 = saved
     a = Arguments(*(*inputs, mean1, var1, mean2, var2, *ctx.settings))
     grads: Sequence[Tensor | None]
-    # With create_graph=True the gradient must itself be differentiable: the definition's is, to any order.
+    # With create_graph=True the gradient must itself be differentiable. That of the reference is, to any
+    # order.
     if torch.is_grad_enabled() or not ctx.save:
         grads = backends.reference.gcsa_backward(grad_out, a, u1, u2, ctx.batch, need)
     else:

@@ -140,7 +140,8 @@ registration.define(
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     u, z, weight, bias, mean, _, ctx.eps = inputs
-    # The operator's own copy of the statistics: running ones may change before the backward pass.
+    # The copies of the statistics that the operator returns: running ones may change before the backward
+    # pass.
     _, used_mean, used_var = output
     ctx.batch_statistics = mean is None
     ctx.mark_non_differentiable(used_mean, used_var)
@@ -152,7 +153,8 @@ def _autograd(ctx: Any, grad_out: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     needs = ctx.needs_input_grad[:4]
     if any(ctx.needs_input_grad[4:6]):
         raise RuntimeError("norm_gate: mean and var are constants and have no gradient; detach them")
-    # With create_graph=True the gradient must itself be differentiable: the definition's is, to any order.
+    # With create_graph=True the gradient must itself be differentiable. That of the reference is, to any
+    # order.
     if torch.is_grad_enabled():
         statistics = (None, None) if ctx.batch_statistics else (mean, var)
         inputs = (u, z, weight, bias, *statistics, ctx.eps)

@@ -1,4 +1,4 @@
-"""What all operators share: the torch.library they are defined in, and how rules are attached to one."""
+"""What the contracts of all operators share: the torch.library, registration, the check of a gradient."""
 
 from __future__ import annotations
 
@@ -9,13 +9,20 @@ import torch
 from torch import Tensor
 
 LIBRARY = torch.library.Library("gcsa_ext", "DEF")
+"""The namespace torch.ops.gcsa_ext."""
 
 
 def define(
     schema: str, implementation: Callable[..., Any], fake: Callable[..., Any], tags: Sequence[torch.Tag] = ()
 ) -> None:
-    """Define an operator with one implementation for every device (it picks the backend) and its shape
-    rule."""
+    """Define an operator.
+
+    Args:
+        schema: the operator's name and signature in torch's schema language.
+        implementation: computes it on every device, by the backend that it selects.
+        fake: the shape rule: checks the arguments and returns uninitialised results.
+        tags: besides pt2_compliant_tag.
+    """
     name = schema.split("(")[0]
     LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag, *tags))
     LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
@@ -23,10 +30,14 @@ def define(
 
 
 def check_gradient(name: str, grad_out: Tensor, shape: Sequence[int], x: Tensor) -> None:
-    """Check, in a backward pass, that the gradient of the result fits what was saved.
+    """Check, in a backward pass, that the gradient of the result has `shape`, and the dtype and device of x.
 
-    ``tensor.data = other`` and hooks on saved tensors change a shape without autograd's notice, and kernels
-    know addresses only. Checked beside it are the saved tensors themselves, as in the forward pass.
+    Autograd does not notice when ``tensor.data = other`` or a hook on saved tensors changes a shape, and a
+    kernel sees addresses only. For the same reason the backward pass repeats the forward pass's checks of the
+    inputs.
+
+    Raises:
+        ValueError: the gradient does not fit.
     """
     if grad_out.shape != tuple(shape) or grad_out.dtype != x.dtype or grad_out.device != x.device:
         raise ValueError(
@@ -37,15 +48,16 @@ def check_gradient(name: str, grad_out: Tensor, shape: Sequence[int], x: Tensor)
 
 
 def cast_weights_in_autocast(name: str, operator: Callable[..., Any]) -> None:
-    """Under autocast, cast the tensors behind the first to its dtype.
+    """Register for autocast: every floating tensor is cast to the dtype of the first, x.
 
-    The plain module's product x * gate keeps a float32 x at float32, so the result keeps the dtype of x.
+    The result so keeps the dtype of x, as the plain module's product x * gate does for a float32 x.
     """
     _cast_in_autocast(name, operator, lambda device, x: x.dtype, lambda value: True)
 
 
 def cast_in_autocast(name: str, operator: Callable[..., Any]) -> None:
-    """Under autocast, cast every floating tensor to its dtype, as torch does for its own convolutions."""
+    """Register for autocast: floating tensors but float64 are cast to autocast's dtype, as for torch's
+    convolutions."""
     _cast_in_autocast(
         name,
         operator,
@@ -58,15 +70,16 @@ def _cast_in_autocast(
     name: str,
     operator: Callable[..., Any],
     dtype_of: Callable[[str, Tensor], torch.dtype],
-    takes: Callable[[Tensor], bool],
+    is_cast: Callable[[Tensor], bool],
 ) -> None:
+    """Register for autocast: tensors for which `is_cast` holds are cast to `dtype_of(device type, x)`."""
     for key, device in (("AutocastCPU", "cpu"), ("AutocastCUDA", "cuda")):
 
         def kernel(x: Tensor, *args: Any, device: str = device) -> Any:
             dtype = dtype_of(device, x)
             cast = (
                 value.to(dtype)
-                if isinstance(value, Tensor) and value.is_floating_point() and takes(value)
+                if isinstance(value, Tensor) and value.is_floating_point() and is_cast(value)
                 else value
                 for value in (x, *args)
             )

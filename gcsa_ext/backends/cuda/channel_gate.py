@@ -1,5 +1,7 @@
-"""The launches of the channel gate, see csrc/cuda/channel_gate.h; gcsa_ext/backends/gpu.py tells what each
-has to do."""
+"""The launches of the channel gate, see csrc/cuda/channel_gate.h.
+
+gcsa_ext/backends/gpu/launches.py has their contract.
+"""
 
 from __future__ import annotations
 
@@ -13,25 +15,25 @@ from torch import Tensor
 
 from gcsa_ext.backends.cuda import launch
 from gcsa_ext.backends.cuda.launch import ELEMENTS, VECTOR_ELEMENTS, address, kernels, target
+from gcsa_ext.backends.gpu.support import tf32
 
 
 def takes_channel_gate(channels: int, hidden: int, dtype: torch.dtype) -> bool:
-    """Whether there are kernels for so many hidden units, and 16 positions of so many channels fit in the
-    shared memory of a block.
+    """Whether there is a kernel for `hidden`, and 16 positions of all channels fit in shared memory.
 
-    Beyond, matrix products are nearly all of the time, and torch's are left to do them.
+    A larger gate spends nearly all of its time in matrix products, and torch computes it.
     """
     return hidden <= kernels().largest_gate_hidden and _fits(channels, hidden, dtype, _shared_bytes())
 
 
 @functools.cache
 def _fits(channels: int, hidden: int, dtype: torch.dtype, shared_bytes: int) -> bool:
-    """In either layout, forward and backward, with tf32 or without."""
+    """Whether the kernels fit in either layout, forward and backward, with tf32 and without."""
     limits = (0, 0, 1, shared_bytes)
     try:
         for last, other_last, tf32 in itertools.product((False, True), repeat=3):
             gate = (hidden, 1, True, tf32)
-            # 64 positions: whole images, which fewer are accessed in, take less memory.
+            # Images of fewer than 64 positions are read as a whole, which takes less memory.
             arguments = (limits, ELEMENTS[dtype], (1, channels, 64), gate, last, other_last)
             kernels().plan_channel_gate(*arguments)
             kernels().plan_channel_gate_backward(*arguments, True, (16, 16, 16))
@@ -41,24 +43,13 @@ def _fits(channels: int, hidden: int, dtype: torch.dtype, shared_bytes: int) -> 
 
 
 def _shared_bytes() -> int:
-    """What a block may have on every device here."""
+    """The bytes of shared memory that a block of threads may have on each of the devices."""
     return launch.EMULATED_TARGET[3] if launch.emulated() else _least_shared_bytes()
 
 
 @functools.cache
 def _least_shared_bytes() -> int:
     return min(launch.limits(device)[1] for device in range(torch.cuda.device_count()))
-
-
-def tf32(x: Tensor) -> bool:
-    """Whether float32 is multiplied as tf32: where torch's own products are."""
-    if x.dtype != torch.float32:
-        return False
-    matmul = torch.backends.cuda.matmul
-    # Reading the older switch raises an error once the newer one was used.
-    if hasattr(matmul, "fp32_precision"):
-        return bool(matmul.fp32_precision == "tf32")
-    return bool(matmul.allow_tf32)
 
 
 def _arguments(
@@ -69,6 +60,7 @@ def _arguments(
     layout: torch.memory_format,
     other: torch.memory_format,
 ) -> tuple[Any, ...]:
+    """The first arguments of the compiled functions: device, sizes, settings, layouts of both maps."""
     N, C, H, W = x.shape
     gate = (hidden, groups, sigmoid, tf32(x))
     return (
@@ -89,9 +81,10 @@ def channel_gate(
     layout: torch.memory_format,
     out_layout: torch.memory_format,
 ) -> Tensor:
-    """See reference.channel_gate; x (N, C, H, W) in `layout`, the result in `out_layout`; not empty.
+    """See reference.channel_gate; x (N, C, H, W), not empty, in `layout`, the result in `out_layout`.
 
-    The weights w1 (h, C), b1, w2 (C, h), b2 are contiguous, of any floating dtype, and rounded to that of x.
+    The weights w1 (h, C), b1, w2 (C, h), b2 are contiguous, in any floating dtype. They are cast to that of
+    x.
     """
     weights = [w.to(x.dtype) for w in weights]
     out = torch.empty_like(x, memory_format=out_layout)
@@ -115,10 +108,13 @@ def channel_gate_backward(
     need_x: bool,
     need_weights: bool,
 ) -> tuple[Tensor | None, list[Tensor | None]]:
-    """The gradients of x, in its `layout`, and of the weights; `grad` is that of the result."""
+    """The gradients of x, in its `layout`, and of the weights.
+
+    `grad` is the gradient of the result, in `grad_layout`.
+    """
     grad_x = torch.empty_like(x, memory_format=layout) if need_x else None
-    found = [torch.empty_like(w) if need_weights else None for w in weights]
-    rounded = [w.to(x.dtype) for w in weights]
+    grads = [torch.empty_like(w) if need_weights else None for w in weights]
+    cast_weights = [w.to(x.dtype) for w in weights]
     arguments = _arguments(x, weights[0].shape[0], groups, sigmoid, layout, grad_layout)
     maps = tuple(map(address, (x, grad, grad_x)))
     workspace: list[Tensor | None] = [None, None, None, None]
@@ -132,9 +128,9 @@ def channel_gate_backward(
     kernels().channel_gate_backward(
         *arguments,
         maps,
-        tuple(map(address, rounded)),
+        tuple(map(address, cast_weights)),
         list(map(address, workspace)),
         (rows, units),
-        [(address(g), VECTOR_ELEMENTS[w.dtype]) for g, w in zip(found, weights, strict=True)],
+        [(address(g), VECTOR_ELEMENTS[w.dtype]) for g, w in zip(grads, weights, strict=True)],
     )
-    return grad_x, found
+    return grad_x, grads

@@ -1,4 +1,4 @@
-"""What all launches share: the compiled kernels, or their emulation in tests, and where they run."""
+"""What all launches share: the compiled kernels, or their emulation in tests, and the device they run on."""
 
 from __future__ import annotations
 
@@ -17,24 +17,25 @@ VECTOR_ELEMENTS = {**ELEMENTS, torch.float64: 1}
 """The dtypes of vectors, which keep the dtype that the user gave them."""
 
 EMULATED_TARGET = (0, 0, 3, 227 * 1024)
-"""Few multiprocessors, so that blocks of few positions take turns."""
+"""What `target` returns for the emulation. It has few multiprocessors, so that a block loops even over a few
+positions."""
 
 _emulation: ModuleType | None = None
 
 
 def emulate(module: ModuleType | None) -> None:
-    """Compute with the kernels as `module` emulates them on the CPU (see python_tests/emulated_cuda.py), or
-    no longer."""
+    """Compute with `module`, which emulates the kernels on the CPU for tests; None ends the emulation."""
     global _emulation
     _emulation = module
 
 
 def emulated() -> bool:
+    """Whether the kernels are emulated."""
     return _emulation is not None
 
 
 def kernels() -> ModuleType:
-    """The functions of csrc/cuda/bindings.cpp."""
+    """The module that csrc/cuda/bindings.cpp defines, or its emulation."""
     if _emulation is not None:
         return _emulation
     assert native.extension is not None
@@ -43,7 +44,7 @@ def kernels() -> ModuleType:
 
 
 def missing() -> str | None:
-    """Why there are no kernels, or None."""
+    """Why there are no kernels, or None if there are."""
     if _emulation is not None:
         return None
     if native.extension is None:
@@ -54,13 +55,13 @@ def missing() -> str | None:
 
 @functools.cache
 def limits(device: int) -> tuple[int, int]:
-    """The multiprocessors of a GPU, and the bytes of shared memory that a block of threads may have there."""
+    """The number of multiprocessors of a GPU, and the bytes of shared memory that a block may have."""
     multiprocessors, shared_bytes = kernels().device_limits(device)
     return multiprocessors, shared_bytes
 
 
 def target(x: Tensor) -> tuple[int, int, int, int]:
-    """The device of x, its current stream, its multiprocessors, and the shared memory a block may have."""
+    """The device of x, the handle of its current stream, and `limits`."""
     if not x.is_cuda:
         return EMULATED_TARGET
     device = x.get_device()
@@ -68,4 +69,10 @@ def target(x: Tensor) -> tuple[int, int, int, int]:
 
 
 def address(tensor: Tensor | None) -> int:
+    """The address of the first element, or 0 for a missing tensor."""
     return 0 if tensor is None else tensor.data_ptr()
+
+
+def vector(values: Tensor | None) -> tuple[int, int]:
+    """The address of a vector and the code of its dtype, or 0, 0 for a missing vector."""
+    return (0, 0) if values is None else (values.data_ptr(), VECTOR_ELEMENTS[values.dtype])

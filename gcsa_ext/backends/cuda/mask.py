@@ -1,4 +1,4 @@
-"""Operators frequency_mask and frequency_mask_."""
+"""The operators frequency_mask and frequency_mask_."""
 
 from __future__ import annotations
 
@@ -7,24 +7,23 @@ from torch import Tensor
 
 from gcsa_ext.backends.bits import unsigned_bits
 from gcsa_ext.backends.cuda.launch import address, kernels, target
+from gcsa_ext.backends.operands import expand_bands
 
 
 def _mask(spectrogram: Tensor, start: Tensor, width: Tensor, value: float, out: Tensor) -> None:
+    """Write the masked spectrogram to `out`, which may be the spectrogram itself; both are contiguous."""
     if out.numel() == 0:
         return
     freq, time = spectrogram.shape[-2:]
-    bands = start.shape[-1]
-    shared = start.numel() == bands
-    if not shared:
-        start, width = (t.expand(*spectrogram.shape[:-2], bands) for t in (start, width))
+    start, width, shared = expand_bands(spectrogram, start, width)
     with torch.cuda.device_of(spectrogram):
-        start, width = start.to(torch.int64).contiguous(), width.to(torch.int64).contiguous()
+        start, width = start.to(torch.int64), width.to(torch.int64)
         kernels().frequency_mask(
             target(spectrogram),
             spectrogram.numel() // (freq * time),
             freq,
             time,
-            bands,
+            start.shape[-1],
             shared,
             spectrogram.element_size(),
             address(start),
@@ -36,7 +35,7 @@ def _mask(spectrogram: Tensor, start: Tensor, width: Tensor, value: float, out: 
 
 
 def frequency_mask(spectrogram: Tensor, start: Tensor, width: Tensor, value: float) -> Tensor:
-    """See reference.frequency_mask; contiguous."""
+    """See reference.frequency_mask; the result is contiguous."""
     spectrogram = spectrogram.contiguous()
     out = torch.empty_like(spectrogram)
     _mask(spectrogram, start, width, value, out)

@@ -1,7 +1,7 @@
-"""The launches of batch normalisation with what follows it, see csrc/cuda/norm.h.
+"""The launches of batch normalisation and the gate or relu behind it, see csrc/cuda/norm.h.
 
-Sums over positions are made in two stages without atomic additions, in an order that depends on the shape
-and on whether maps begin at a multiple of 16 bytes, so that two runs give the same bits.
+Sums over positions are computed in two stages without atomic additions. Their order depends on the shape and
+on whether maps begin at a multiple of 16 bytes, so two runs give the same bits.
 """
 
 from __future__ import annotations
@@ -11,16 +11,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from gcsa_ext.backends.cuda.launch import ELEMENTS, VECTOR_ELEMENTS, address, kernels, target
+from gcsa_ext.backends.cuda.launch import ELEMENTS, address, kernels, target, vector
 from gcsa_ext.backends.gpu import Norm, NormGradients
 
 
 def _is_last(layout: torch.memory_format) -> bool:
     return layout == torch.channels_last
-
-
-def _vector(vector: Tensor | None) -> tuple[int, int]:
-    return (0, 0) if vector is None else (vector.data_ptr(), VECTOR_ELEMENTS[vector.dtype])
 
 
 def _sizes(u: Tensor) -> tuple[int, int, int]:
@@ -29,7 +25,7 @@ def _sizes(u: Tensor) -> tuple[int, int, int]:
 
 
 def _parts(u: Tensor, last: bool, other_last: bool) -> int:
-    """How many partial sums there are of each channel."""
+    """The number of partial sums of each channel."""
     return int(kernels().norm_parts(ELEMENTS[u.dtype], last, last != other_last, *_sizes(u)))
 
 
@@ -44,20 +40,23 @@ def batch_statistics(u: Tensor, offset: Tensor | None, layout: torch.memory_form
         last,
         *_sizes(u),
         address(u),
-        _vector(offset),
+        vector(offset),
         *map(address, (mean, var, partial)),
     )
     return mean, var
 
 
-def _mixes(u: Tensor, layout: torch.memory_format) -> bool:
-    """Whether there are kernels for another map that is contiguous: where u, of 16 bits, is channels_last, as
-    all maps inside of a GCSA are."""
+def _takes_contiguous_maps(u: Tensor, layout: torch.memory_format) -> bool:
+    """Whether there are kernels for u in channels_last beside other maps that are contiguous.
+
+    There are for 16-bit maps: those inside a GCSA are in channels_last, those outside may be contiguous.
+    """
     return _is_last(layout) and u.dtype.itemsize == 2
 
 
 def _normalisation(norm: Norm) -> tuple[object, ...]:
-    vectors = map(_vector, (norm.weight, norm.bias, norm.offset))
+    """The arguments of the compiled functions that describe `norm`."""
+    vectors = map(vector, (norm.weight, norm.bias, norm.offset))
     return *vectors, address(norm.mean), address(norm.var)
 
 
@@ -70,12 +69,12 @@ def norm_forward(
     z_layout: torch.memory_format | None = None,
     add_to: Tensor | None = None,
 ) -> Tensor:
-    """z * sigmoid(norm(u)), or relu(norm(u)) without z; u (N, C, H, W) in `layout`, z in `z_layout` or in
-    that of u, the result in `out_layout`: a new map, or what `add_to` holds with this added to it."""
+    """See `Gates.norm_forward`. Maps in layouts for which there is no kernel are copied."""
     z_layout = z_layout or layout
-    if z is not None and z_layout != layout and not (_mixes(u, layout) and out_layout == layout):
+    contiguous_maps = _takes_contiguous_maps(u, layout)
+    if z is not None and z_layout != layout and not (contiguous_maps and out_layout == layout):
         z, z_layout = z.contiguous(memory_format=layout), layout
-    if out_layout != layout and (add_to is not None or not _mixes(u, layout)):
+    if out_layout != layout and (add_to is not None or not contiguous_maps):
         out = norm_forward(u, z, norm, layout, layout, z_layout)
         return out.contiguous(memory_format=out_layout) if add_to is None else add_to.add_(out)
     out = torch.empty_like(u, memory_format=out_layout) if add_to is None else add_to
@@ -105,23 +104,21 @@ def norm_backward(
     grad_layout: torch.memory_format,
     need_sums: bool = False,
 ) -> NormGradients:
-    """The gradients of u, z, weight and bias that are needed; `grad` in `grad_layout`, all else in `layout`.
+    """See `Gates.norm_backward`.
 
-    With `batch_statistics` norm.mean and norm.var depend on u. The gradient of u then needs sums over all
-    positions, hence two passes over the maps, and one pass otherwise.
+    With `batch_statistics` the gradient of u needs sums over all positions, hence two passes over the maps.
+    All else takes one pass.
     """
-    need_u, need_z, need_weight, need_bias = need
-    if grad_layout != layout and not _mixes(u, layout):
+    if grad_layout != layout and not _takes_contiguous_maps(u, layout):
         grad, grad_layout = grad.contiguous(memory_format=layout), layout
     C = u.shape[1]
-    grad_u = torch.empty_like(u, memory_format=layout) if need_u else None
-    grad_z = torch.empty_like(u, memory_format=layout) if need_z and z is not None else None
-    grad_weight = torch.empty_like(norm.weight) if need_weight and norm.weight is not None else None
-    grad_bias = torch.empty_like(norm.bias) if need_bias and norm.bias is not None else None
+    grads = NormGradients.empty(u, z, norm, need, layout)
+    grad_u, grad_z, grad_weight, grad_bias, _ = grads
 
     def run(
         grad_u: Tensor | None, grad_z: Tensor | None, sums: Tensor | None, partial: Tensor | None
     ) -> None:
+        """One pass over the maps, which writes the gradients and partial sums that are not None."""
         kernels().norm_backward(
             target(u),
             ELEMENTS[u.dtype],
@@ -135,21 +132,21 @@ def norm_backward(
             *map(address, (grad, grad_u, grad_z, sums, partial)),
         )
 
-    first_for_sums = batch_statistics and need_u
+    two_passes = batch_statistics and grad_u is not None
     sums = None
-    if first_for_sums or need_sums or grad_weight is not None or grad_bias is not None:
+    if two_passes or need_sums or grad_weight is not None or grad_bias is not None:
         parts = _parts(u, _is_last(layout), _is_last(grad_layout))
         partial = u.new_empty((parts, 2, C), dtype=torch.float32)
         sums = u.new_empty(2 * C, dtype=torch.float32)
-        if first_for_sums:
+        if two_passes:
             run(None, None, None, partial)
         else:
             run(grad_u, grad_z, None, partial)
         kernels().norm_sums(
-            target(u), parts, C, address(partial), address(sums), _vector(grad_weight), _vector(grad_bias)
+            target(u), parts, C, address(partial), address(sums), vector(grad_weight), vector(grad_bias)
         )
-    if first_for_sums:
+    if two_passes:
         run(grad_u, grad_z, sums, None)
     elif sums is None and (grad_u is not None or grad_z is not None):
         run(grad_u, grad_z, None, None)
-    return NormGradients(grad_u, grad_z, grad_weight, grad_bias, sums)
+    return grads._replace(sums=sums)

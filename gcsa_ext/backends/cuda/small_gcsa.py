@@ -1,4 +1,4 @@
-"""The launch of the whole attention at once, with given statistics; see csrc/cuda/small_gcsa.h."""
+"""The whole attention in one launch, for small maps and given statistics; see csrc/cuda/small_gcsa.h."""
 
 from __future__ import annotations
 
@@ -8,20 +8,27 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from gcsa_ext.backends.cuda.channel_gate import tf32
-from gcsa_ext.backends.cuda.launch import ELEMENTS, VECTOR_ELEMENTS, address, kernels, target
+from gcsa_ext.backends.cuda.launch import ELEMENTS, address, kernels, target, vector
+from gcsa_ext.backends.gpu.support import tf32
 from gcsa_ext.backends.operands import Arguments
 from gcsa_ext.layout import memory_format
 
 POSITIONS = 2048
+"""The largest number of positions N * H * W."""
+
 MULTIPLY_ADDS = {2: 3e9, 4: 4e8}
-"""At most how many a map may have, and need in both convolutions together, by the size of an element: so many
-take about as long as the launches that are saved. Predicted; ``python benchmarks/gpu.py`` measures it."""
+"""The largest number of multiplications in both convolutions together, by the size of an element in bytes.
+
+With this number the one launch takes about as long as one launch per layer. The number is a prediction, which
+``python benchmarks/gpu.py`` can measure.
+"""
 
 
 def takes(a: Arguments, save: bool) -> bool:
-    """Whether `small_gcsa` computes it: with all statistics given, nothing saved for a backward pass, and a
-    map that makes little work."""
+    """Whether `small_gcsa` is to compute gcsa.
+
+    It does if all statistics are given, nothing is saved for a backward pass, and the map is small.
+    """
     N, C, H, W = a.x.shape
     hidden, kernel_size = a.w1.shape[0], a.conv1_weight.shape[-1]
     if save or any(value is None for value in a.statistics):
@@ -34,6 +41,7 @@ def takes(a: Arguments, save: bool) -> bool:
 
 
 def _arguments(x: Tensor, hidden: int, kernel_size: int, groups: int, sigmoid: bool) -> tuple[Any, ...]:
+    """The arguments of the compiled functions but the device: limits, sizes, settings, layout."""
     limits = target(x)[2:]
     settings = (hidden, groups, kernel_size, sigmoid)
     units = (tf32(x), convolution_tf32(x))
@@ -42,18 +50,18 @@ def _arguments(x: Tensor, hidden: int, kernel_size: int, groups: int, sigmoid: b
 
 
 def convolution_tf32(x: Tensor) -> bool:
-    """Whether float32 is multiplied as tf32 in convolutions: where torch's own are."""
+    """Whether convolutions of x round float32 operands to tf32: where torch's own convolutions do."""
     if x.dtype != torch.float32 or not x.is_cuda:
         return False
     try:
         return torch.backends.cudnn.allow_tf32
-    except RuntimeError:  # once the newer switch was used
+    except RuntimeError:  # allow_tf32 raises it once the newer fp32_precision was set
         return bool(torch.backends.cudnn.conv.fp32_precision == "tf32")  # type: ignore[attr-defined]
 
 
 @functools.lru_cache(maxsize=256)
 def _plan(limits: tuple[int, int], *arguments: Any) -> tuple[int, int, int] | None:
-    """The elements of the workspaces, or None where it does not fit."""
+    """The numbers of elements of the workspaces, or None if the kernel does not fit in shared memory."""
     try:
         z, hidden, partial, _launch = kernels().plan_small_gcsa((0, 0, *limits), *arguments)
     except ValueError:
@@ -62,14 +70,14 @@ def _plan(limits: tuple[int, int], *arguments: Any) -> tuple[int, int, int] | No
 
 
 def small_gcsa(a: Arguments) -> tuple[Tensor, ...]:
-    """See backends/reference.py, with nothing saved; in the layout of x."""
+    """gcsa of backends/reference.py where `takes` is true; the result is in the layout of x."""
     hidden, kernel_size = a.w1.shape[0], a.conv1_weight.shape[-1]
     with torch.cuda.device_of(a.x):
         x = a.x.contiguous(memory_format=memory_format(a.x))
         arguments = _arguments(x, hidden, kernel_size, a.groups, a.sigmoid)
-        elements = cast("tuple[int, int, int]", _plan(*arguments))
-        z, between = (x.new_empty(count) for count in elements[:2])
-        partial = x.new_empty(elements[2], dtype=torch.float32)
+        z_elements, between_elements, partial_elements = cast("tuple[int, int, int]", _plan(*arguments))
+        z, between_convolutions = x.new_empty(z_elements), x.new_empty(between_elements)
+        partial = x.new_empty(partial_elements, dtype=torch.float32)
         out = torch.empty_like(x)
         used = [x.new_empty(len(value), dtype=torch.float32) for value in (a.b1, a.b1, a.b2, a.b2)]
         gate = [w.to(x.dtype).contiguous() for w in a.gate]
@@ -84,14 +92,9 @@ def small_gcsa(a: Arguments) -> tuple[Tensor, ...]:
             *arguments[1:],
             address(x),
             [address(w) for w in gate],
-            (address(first), list(map(_vector, vectors1)), a.eps1, address(used[0]), address(used[1])),
-            (address(second), list(map(_vector, vectors2)), a.eps2, address(used[2]), address(used[3])),
+            (address(first), list(map(vector, vectors1)), a.eps1, address(used[0]), address(used[1])),
+            (address(second), list(map(vector, vectors2)), a.eps2, address(used[2]), address(used[3])),
             address(out),
-            [address(z), address(between), address(partial)],
+            [address(z), address(between_convolutions), address(partial)],
         )
     return out, *(x.new_empty(0) for _ in range(2)), *(x.new_empty(0, dtype=torch.float32) for _ in range(4))
-
-
-def _vector(vector: Tensor | None) -> tuple[int, int]:
-    """The address and the code of the dtype of a vector, which may be missing."""
-    return (0, 0) if vector is None else (vector.data_ptr(), VECTOR_ELEMENTS[vector.dtype])

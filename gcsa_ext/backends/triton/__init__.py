@@ -1,7 +1,7 @@
-"""Backend "triton": kernels in Triton's language, for any GPU that Triton supports; compiled when first
-called.
+"""Backend "triton": kernels in Triton's language, for any GPU that Triton supports.
 
-Importing this never fails: without Triton the reason is kept.
+A kernel is compiled when it is first called. Importing this package never fails: without Triton, `load_error`
+is the reason.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from typing import Any
 import torch
 
 from gcsa_ext.backends import forced
+from gcsa_ext.backends.gpu import Operators
+from gcsa_ext.backends.gpu.support import too_old, unsupported_dtype
 
 load_error: str | None = None
 INTERPRETED = False
 operators: Mapping[str, Callable[..., Any]] = {}
 try:
-    from gcsa_ext.backends.gpu import Operators
     from gcsa_ext.backends.triton import convolution, gates, mask, tuning
     from gcsa_ext.backends.triton.interpreter import INTERPRETED, compute_as_a_gpu_does
 
@@ -28,21 +29,18 @@ try:
     }
     if INTERPRETED:
         compute_as_a_gpu_does()
-except Exception as error:  # a broken installation raises anything
+except Exception as error:  # a broken installation may raise any exception
     load_error = f"triton cannot be imported: {error}"
-
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-MASK_DTYPES = (*DTYPES, torch.float64)
 
 
 def unsupported(operator: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """Why this backend cannot run `operator` on such tensors, or None if it can.
 
-    What it can run it may still leave to torch in part: convolutions, see `convolution.unsupported`, and the
-    channel gate of a perceptron with more than gates.LARGEST_HIDDEN hidden units.
+    Even where it can, torch computes a convolution for which `convolution.unsupported` gives a reason, and a
+    channel gate of more than gates.LARGEST_HIDDEN hidden units.
 
-    Under TRITON_INTERPRET=1 it takes tensors on the CPU too, for tests, but only when it is forced: nobody
-    wants the interpreter's speed by accident.
+    Under TRITON_INTERPRET=1, which is for tests, the backend takes tensors on the CPU too, but only if it is
+    forced, since the interpreter is very slow.
     """
     if device.type not in ("cpu", "cuda"):
         return f"the triton backend takes tensors on a GPU, not on {device}"
@@ -53,21 +51,11 @@ def unsupported(operator: str, device: torch.device, dtype: torch.dtype) -> str 
         )
     if load_error is not None:
         return load_error
-    if device.type == "cuda" and (reason := _too_old(device)) is not None:
-        return reason
-    dtypes = MASK_DTYPES if operator.startswith("frequency_mask") else DTYPES
-    if dtype not in dtypes:
-        return f"the triton backend has {operator} for {', '.join(map(str, dtypes))}, not {dtype}"
-    return None
-
-
-def _too_old(device: torch.device) -> str | None:
-    if torch.version.hip is not None:
-        return None
-    found = torch.cuda.get_device_properties(device)
-    if found.major >= 8:
-        return None
-    return f"Triton's kernels need compute capability 8.0, {device} has {found.major}.{found.minor}"
+    if device.type == "cuda" and torch.version.hip is None:
+        reason = too_old("Triton's kernels", device)
+        if reason is not None:
+            return reason
+    return unsupported_dtype("triton", operator, dtype)
 
 
 __all__ = ["convolution", "operators", "tuning", "unsupported"]

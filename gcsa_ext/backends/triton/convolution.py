@@ -1,6 +1,7 @@
-"""The convolution of an attention in evaluation, with its norm and gate behind it in the same launch.
+"""A convolution of GCSA in evaluation, with the normalisation and the gate behind it in the same launch.
 
-It replaces torch's convolution and one pass over the map, where that was measured to be faster.
+It replaces torch's convolution and `gates.norm_forward` for the shape classes where it was measured to be
+faster.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ KERNEL_SIZES = (3, 5, 7, 9, 11)
 
 
 class ShapeClass(NamedTuple):
-    """What decides which of two convolutions is faster; the number of positions N * H * W rounded up to a
-    power of two."""
+    """What decides which of two convolutions is faster.
+
+    `positions` is N * H * W, rounded up to a power of two.
+    """
 
     dtype: torch.dtype
     kernel_size: int
@@ -37,16 +40,16 @@ class ShapeClass(NamedTuple):
 
 
 FASTER: frozenset[ShapeClass] = frozenset()
-"""The shape classes in which these kernels were measured to be faster than torch's convolution and
-gates.norm_forward, by `python benchmarks/gpu.py`, which prints what to enter here. None has been measured."""
+"""The shape classes for which these kernels were measured to be faster than torch's convolution and
+gates.norm_forward. ``python benchmarks/gpu.py`` prints the entries that it measures. None has been
+measured."""
 
 forced: bool | None = None
-"""For tests and measurements: True takes these kernels wherever they can run, False never."""
+"""For tests and measurements: True takes these kernels for every supported kernel size, False never."""
 
 
 def unsupported(x: Tensor, weight: Tensor) -> str | None:
-    """Why torch's convolution is taken for `x` (N, C, H, W) and `weight` (O, C, k, k), or None if these
-    kernels are."""
+    """Why torch convolves x (N, C, H, W) with weight (O, C, k, k), or None if these kernels do."""
     kernel_size = weight.shape[-1]
     if kernel_size not in KERNEL_SIZES:
         return f"there are Triton kernels for kernel sizes {KERNEL_SIZES}, not {kernel_size}"
@@ -59,13 +62,16 @@ def unsupported(x: Tensor, weight: Tensor) -> str | None:
 
 
 def blocks(channels: int, filters: int, positions: int, dtype: torch.dtype, precision: str) -> Configuration:
-    """Of `convolution_norm`: the largest for which code for sm_90 keeps everything in registers, and fewer
-    positions where there are few."""
+    """The blocks of `convolution_norm`.
+
+    They are the largest for which code for sm_90 keeps everything in registers, cut to the sizes of small
+    maps.
+    """
     if dtype.itemsize == 2:
         along_p, along_o, along_c = 128, 128, 64
     elif precision == "tf32":
         along_p, along_o, along_c = 128, 64, 32
-    else:  # on ordinary units, whose operands take registers too
+    else:  # ordinary units multiply, and their operands take registers too
         along_p, along_o, along_c = 64, 32, 16
     block_o = min(power_of_two(filters, 16), along_o)
     return {
@@ -77,8 +83,11 @@ def blocks(channels: int, filters: int, positions: int, dtype: torch.dtype, prec
 
 
 def _splits(x: Tensor, tiles: int, steps: int) -> int:
-    """In how many parts a sum is cut for small maps, so that all of the device has work: each of several
-    steps, or starting takes longer than computing."""
+    """The number of programs that share the sum of one output tile.
+
+    More than one give every multiprocessor work on small maps. Each has at least 8 steps, since with fewer
+    starting a program takes longer than its work.
+    """
     return max(1, min(programs(x, 1) // tiles, steps // 8, 64))
 
 
@@ -90,7 +99,7 @@ def convolution_norm(
     layout: torch.memory_format,
     out_layout: torch.memory_format,
 ) -> Tensor:
-    """z * sigmoid(norm(conv(x))), or relu(norm(conv(x))) without z.
+    """z * sigmoid(norm(conv(x))), or relu(norm(conv(x))) where z is None.
 
     Args:
         x, z: (N, C, H, W) and (N, O, H, W), in `layout`.
@@ -106,9 +115,9 @@ def convolution_norm(
     )
     precision = convolution_precision(x)
     constants: dict[str, Any] = {**sizes.constants, "LAST": is_last(layout), "OUT_LAST": is_last(out_layout)}
-    found = blocks(sizes.channels, filters, sizes.positions, x.dtype, precision)
-    along_p, along_o = triton.cdiv(sizes.positions, found["BLOCK_P"]), triton.cdiv(filters, found["BLOCK_O"])
-    steps = kernel_size**2 * triton.cdiv(sizes.channels, found["BLOCK_C"])
+    tile = blocks(sizes.channels, filters, sizes.positions, x.dtype, precision)
+    along_p, along_o = triton.cdiv(sizes.positions, tile["BLOCK_P"]), triton.cdiv(filters, tile["BLOCK_O"])
+    steps = kernel_size**2 * triton.cdiv(sizes.channels, tile["BLOCK_C"])
     per_split = triton.cdiv(steps, _splits(x, along_p * along_o, steps))
     splits = triton.cdiv(steps, per_split)
     partial = None
@@ -134,15 +143,15 @@ def convolution_norm(
         out_layout,
         precision,
     )
-    launch_fastest(shape_class, with_stages(found, 3, 2, 4), launch, x)
+    launch_fastest(shape_class, with_stages(tile, 3, 2, 4), launch, x)
     if partial is not None:
-        found = norm_blocks(filters, torch.channels_last)
-        grid = (triton.cdiv(sizes.positions, found["BLOCK_P"]), triton.cdiv(filters, found["BLOCK_C"]))
+        finish = norm_blocks(filters, torch.channels_last)
+        grid = (triton.cdiv(sizes.positions, finish["BLOCK_P"]), triton.cdiv(filters, finish["BLOCK_C"]))
         kernels.finish_convolution_norm[grid](
             *(partial, z, *norm[:5], out, norm.eps, position_units, units, filters, splits),
             **constants,
-            BLOCK_P=found["BLOCK_P"],
-            BLOCK_O=found["BLOCK_C"],
-            num_warps=found["num_warps"],
+            BLOCK_P=finish["BLOCK_P"],
+            BLOCK_O=finish["BLOCK_C"],
+            num_warps=finish["num_warps"],
         )
     return out

@@ -1,7 +1,7 @@
-"""The launches of the channel gate and of batch normalisation with what follows it.
+"""The launches of the channel gate, and of batch normalisation and the gate or relu behind it.
 
-Maps come contiguous in the given layout; vectors in any floating dtype. Sums over positions are made in two
-stages without atomic additions, so that two runs give the same bits.
+gcsa_ext/backends/gpu/launches.py has their contract. Sums over positions are computed in two stages without
+atomic additions, so two runs give the same bits.
 """
 
 from __future__ import annotations
@@ -20,17 +20,19 @@ from gcsa_ext.backends.triton.launch import Sizes, is_last, power_of_two, precis
 from gcsa_ext.backends.triton.tuning import Configuration, launch_fastest
 
 LARGEST_HIDDEN = 256
-"""Hidden units of the channel gate that a program holds for its positions. Beyond, matrix products are
-nearly all of the time, and torch's are left to do them."""
+"""The largest number of hidden units of the channel gate that a program can hold for its positions. A larger
+gate spends nearly all of its time in matrix products, and torch computes it."""
 
 
 class _Blocks(NamedTuple):
+    """The largest number of channels, the number of positions and the number of warps of a program."""
+
     channels: int
     positions: int
     warps: int
 
     def constants(self, channels: int, hidden: int) -> Configuration:
-        """For a gate of so many channels and hidden units; tl.dot wants 16 of everything."""
+        """The constants of a kernel for these numbers of channels and units; tl.dot needs at least 16."""
         return {
             "BLOCK_C": min(power_of_two(channels, 16), self.channels),
             "BLOCK_H": power_of_two(hidden, 16),
@@ -39,9 +41,9 @@ class _Blocks(NamedTuple):
         }
 
 
-# By hidden units rounded up, for any number of channels: the largest blocks for which code for sm_90 keeps
-# everything in registers, but for a little in the last row. float32 products run on ordinary units, where
-# operands take registers too.
+# By the number of hidden units, rounded up to a power of two: the largest blocks for which code for sm_90
+# keeps everything in registers (in the last row nearly everything). float32 products run on ordinary units,
+# whose operands take registers too.
 _FORWARD_16_BIT = {
     16: _Blocks(64, 64, 4),
     32: _Blocks(128, 64, 8),
@@ -73,18 +75,18 @@ _BACKWARD_32_BIT = {
 
 
 def takes_channel_gate(channels: int, hidden: int, dtype: torch.dtype) -> bool:
-    """Whether a program can hold so many hidden units."""
+    """Whether a program can hold `hidden` units."""
     return hidden <= LARGEST_HIDDEN
 
 
 def fits_one_block(channels: int, hidden: int, dtype: torch.dtype) -> bool:
-    """Whether a program holds all channels of its positions, and the sums of the weights' gradients."""
+    """Whether a program can hold all channels of its positions, and the sums of the weights' gradients."""
     all_channels, units = power_of_two(channels, 16), power_of_two(hidden, 16)
     return all_channels <= 128 and all_channels * units <= (4096 if dtype.itemsize == 2 else 1024)
 
 
 def forward_blocks(channels: int, hidden: int, dtype: torch.dtype) -> Configuration:
-    """Of `channel_gate_forward` where all fits one block, else of `channel_gate_forward_split`."""
+    """The blocks of `channel_gate_forward` where `fits_one_block`, else of `channel_gate_forward_split`."""
     if fits_one_block(channels, hidden, dtype):
         if dtype.itemsize == 2:
             return _Blocks(128, 64, 4 if channels <= 64 else 8).constants(channels, hidden)
@@ -94,8 +96,8 @@ def forward_blocks(channels: int, hidden: int, dtype: torch.dtype) -> Configurat
 
 
 def backward_blocks(channels: int, hidden: int, dtype: torch.dtype) -> Configuration:
-    """Of `channel_gate_backward` where all fits one block, else of `channel_gate_backward_x` and
-    `..._weights`."""
+    """The blocks of `channel_gate_backward` where `fits_one_block`, else of `channel_gate_backward_x` and
+    `channel_gate_backward_weights`."""
     if fits_one_block(channels, hidden, dtype):
         if dtype.itemsize == 2:
             return _Blocks(128, 32, 4 if channels <= 64 else 8).constants(channels, hidden)
@@ -105,10 +107,10 @@ def backward_blocks(channels: int, hidden: int, dtype: torch.dtype) -> Configura
 
 
 def _contiguous_groups(groups: int, x: Tensor, layout: torch.memory_format, blocks: Configuration) -> int:
-    """The number of groups where tiles are in the order of x's channels, else 0; see the kernels.
+    """The kernels' constant GROUPS: `groups` if tiles are in the order of the channels of x, else 0.
 
-    Not for float32: its products on ordinary units leave no registers for that, and values to be gathered are
-    twice as wide.
+    It is 0 for float32. Products on ordinary units leave no registers for the transposition, and gathering
+    float32 values costs less per byte.
     """
     if not is_last(layout) or x.dtype.itemsize != 2:
         return 0
@@ -116,8 +118,10 @@ def _contiguous_groups(groups: int, x: Tensor, layout: torch.memory_format, bloc
 
 
 def with_stages(blocks: Configuration, *stages: int) -> list[Configuration]:
-    """The same blocks, with loads issued so many stages, less one, ahead of their use; Triton's default is
-    3."""
+    """The same blocks with each number of pipeline stages: loads are issued stages - 1 steps ahead of use.
+
+    Triton's default is 3.
+    """
     return [{**blocks, "num_stages": number} for number in stages]
 
 
@@ -129,9 +133,10 @@ def channel_gate(
     layout: torch.memory_format,
     out_layout: torch.memory_format,
 ) -> Tensor:
-    """See reference.channel_gate; x (N, C, H, W) in `layout`, the result in `out_layout`; not empty.
+    """See reference.channel_gate; x (N, C, H, W), not empty, in `layout`, the result in `out_layout`.
 
-    The weights w1 (h, C), b1, w2 (C, h), b2 are contiguous, of any floating dtype, and rounded to that of x.
+    The weights w1 (h, C), b1, w2 (C, h), b2 are contiguous, in any floating dtype. They are cast to that of
+    x.
     """
     sizes, h = Sizes.of(x), weights[0].shape[0]
     out = torch.empty_like(x, memory_format=out_layout)
@@ -160,7 +165,7 @@ def channel_gate(
 
     shape_class = ("channel_gate", *sizes.shape_class, h, groups, layout, out_layout, precision(x))
     blocks = forward_blocks(sizes.channels, h, x.dtype)
-    # float32 with other numbers would take more registers than there are.
+    # For float32 any other number of stages needs more registers than there are.
     stages = (3, 2) if fits or x.dtype.itemsize == 2 else (3,)
     launch_fastest(shape_class, with_stages(blocks, *stages), launch, x)
     return out
@@ -253,22 +258,22 @@ def channel_gate_backward(
 
 
 def norm_blocks(channels: int, *layouts: torch.memory_format, values: int = 1024) -> Configuration:
-    """Blocks of so many values, long in the direction that is contiguous: in both, where layouts differ.
+    """Blocks of `values` elements, long in the direction that is contiguous, in both where layouts differ.
 
-    With very many channels blocks hold more of them, since a grid has at most 65535 programs along these.
+    With very many channels a block holds more of them, since a grid has at most 65535 programs along them.
     """
-    most = 64 if all(map(is_last, layouts)) else 32 if any(map(is_last, layouts)) else 4
-    block = min(power_of_two(channels), max(most, power_of_two(triton.cdiv(channels, 65535))))
+    usual = 64 if all(map(is_last, layouts)) else 32 if any(map(is_last, layouts)) else 4
+    block = min(power_of_two(channels), max(usual, power_of_two(triton.cdiv(channels, 65535))))
     return {"BLOCK_C": block, "BLOCK_P": max(1, values // block), "num_warps": 4}
 
 
 def elementwise_blocks(channels: int, *layouts: torch.memory_format) -> list[Configuration]:
-    """For passes without sums, whose blocks may be of any size."""
+    """The configurations of passes without sums: the size of a block does not change the result."""
     return [norm_blocks(channels, *layouts, values=values) for values in (1024, 2048)]
 
 
 def _splits(x: Tensor, along_p: int, along_c: int) -> int:
-    """How many programs share the positions of a block of channels."""
+    """The number of programs that share the positions of a block of channels."""
     return min(along_p, -(-programs(x, 4) // along_c))
 
 
@@ -310,8 +315,7 @@ def norm_forward(
     z_layout: torch.memory_format | None = None,
     add_to: Tensor | None = None,
 ) -> Tensor:
-    """z * sigmoid(norm(u)), or relu(norm(u)) without z; u (N, C, H, W) in `layout`, z in `z_layout` or in
-    that of u, the result in `out_layout`: a new map, or what `add_to` holds with this added to it."""
+    """See `Gates.norm_forward`."""
     sizes, z_layout = Sizes.of(u), z_layout or layout
     out = torch.empty_like(u, memory_format=out_layout) if add_to is None else add_to
 
@@ -339,7 +343,7 @@ def norm_forward(
     if add_to is None:
         shape_class = ("norm_forward", *sizes.shape_class, z is None, layout, z_layout, out_layout)
         launch_fastest(shape_class, configurations, launch, u)
-    else:  # once is enough
+    else:  # launch_fastest may launch several times, and each would add
         launch(configurations[0])
     return out
 
@@ -355,49 +359,46 @@ def norm_backward(
     grad_layout: torch.memory_format,
     need_sums: bool = False,
 ) -> NormGradients:
-    """The gradients of u, z, weight and bias that are needed; `grad` in `grad_layout`, all else in `layout`.
+    """See `Gates.norm_backward`.
 
-    With `batch_statistics` norm.mean and norm.var depend on u. The gradient of u then needs sums over all
-    positions, hence two passes over the maps, and one pass otherwise.
+    With `batch_statistics` the gradient of u needs sums over all positions, hence two passes over the maps.
+    All else takes one pass.
     """
-    need_u, need_z, need_weight, need_bias = need
     sizes = Sizes.of(u)
     C = sizes.channels
-    grad_u = torch.empty_like(u, memory_format=layout) if need_u else None
-    grad_z = torch.empty_like(u, memory_format=layout) if need_z and z is not None else None
-    grad_weight = torch.empty_like(norm.weight) if need_weight and norm.weight is not None else None
-    grad_bias = torch.empty_like(norm.bias) if need_bias and norm.bias is not None else None
+    grads = NormGradients.empty(u, z, norm, need, layout)
+    grad_u, grad_z, grad_weight, grad_bias, _ = grads
     configurations = elementwise_blocks(C, layout, grad_layout)
 
-    def run(blocks: Configuration, count: int, wanted: tuple[Tensor | None, ...]) -> None:
-        """`wanted`: sums, as far as they are known, then what is to be written: see the kernel."""
+    def run(blocks: Configuration, count: int, *outputs: Tensor | None) -> None:
+        """One pass; `outputs` are the kernel's sums (which it reads), grad_u, grad_z and partial."""
         batch_norm.norm_backward[(count, triton.cdiv(C, blocks["BLOCK_C"]))](
-            *(grad, u, z, *norm[:5], *wanted, norm.eps),
+            *(grad, u, z, *norm[:5], *outputs, norm.eps),
             *sizes.arguments,
             **sizes.constants,
             GRAD_LAST=is_last(grad_layout),
             LAST=is_last(layout),
-            AHEAD=1 if wanted[-1] is None else 3,
+            AHEAD=1 if outputs[-1] is None else 3,
             **blocks,
         )
 
-    first_for_sums = batch_statistics and need_u
+    two_passes = batch_statistics and grad_u is not None
     sums = None
-    if first_for_sums or need_sums or grad_weight is not None or grad_bias is not None:
-        blocks = configurations[0]  # always the same, since the order of a sum depends on it
+    if two_passes or need_sums or grad_weight is not None or grad_bias is not None:
+        blocks = configurations[0]  # always the same blocks, since the order of a sum depends on them
         along_p, along_c = triton.cdiv(sizes.positions, blocks["BLOCK_P"]), triton.cdiv(C, blocks["BLOCK_C"])
         parts = _splits(u, along_p, along_c)
         partial = u.new_empty((parts, 2 * C), dtype=torch.float32)
         sums = u.new_empty(2 * C, dtype=torch.float32)
-        outputs = (None, None) if first_for_sums else (grad_u, grad_z)
-        run(blocks, parts, (None, *outputs, partial))
+        outputs = (None, None) if two_passes else (grad_u, grad_z)
+        run(blocks, parts, None, *outputs, partial)
         sum_partials(partial, (grad_weight, grad_bias), (C, C), sums)
-    if first_for_sums or (sums is None and (grad_u is not None or grad_z is not None)):
+    if two_passes or (sums is None and (grad_u is not None or grad_z is not None)):
 
         def launch(blocks: Configuration) -> None:
-            run(blocks, triton.cdiv(sizes.positions, blocks["BLOCK_P"]), (sums, grad_u, grad_z, None))
+            run(blocks, triton.cdiv(sizes.positions, blocks["BLOCK_P"]), sums, grad_u, grad_z, None)
 
-        wanted = z is None, sums is None, grad_u is None, grad_z is None
-        shape_class = ("norm_backward", *sizes.shape_class, *wanted, layout, grad_layout)
+        missing = z is None, sums is None, grad_u is None, grad_z is None
+        shape_class = ("norm_backward", *sizes.shape_class, *missing, layout, grad_layout)
         launch_fastest(shape_class, configurations, launch, u)
-    return NormGradients(grad_u, grad_z, grad_weight, grad_bias, sums)
+    return grads._replace(sums=sums)

@@ -15,12 +15,12 @@ INTERPRETED = isinstance(sum_partials, interpreter.InterpretedFunction)
 
 
 def compute_as_a_gpu_does() -> None:
-    """Repair what Triton 3.6's interpreter does otherwise than compiled kernels do.
+    """Make Triton 3.6's interpreter compute what compiled kernels compute.
 
-    Scalars bound a loop with NumPy 2.4 too (Triton issue 9171); bfloat16 is rounded to nearest, not towards
-    zero; tl.dot multiplies the values of bfloat16 operands, not their bits; overflow and NaN raise no
-    warning. And replace the language's functions once and for all, not anew in every call of every function,
-    which takes half of the time.
+    After this call scalars bound a loop with NumPy 2.4 too (Triton issue 9171), bfloat16 is rounded to
+    nearest and not towards zero, tl.dot multiplies the values of bfloat16 operands and not their bits, and
+    overflow and NaN raise no warning. Besides, the functions of the language are replaced once and not in
+    every call of every function, which takes half of the time.
     """
     builder = interpreter.InterpreterBuilder
     patch, convert, dot = interpreter._patch_lang_tensor, interpreter._convert_float, builder.create_dot
@@ -35,7 +35,7 @@ def compute_as_a_gpu_does() -> None:
         if function not in patched:
             patch_language(function)
             patched.add(function)
-        return interpreter._LangPatchScope()  # in which nothing is to be restored
+        return interpreter._LangPatchScope()  # an empty scope: at its end nothing is restored
 
     def convert_float(data: Any, source: Any, target: Any, rounding_mode: Any) -> Any:
         if (source, target) == (tl.float32, tl.bfloat16):

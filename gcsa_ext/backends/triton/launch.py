@@ -1,4 +1,4 @@
-"""What all launches share: how a map is described to a kernel, how many programs run, the last sums."""
+"""What all launches share: the sizes of a map as kernels take them, the number of programs, the last sums."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import torch
 import triton
 from torch import Tensor
 
+from gcsa_ext.backends.gpu.support import tf32
 from gcsa_ext.backends.triton.kernels import tile
 
 _LARGEST_32_BITS = 2**31 - 2**16
-"""Fewer positions than this are counted in 32 bits, the last block's reach behind the end included."""
+"""Fewer positions than this fit in 32 bits, including those of the last block that are outside of the map."""
 
 
 def power_of_two(n: int, least: int = 1) -> int:
@@ -23,7 +24,10 @@ def power_of_two(n: int, least: int = 1) -> int:
 
 
 class Sizes(NamedTuple):
-    """Of a map (N, C, H, W), as kernels take them; see kernels/tile.py."""
+    """The sizes of a map (N, C, H, W) as kernels take them; see kernels/tile.py.
+
+    positions is N * H * W, unit the constant UNIT, and units is H * W / unit.
+    """
 
     positions: int
     channels: int
@@ -38,15 +42,17 @@ class Sizes(NamedTuple):
 
     @property
     def arguments(self) -> tuple[int, int, int]:
+        """The kernels' arguments position_units, C, P_UNITS."""
         return self.positions // self.unit, self.channels, self.units
 
     @property
     def shape_class(self) -> tuple[int, ...]:
-        """Channels, positions rounded up to a power of two, unit: maps alike in these take equally long."""
+        """Channels, positions rounded up to a power of two, and unit: the key of a timed configuration."""
         return self.channels, power_of_two(self.positions), self.unit
 
     @property
     def constants(self) -> dict[str, Any]:
+        """The kernels' constants of the same names."""
         return {"UNIT": self.unit, "WIDE": self.positions >= _LARGEST_32_BITS}
 
 
@@ -54,26 +60,15 @@ def is_last(layout: torch.memory_format) -> bool:
     return layout == torch.channels_last
 
 
-def precision(x: Tensor, setting: Any = None) -> str:
-    """How tl.dot multiplies: float32 rounded to tf32 only where torch's own products are.
-
-    Args:
-        setting: where torch keeps the switch, torch.backends.cuda.matmul or torch.backends.cudnn.conv.
-    """
-    if x.dtype != torch.float32:
-        return "ieee"
-    setting = torch.backends.cuda.matmul if setting is None else setting
-    # Reading the older switch raises an error once the newer one was used.
-    allowed = (
-        setting.fp32_precision == "tf32" if hasattr(setting, "fp32_precision") else bool(setting.allow_tf32)
-    )
-    return "tf32" if allowed else "ieee"
+def precision(x: Tensor) -> str:
+    """The input precision of tl.dot: "tf32" where torch's own matrix products use tf32, else "ieee"."""
+    return "tf32" if tf32(x) else "ieee"
 
 
 def convolution_precision(x: Tensor) -> str:
-    """`precision` of convolutions, which have a switch of their own; in older torch it is cuDNN's."""
+    """`precision` of convolutions, which torch sets separately, in older versions for all of cuDNN."""
     cudnn: Any = torch.backends.cudnn
-    return precision(x, cudnn.conv if hasattr(cudnn, "conv") else cudnn)
+    return "tf32" if tf32(x, cudnn.conv if hasattr(cudnn, "conv") else cudnn) else "ieee"
 
 
 @functools.cache
@@ -82,14 +77,18 @@ def _multiprocessors(device: torch.device) -> int:
 
 
 def programs(x: Tensor, per_multiprocessor: int) -> int:
-    """How many programs that loop over blocks keep the device of x busy; few in the interpreter."""
+    """The number of programs that loop over blocks and keep the device of x busy; 3 in the interpreter."""
     return per_multiprocessor * _multiprocessors(x.device) if x.is_cuda else 3
 
 
 def sum_partials(
     partial: Tensor, outputs: Sequence[Tensor | None], sizes: Sequence[int], total: Tensor | None = None
 ) -> None:
-    """Sum partial (rows, width) over its rows into `total` (width,), and piece by piece into `outputs`."""
+    """Sum `partial` (rows, width) over its rows.
+
+    The sums (width,) are written to `total`, and consecutive pieces of the given `sizes` to `outputs`; both
+    may be None.
+    """
     rows, width = partial.shape
     pieces = [*outputs, *(4 - len(outputs)) * (None,)]
     lengths = [*sizes, *(4 - len(sizes)) * (0,)]

@@ -1,4 +1,4 @@
-"""Operators frequency_mask and frequency_mask_."""
+"""The operators frequency_mask and frequency_mask_."""
 
 from __future__ import annotations
 
@@ -7,34 +7,27 @@ import triton
 from torch import Tensor
 
 from gcsa_ext.backends.bits import INTEGERS, bits
+from gcsa_ext.backends.operands import expand_bands
 from gcsa_ext.backends.triton.kernels import frequency_mask as kernels
 from gcsa_ext.backends.triton.launch import power_of_two
 from gcsa_ext.backends.triton.tuning import Configuration, launch_fastest
 
 
 def mask_blocks(time: int) -> list[Configuration]:
-    """Blocks of 2048 or 4096 values, as long as rows are."""
+    """Blocks of 2048 or 4096 elements, up to 1024 of them along time."""
     along_t = min(power_of_two(time, 16), 1024)
     return [{"BLOCK_ROWS": values // along_t, "BLOCK_T": along_t, "num_warps": 4} for values in (2048, 4096)]
 
 
-def _bands(spectrogram: Tensor, start: Tensor, width: Tensor) -> tuple[Tensor, Tensor, bool]:
-    """start and width as kernels take them, and whether all samples share them."""
-    shared = start.numel() == start.shape[-1]
-    if not shared:
-        start, width = (t.expand(*spectrogram.shape[:-2], t.shape[-1]) for t in (start, width))
-    return start.contiguous(), width.contiguous(), shared
-
-
 def frequency_mask(spectrogram: Tensor, start: Tensor, width: Tensor, value: float) -> Tensor:
-    """See reference.frequency_mask; contiguous."""
+    """See reference.frequency_mask; the result is contiguous."""
     spectrogram = spectrogram.contiguous()
     out = torch.empty_like(spectrogram)
     if out.numel() == 0:
         return out
     freq, time = spectrogram.shape[-2:]
     rows, bands = spectrogram.numel() // time, start.shape[-1]
-    start, width, shared = _bands(spectrogram, start, width)
+    start, width, shared = expand_bands(spectrogram, start, width)
     integers = INTEGERS[spectrogram.element_size()]
     maps = spectrogram.view(integers), start, width, out.view(integers)
     value_bits = bits(value, spectrogram.dtype)
@@ -55,7 +48,7 @@ def frequency_mask_(spectrogram: Tensor, start: Tensor, width: Tensor, value: fl
     if spectrogram.numel() == 0 or bands == 0:
         return
     freq, time = spectrogram.shape[-2:]
-    start, width, shared = _bands(spectrogram, start, width)
+    start, width, shared = expand_bands(spectrogram, start, width)
     maps = spectrogram.view(INTEGERS[spectrogram.element_size()]), start, width
     value_bits = bits(value, spectrogram.dtype)
     blocks = mask_blocks(time)[0]

@@ -1,8 +1,8 @@
-"""Which of a few configurations of a kernel is fastest on a device, measured once per shape class.
+"""The choice of the fastest of a few configurations of a kernel, measured once per device and shape class.
 
-Configurations differ in how work is laid out and loads are scheduled, never in the order of a sum: whichever
-is taken, the results have the same bits. Triton keeps compiled kernels on disk, so that measuring them once
-more takes another process milliseconds: choices are kept in memory alone.
+Configurations differ in the layout of the work and the schedule of loads, never in the order of a sum, so all
+of them give the same bits. Choices are kept in memory alone: Triton caches compiled kernels on disk, so
+another process measures again in milliseconds.
 """
 
 from __future__ import annotations
@@ -19,11 +19,12 @@ from triton.runtime.errors import OutOfResources
 Configuration = dict[str, int]
 """Block sizes, num_warps, num_stages."""
 
-_SHARE = 0.95
-"""Of the time of the best configuration so far another one must stay below: the first is the safe one."""
+_FASTER = 0.95
+"""A configuration replaces the best one so far if it takes less than this share of its time, so that noise
+does not replace the first one, which is known to fit in registers."""
 
 enabled = True
-"""Whether anything is timed. Tests switch it off, which compile hundreds of kernels to call each once."""
+"""Whether configurations are timed. Tests that compile hundreds of kernels and call each once set False."""
 
 _chosen: dict[Hashable, Configuration] = {}
 
@@ -36,14 +37,16 @@ def launch_fastest(
 ) -> None:
     """Call `launch` with the fastest of the configurations on the device of x.
 
-    The first call of a shape class times all of them, but while its stream is captured into a CUDA graph,
-    where nothing may wait, and in the interpreter: there the first one is taken. A capture in another thread
-    is not disturbed by what is compiled and timed here (by kernels of a single configuration, which are
-    loaded when they are first called, it may be).
+    The first call of a shape class times all of them. In the interpreter, and while the current stream is
+    captured into a CUDA graph and hence cannot be waited for, the first configuration is taken instead.
+    Timing does not disturb a capture in another thread. Kernels of a single configuration are not timed; the
+    first call of one loads it, which may disturb such a capture.
 
     Args:
-        shape_class: what decides which is fastest, the kernel's name included.
-        launch: must write the same whenever it is called again, and read none of it.
+        shape_class: the kernel's name and all that decides which configuration is fastest.
+        configurations: the first is the default.
+        launch: launches the kernel; a repeated call must write the same, so it must not read what it writes.
+        x: a tensor on the device, of the dtype that the kernel computes with.
     """
     key = (x.device, x.dtype, *shape_class)
     configuration = _chosen.get(key)
@@ -52,7 +55,7 @@ def launch_fastest(
         if len(configurations) == 1:
             configuration = _chosen[key] = configurations[0]
         elif enabled and x.is_cuda and not torch.cuda.is_current_stream_capturing():
-            with _beside_captures():
+            with _relaxed_capture_mode():
                 configuration = _chosen[key] = _fastest(configurations, launch)
         else:
             configuration = configurations[0]
@@ -61,7 +64,7 @@ def launch_fastest(
 
 @cache
 def _driver() -> ctypes.CDLL | None:
-    """CUDA's, or None where it cannot be loaded, as with AMD's GPUs."""
+    """The CUDA driver, or None where it cannot be loaded, as with AMD's GPUs."""
     try:
         return ctypes.CDLL("libcuda.so.1")
     except OSError:
@@ -69,17 +72,17 @@ def _driver() -> ctypes.CDLL | None:
 
 
 @contextlib.contextmanager
-def _beside_captures() -> Iterator[None]:
-    """Let this thread load modules and wait for events while another one captures a CUDA graph.
+def _relaxed_capture_mode() -> Iterator[None]:
+    """Let this thread load modules and wait for events while another thread captures a CUDA graph.
 
-    In CUDA's default mode of capturing, which is also torch.cuda.graph's, such calls of any thread would fail
-    and spoil the capture, unless that thread has said that it knows what it does.
+    In the default capture mode of CUDA and torch.cuda.graph such calls fail and invalidate the capture,
+    unless the calling thread has set the relaxed mode for itself.
     """
     driver = _driver()
     if driver is None:
         yield
         return
-    # CU_STREAM_CAPTURE_MODE_RELAXED; the call puts the previous one in its place.
+    # CU_STREAM_CAPTURE_MODE_RELAXED. The call writes the previous mode to the same variable.
     mode = ctypes.c_int(2)
     exchanged = driver.cuThreadExchangeStreamCaptureMode(ctypes.byref(mode)) == 0
     try:
@@ -93,19 +96,19 @@ def _fastest(
     configurations: Iterable[Configuration], launch: Callable[[Configuration], None]
 ) -> Configuration:
     best, *others = configurations
-    least = _milliseconds(partial(launch, best))
+    best_time = _milliseconds(partial(launch, best))
     for configuration in others:
         try:
-            found = _milliseconds(partial(launch, configuration))
+            time = _milliseconds(partial(launch, configuration))
         except OutOfResources:  # a device with less shared memory
             continue
-        if found < _SHARE * least:
-            best, least = configuration, found
+        if time < _FASTER * best_time:
+            best, best_time = configuration, time
     return best
 
 
 def _milliseconds(call: Callable[[], None]) -> float:
-    """The least of a few times on the current stream, after a call that compiles."""
+    """The shortest of 5 times of 3 calls on the current stream, after a first call, which compiles."""
     call()
     times: list[float] = []
     for _ in range(5):

@@ -1,13 +1,13 @@
-"""Batch normalisation and what follows it: the gate z * sigmoid(...), or relu(...).
+"""Batch normalisation and the gate z * sigmoid(...) or relu(...) behind it.
 
-Of maps u (N, C, P) with count = N * P values per channel, and a vector `offset` (C,), the bias of the
-convolution that made u, which is left to these kernels::
+For maps u (N, C, P) with count = N * P values per channel, and `offset` (C,), the bias of the convolution
+that computed u without it::
 
     xhat = (u + offset - mean) * rstd,   rstd = 1 / sqrt(var + eps),   v = weight * xhat + bias
     out  = z * sigmoid(v)   or   relu(v)
 
-Everything between loads and stores is float32. weight, bias, offset: (C,) of any dtype, or None for 1, 0, 0;
-mean, var: (C,) float32. One program per BLOCK_C channels and one or more blocks of BLOCK_P positions.
+Kernels compute in float32. weight, bias, offset: (C,) of any floating dtype, or None for 1, 0, 0; mean, var:
+(C,) float32. A program computes BLOCK_C channels of one or more blocks of BLOCK_P positions.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from gcsa_ext.backends.triton.kernels.tile import (
 
 @triton.jit
 def _merge(mean, square, count, AXIS: tl.constexpr):
-    """Statistics of all values from those of parts (Chan's formula): mean, sum of squares about it, count.
+    """Merge the statistics of parts by Chan's formula: mean, sum of squared deviations, count.
 
-    mean, square: (channels, parts) or (parts, channels), the parts along AXIS; count: the same shape,
-    float32; empty parts have 0.
+    mean, square, count: (channels, parts) or (parts, channels) float32, with the parts along AXIS; the count
+    of an empty part is 0.
     """
     total = tl.sum(count, AXIS)
     merged = tl.sum(mean * count, AXIS) / total
     distance = tl.where(count > 0.0, mean - tl.expand_dims(merged, AXIS), 0.0)
-    # A second round takes out what rounding left in the first.
+    # A second step corrects the rounding errors of the first.
     merged += tl.sum(distance * count, AXIS) / total
     distance = tl.where(count > 0.0, mean - tl.expand_dims(merged, AXIS), 0.0)
     return merged, tl.sum(square, AXIS) + tl.sum(count * distance * distance, AXIS), total
@@ -50,13 +50,13 @@ def batch_statistics(
 ):  # fmt: skip
     """Mean and sum of squared deviations of every channel in one pass over u.
 
-    Each lane follows Welford's recurrence on the distance from its channel's first value, so that neither a
-    mean far from zero nor a long sum costs digits; lanes, then programs, are merged by Chan's formula.
+    Each lane computes Welford's recurrence of the distance from its channel's first value, so that neither a
+    mean far from zero nor a long sum costs digits. Lanes, then programs, are merged by Chan's formula.
 
     Program (i, j) takes every num_programs(0)-th block of positions of BLOCK_C channels. With one program
-    along i, and partial None, it writes mean (offset added) and the biased var: (C,) float32. Else each
-    writes its part of partial: (3, programs, C) float32, the means, the squares and the counts, for
-    `merge_statistics`. AHEAD blocks, less one, are on their way while one is computed.
+    along i partial is None, and the program writes mean (offset added) and the biased var: (C,) float32.
+    Otherwise each program writes its part of partial: (3, programs, C) float32, the means, the squares and
+    the counts, for `merge_statistics`. AHEAD - 1 blocks are being loaded while one is computed.
     """
     P = count_positions(P_UNITS, UNIT, WIDE)
     positions = count_positions(position_units, UNIT, WIDE)
@@ -120,7 +120,7 @@ def merge_statistics(partial, offset, mean, var, C, parts, BLOCK_C: tl.constexpr
 
 @triton.jit
 def load_norm(weight, bias, mean, var, offset, eps, channel, is_channel):
-    """Columns (channels, 1): mean - offset, rstd, weight, bias."""
+    """mean - offset, rstd, weight and bias, each as a column (channels, 1)."""
     shift = load_vector(mean, channel, is_channel, 0.0) - load_vector(offset, channel, is_channel, 0.0)
     rstd = tl.div_rn(1.0, tl.sqrt_rn(load_vector(var, channel, is_channel, 1.0) + eps))
     scale = load_vector(weight, channel, is_channel, 1.0)
@@ -132,8 +132,10 @@ def store_activated(
     out, v, z, channel, is_channel, position, is_position, C, P,
     Z_LAST: tl.constexpr, OUT_LAST: tl.constexpr, ADD: tl.constexpr,
 ):  # fmt: skip
-    """Write ``z * sigmoid(v)``, or ``relu(v)`` where z is None, for a tile v (channels, positions); or add
-    it to what out holds."""
+    """Write ``z * sigmoid(v)``, or ``relu(v)`` where z is None, for a tile v (channels, positions).
+
+    If ADD, the tile is added to `out`.
+    """
     if z is None:
         result = tl.where(v < 0.0, 0.0, v)
     else:
@@ -151,8 +153,10 @@ def norm_forward(
     LAST: tl.constexpr, Z_LAST: tl.constexpr, OUT_LAST: tl.constexpr, ADD: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """``out = z * sigmoid(v)``, or ``relu(v)`` where z is None, or that added to out if ADD; u, z and out
-    each in its own layout."""
+    """``out = z * sigmoid(v)``, or ``out = relu(v)`` where z is None; ``out += ...`` if ADD.
+
+    u is in LAST's layout, z in Z_LAST's and out in OUT_LAST's.
+    """
     P = count_positions(P_UNITS, UNIT, WIDE)
     positions = count_positions(position_units, UNIT, WIDE)
     position, is_position = block_of_positions(tl.program_id(0), positions, BLOCK_P, WIDE)
@@ -171,16 +175,17 @@ def norm_backward(
     GRAD_LAST: tl.constexpr, LAST: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
-    """One pass over grad, u and z, which writes gradients, sums for them, or both. ::
+    """One pass over grad, u and z, which writes gradients, or the sums that they need, or both. ::
 
         s = sigmoid(v),   gv = grad * z * s (1 - s),   grad_z = grad * s       or gv = (v > 0) grad without z
         grad_weight = sum gv * xhat,   grad_bias = sum gv
         grad_u = weight * rstd * (gv - grad_bias / count - xhat * grad_weight / count)
 
-    grad: in GRAD_LAST's layout; u, z, grad_u, grad_z: in LAST's; what is not wanted is None. sums: (2 * C,)
-    float32, grad_weight and then grad_bias; None means that mean and var are constants, and the last two
-    terms fall away. Program (i, j) takes every num_programs(0)-th block of positions of BLOCK_C channels and
-    writes its sums into row i of partial: (programs, 2 * C) float32. AHEAD: as in `batch_statistics`.
+    grad: in GRAD_LAST's layout; u, z, grad_u, grad_z: in LAST's. An output that is None is not written. sums:
+    (2 * C,) float32, grad_weight and then grad_bias, to read; None means that mean and var are constants, and
+    grad_u has no terms but gv. Program (i, j) takes every num_programs(0)-th block of positions of BLOCK_C
+    channels and writes its sums into row i of partial: (programs, 2 * C) float32. AHEAD: as in
+    `batch_statistics`.
     """
     P = count_positions(P_UNITS, UNIT, WIDE)
     positions = count_positions(position_units, UNIT, WIDE)

@@ -5,11 +5,11 @@ With x (C, positions), w1 (h, C), w2 (C, h) and G groups of C / G channels::
     v1 = w1 x + b1,   hidden = relu(v1),   v2 = w2 hidden + b2,   a = sigmoid(v2)
     out[j * G + i] = (x * a)[i * (C / G) + j]
 
-Tiles are indexed by the channel of `out`, so that what is written is contiguous in both layouts, and the rows
-of x, w1 and w2 are gathered instead. But where the channels of x are contiguous (channels_last), and the
-number of groups is a power of two, GROUPS, tiles are indexed by the channel of x, and transposed between
-registers where they meet those of `out`: gathering single values would cost more. Products take operands in
-the dtype of x and sum in float32.
+If GROUPS is 0, tiles are indexed by the channel of `out`: writes are contiguous in both layouts, and the rows
+of x, w1 and w2 are gathered. This would gather single values where the channels of x are contiguous
+(channels_last). If the number of groups is also a power of two, tiles are therefore indexed by the channel of
+x, and transposed between registers to the order of `out`; GROUPS is then the number of groups. Products take
+operands in the dtype of x and sum in float32.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from gcsa_ext.backends.triton.kernels.tile import (
 
 @triton.jit
 def _channels(start, C, groups, BLOCK_C: tl.constexpr, GROUPS: tl.constexpr):
-    """Of BLOCK_C channels of `out`, from `start` on: their numbers in x, and which exist.
+    """The indices in x of the BLOCK_C channels of `out` from `start` on, and which of them exist.
 
-    In the order of `out`, or with GROUPS, then equal to groups, in that of x: one group after the other.
+    They are in the order of `out`, or, if GROUPS is not 0, in that of x: one group after the other.
     """
     if GROUPS:
         run: tl.constexpr = BLOCK_C // GROUPS
@@ -47,7 +47,7 @@ def _channels(start, C, groups, BLOCK_C: tl.constexpr, GROUPS: tl.constexpr):
 
 @triton.jit
 def _transpose_channels(tile, A: tl.constexpr, B: tl.constexpr):
-    """(A * B, positions) to (B * A, positions)."""
+    """Transpose the first axis: channel a * B + b of (A * B, positions) becomes channel b * A + a."""
     positions: tl.constexpr = tile.shape[1]
     return tl.reshape(tl.permute(tl.reshape(tile, (A, B, positions)), (1, 0, 2)), (B * A, positions))
 
@@ -57,7 +57,7 @@ def _store_out(
     out, tile, start, position, is_position, C, P,
     LAST: tl.constexpr, BLOCK_C: tl.constexpr, GROUPS: tl.constexpr,
 ):  # fmt: skip
-    """Write a tile of the channels of `_channels`."""
+    """Write a tile of the channels that `_channels` lists."""
     channel = start + tl.arange(0, BLOCK_C)
     if GROUPS:
         tile = _transpose_channels(tile.to(out.dtype.element_ty), GROUPS, BLOCK_C // GROUPS)
@@ -69,7 +69,7 @@ def _load_gradient(
     grad, start, position, is_position, C, P,
     LAST: tl.constexpr, BLOCK_C: tl.constexpr, GROUPS: tl.constexpr,
 ):  # fmt: skip
-    """float32 gradients of the channels of `_channels`, from a map in the order of `out`."""
+    """The float32 gradients of the channels that `_channels` lists, from a map in the order of `out`."""
     channel = start + tl.arange(0, BLOCK_C)
     tile = load_tile(grad, channel, channel < C, position, is_position, C, P, LAST)
     if GROUPS:
@@ -79,28 +79,28 @@ def _load_gradient(
 
 @triton.jit
 def _load_w1(w1, channel, is_channel, unit, is_unit, C, dtype: tl.constexpr):
-    """(units, channels)"""
+    """A tile (units, channels) of w1."""
     inside = is_unit[:, None] & is_channel[None, :]
     return tl.load(w1 + unit[:, None] * C + channel[None, :], mask=inside, other=0.0).to(dtype)
 
 
 @triton.jit
 def _load_w2(w2, channel, is_channel, unit, is_unit, h, dtype: tl.constexpr):
-    """(channels, units)"""
+    """A tile (channels, units) of w2."""
     inside = is_channel[:, None] & is_unit[None, :]
     return tl.load(w2 + channel[:, None] * h + unit[None, :], mask=inside, other=0.0).to(dtype)
 
 
 @triton.jit
 def _activate(v1, is_unit, is_position, dtype: tl.constexpr):
-    """relu that keeps NaN; 0 outside, where an infinite weight would make a NaN."""
+    """relu, which keeps NaN; 0 outside of units and positions, where an infinite weight could give NaN."""
     hidden = tl.where(v1 < 0.0, 0.0, v1)
     return tl.where(is_unit[:, None] & is_position[None, :], hidden, 0.0).to(dtype)
 
 
 @triton.jit
 def _gate(w2_tile, hidden, bias2, SIGMOID: tl.constexpr, PRECISION: tl.constexpr):
-    """a (channels, positions), and its derivative by v2."""
+    """The gate a (channels, positions), and its derivative with respect to v2."""
     v2 = tl.dot(w2_tile, hidden, input_precision=PRECISION) + bias2[:, None]
     if SIGMOID:
         a = tl.sigmoid(v2)
@@ -120,8 +120,8 @@ def channel_gate_forward(
 ):  # fmt: skip
     """``out = shuffle(x * sigmoid(w2 relu(w1 x + b1) + b2))`` for few channels: BLOCK_C >= C, BLOCK_H >= h.
 
-    x, out: (N, C, P), each in its own layout; w1: (h, C), b1: (h,), w2: (C, h), b2: (C,). A program keeps
-    the weights and goes through some blocks of positions: the next ones are on their way while one is
+    x: (N, C, P) in X_LAST's layout; out: (N, C, P) in OUT_LAST's; w1: (h, C), b1: (h,), w2: (C, h), b2: (C,).
+    A program holds the weights and loops over blocks of positions. The next blocks are loaded while one is
     computed.
     """
     P = count_positions(P_UNITS, UNIT, WIDE)
@@ -152,8 +152,8 @@ def channel_gate_forward_split(
 ):  # fmt: skip
     """`channel_gate_forward` for any number of channels; one program per BLOCK_P positions.
 
-    Two passes over the channels: the first block of them stays in registers between the passes, the others
-    are read a second time, out of the cache.
+    A program makes two passes over the channels. The first block of channels stays in registers between the
+    passes, the others are read again, from the cache.
     """
     P = count_positions(P_UNITS, UNIT, WIDE)
     positions = count_positions(position_units, UNIT, WIDE)
@@ -200,8 +200,8 @@ def channel_gate_backward(
         grad_w2 = g2 hidden',   grad_b2 = sum g2,   grad_w1 = g1 x',   grad_b1 = sum g1
 
     grad: (N, C, P) in GRAD_LAST's layout; x, grad_x: in X_LAST's; grad_x and partial may be None. Every
-    program goes through some blocks of positions and writes its sums into its row of partial:
-    (programs, h * C + h + C * h + C) float32, the gradients of w1, b1, w2, b2 side by side.
+    program loops over blocks of positions and writes its sums into its row of partial:
+    (programs, h * C + h + C * h + C) float32, the gradients of w1, b1, w2, b2 one after the other.
     """
     P = count_positions(P_UNITS, UNIT, WIDE)
     positions = count_positions(position_units, UNIT, WIDE)
@@ -245,7 +245,7 @@ def channel_gate_backward(
 
 @triton.jit
 def _store_sums(row, sum_w1, sum_w2, sum_b2, channel, is_channel, unit, is_unit, C, h):
-    """Into a row of partial sums: the gradients of w1 (from its transpose), w2 and b2."""
+    """Write the gradients of w1 (given transposed), w2 and b2 into a row of partial sums."""
     inside = is_channel[:, None] & is_unit[None, :]
     tl.store(row + unit[None, :] * C + channel[:, None], sum_w1, mask=inside)
     tl.store(row + h * C + h + channel[:, None] * h + unit[None, :], sum_w2, mask=inside)
@@ -259,9 +259,10 @@ def channel_gate_backward_x(
     SIGMOID: tl.constexpr, PRECISION: tl.constexpr, GROUPS: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """`channel_gate_backward` for any number of channels, first half: the gradient of x, block by block.
+    """The first half of `channel_gate_backward` for any number of channels: the gradient of x.
 
-    grad_x may be None. hidden_out, g1_out: (h, positions), for `channel_gate_backward_weights`, or None.
+    One program per BLOCK_P positions. grad_x may be None. hidden_out, g1_out: (h, positions), for
+    `channel_gate_backward_weights`, or None.
     """
     P = count_positions(P_UNITS, UNIT, WIDE)
     positions = count_positions(position_units, UNIT, WIDE)
@@ -314,10 +315,10 @@ def channel_gate_backward_weights(
     SIGMOID: tl.constexpr, PRECISION: tl.constexpr, GROUPS: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """Second half: program (i, j) sums over some blocks of positions, for BLOCK_C channels from j * BLOCK_C
-    on.
+    """The second half of `channel_gate_backward` for any number of channels: the gradients of the weights.
 
-    hidden_in, g1_in: (h, positions), of the first half; partial: (programs along i, ...) as in
+    Program (i, j) sums over every num_programs(0)-th block of positions, for BLOCK_C channels from
+    j * BLOCK_C on. hidden_in, g1_in: (h, positions), of the first half; partial: (programs along i, ...) as in
     `channel_gate_backward`.
     """
     P = count_positions(P_UNITS, UNIT, WIDE)

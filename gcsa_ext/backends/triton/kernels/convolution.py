@@ -1,15 +1,15 @@
-"""A convolution with 'same' padding, and the batch normalisation and gate behind it, as one matrix product.
+"""A convolution with 'same' padding as a matrix product, with the normalisation and gate behind it.
 
-Of maps x (N, C, P), P = H * W, and a weight of O filters with KERNEL x KERNEL taps and radius r::
+For maps x (N, C, P), P = H * W, and a weight of O filters with KERNEL x KERNEL taps, r = KERNEL // 2::
 
     u[n, o, (i, j)] = sum over taps (a, b) and channels c of
                       weight[o, a, b, c] * x[n, c, (i + a - r, j + b - r)],   x = 0 outside of the map
     v   = (u + offset - mean) / sqrt(var + eps) * scale + shift
     out = z * sigmoid(v)   or   relu(v)
 
-The product is [positions x (taps * channels)] by [(taps * channels) x filters]; its left operand is never
-written down: a tile of it is a tile of x, so many positions further on. Products take operands in the dtype
-of x and sum in float32.
+The product is [positions x (taps * channels)] by [(taps * channels) x filters]. Its left operand is never
+stored: a tile of it is a tile of x, shifted by the offset of the tap. Products take operands in the dtype of
+x and sum in float32.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def convolution_norm(
     x (N, C, P) and z (N, O, P) in LAST's layout, out (N, O, P) in OUT_LAST's; taps: (O, KERNEL, KERNEL, C),
     of x's dtype; scale, shift, offset: (O,) of any dtype, or None for 1, 0, 0; mean, var: (O,) float32.
 
-    Program (i, j, s) computes BLOCK_P positions of BLOCK_O filters. A step is one tap of BLOCK_C channels;
-    with partial (splits, positions, O) float32 given, program (.., s) sums steps_per_split of the steps from
-    s * steps_per_split on, and leaves the rest to `finish_convolution_norm`.
+    Program (i, j, s) computes BLOCK_P positions of BLOCK_O filters. A step is one tap of BLOCK_C channels. If
+    partial (splits, positions, O) float32 is given, the program writes the sum of steps_per_split steps from
+    s * steps_per_split on to it, and `finish_convolution_norm` computes the rest.
     """
     P = count_positions(P_UNITS, UNIT, WIDE)
     positions = count_positions(position_units, UNIT, WIDE)
@@ -101,7 +101,7 @@ def finish_convolution_norm(
     UNIT: tl.constexpr, WIDE: tl.constexpr, LAST: tl.constexpr, OUT_LAST: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_O: tl.constexpr,
 ):  # fmt: skip
-    """The rest of `convolution_norm`: the sum over splits, always in the same order, norm and gate."""
+    """The rest of `convolution_norm`: the sum over splits, in a fixed order, normalisation and gate."""
     P = count_positions(P_UNITS, UNIT, WIDE)
     positions = count_positions(position_units, UNIT, WIDE)
     position, is_position = block_of_positions(tl.program_id(0), positions, BLOCK_P, WIDE)

@@ -1,8 +1,9 @@
-"""Bands of frequency bins set to one value, on the bits of the elements: exact in every dtype.
+"""Set bands of frequency bins to one value. Bits are copied, so the result is exact in every dtype.
 
-spectrogram, out: (batch, freq, time) as integers of their elements' size, `bits` those of the value. start,
-width: (batch, bands) integers, or (bands,) if SHARED. Band i of sample b is the bins f with
-``start[b, i] <= f < start[b, i] + width[b, i]``. Grids have one dimension, which alone may be long.
+spectrogram, out: (batch, freq, time), viewed as integers of the size of their elements. bits: the bits of the
+value. start, width: (batch, bands) integers, or (bands,) if SHARED. Band i of sample b is the bins f with
+``start[b, i] <= f < start[b, i] + width[b, i]``. Grids have one dimension, since the others are limited to
+65535.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ def frequency_mask(
     spectrogram, start, width, out, rows, freq, time, bands, bits,
     SHARED: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
-    """``out[b, f] = value`` in a band, else ``spectrogram[b, f]``, for rows = batch * freq; masked rows are
-    not read."""
+    """``out[b, f] = value`` in a band, else ``spectrogram[b, f]``; rows = batch * freq.
+
+    Masked rows are not read.
+    """
     along_t = tl.cdiv(time, BLOCK_T)
     block = tl.program_id(0)
     row = (block // along_t).to(tl.int64) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)
@@ -27,7 +30,7 @@ def frequency_mask(
     band = row * 0 if SHARED else row // freq * bands
     masked = is_row & False
     for i in range(bands):
-        # Compared as a distance, which cannot overflow where start + width would.
+        # The distance from the start cannot overflow, start + width could.
         from_start = bin_ - tl.load(start + band + i, mask=is_row, other=0)
         masked |= (from_start >= 0) & (from_start < tl.load(width + band + i, mask=is_row, other=0))
     masked &= is_row
@@ -44,8 +47,11 @@ def frequency_mask_in_place(
     spectrogram, start, width, freq, time, bands, bits,
     SHARED: tl.constexpr, BLOCK_ROWS: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
-    """Write the value into the bands and touch nothing else: one program per band of a sample and BLOCK_T
-    columns. Where bands overlap, programs write the same."""
+    """Write the value into the bands, and nothing else.
+
+    There is one program per band of a sample and BLOCK_T columns. Where bands overlap, programs write the
+    same.
+    """
     along_t = tl.cdiv(time, BLOCK_T)
     block = tl.program_id(0)
     band = block // along_t
@@ -54,7 +60,7 @@ def frequency_mask_in_place(
         band -= sample * bands
     first = tl.load(start + band).to(tl.int64)
     count = tl.load(width + band).to(tl.int64)
-    # Cut to the bins that there are by differences that cannot overflow, unlike first + count.
+    # The band is cut to existing bins. These differences cannot overflow, first + count could.
     if first < 0:
         count = tl.where(count > 0, count + first, 0)
         first = first * 0

@@ -1,9 +1,9 @@
 """A tile of a feature map: some channels at some positions, in either memory layout.
 
 The positions of a map (N, C, P), P = H * W, are numbered through all images, so that small maps fill whole
-tiles: `positions` = N * P of them. Both numbers come divided by UNIT, the largest power of two up to 16 that
-divides P: where the kernel multiplies by it again, the compiler sees how far positions are contiguous, and
-loads as many at once.
+tiles: `positions` = N * P is their number. Kernels take P and `positions` divided by UNIT, the largest power
+of two up to 16 that divides P. From the multiplication by UNIT the compiler learns how many positions are
+contiguous, and loads this many at once.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import triton.language as tl
 
 @triton.jit
 def count_positions(units, UNIT: tl.constexpr, WIDE: tl.constexpr):
-    """`positions`, or P, from the number of units; in 64 bits if WIDE: one image alone may have as many."""
+    """`positions`, or P, from the number of units; in 64 bits if WIDE, which one large image may need."""
     return tl.cast(units, tl.int64) * UNIT if WIDE else units * UNIT
 
 
@@ -29,19 +29,19 @@ def block_of_positions(block, positions, BLOCK_P: tl.constexpr, WIDE: tl.constex
 
 @triton.jit
 def position_offsets(position, C, P, LAST: tl.constexpr):
-    """Where channel 0 of each position lies, in elements (int64); LAST means channels_last."""
+    """The offset of channel 0 at each position, in elements (int64); LAST means channels_last."""
     return position.to(tl.int64) * C if LAST else (position // P).to(tl.int64) * C * P + position % P
 
 
 @triton.jit
 def channel_offsets(channel, P, LAST: tl.constexpr):
-    """How far each channel lies from channel 0 of its position, in elements (int64)."""
+    """The offset of each channel from channel 0 at the same position, in elements (int64)."""
     return channel.to(tl.int64) if LAST else channel.to(tl.int64) * P
 
 
 @triton.jit
 def load_tile(map_, channel, is_channel, position, is_position, C, P, LAST: tl.constexpr):
-    """The tile (channels, positions), 0 outside of the map; lanes run along what is contiguous in memory."""
+    """The tile (channels, positions), 0 outside of the map; lanes run along the contiguous axis."""
     along_c, along_p = channel_offsets(channel, P, LAST), position_offsets(position, C, P, LAST)
     if LAST:
         inside = is_position[:, None] & is_channel[None, :]
@@ -54,7 +54,7 @@ def load_tile(map_, channel, is_channel, position, is_position, C, P, LAST: tl.c
 
 @triton.jit
 def store_tile(map_, tile, channel, is_channel, position, is_position, C, P, LAST: tl.constexpr):
-    """Write what of the tile (channels, positions) lies inside of the map."""
+    """Write the part of the tile (channels, positions) that is inside of the map."""
     along_c, along_p = channel_offsets(channel, P, LAST), position_offsets(position, C, P, LAST)
     tile = tile.to(map_.dtype.element_ty)
     if LAST:
@@ -67,7 +67,7 @@ def store_tile(map_, tile, channel, is_channel, position, is_position, C, P, LAS
 
 @triton.jit
 def load_vector(vector, index, inside, otherwise):
-    """float32 values of a vector that may be missing."""
+    """float32 values of a vector at `index`; `otherwise` for indices outside and for a missing vector."""
     if vector is None:
         values = tl.full(index.shape, otherwise, tl.float32)
     else:
@@ -80,14 +80,12 @@ def sum_partials(
     partial, total, out1, out2, out3, out4, size1, size2, size3, size4, rows,
     BLOCK_ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """``total = partial.sum(0)``, and its consecutive pieces of the given sizes in the dtypes of out1 to
-    out4.
+    """Write ``partial.sum(0)`` to total, and its consecutive pieces of the given sizes to out1 to out4.
 
-    The second stage of every sum over positions: always in the same order, so that two runs give the same
-    bits.
+    It is the second stage of every sum over positions. Its order is fixed, so two runs give the same bits.
 
-    partial: (rows, size1 + ... + size4) float32; total: the same without rows, or None; out_i: (size_i,) or
-    None.
+    partial: (rows, size1 + ... + size4) float32; total: (size1 + ... + size4,) float32, or None; out_i:
+    (size_i,) of any floating dtype, or None.
     """
     column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     width = size1 + size2 + size3 + size4

@@ -1,0 +1,279 @@
+"""The operator gcsa on GPUs, layer by layer, and its gradients."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gcsa_ext.backends import reference
+from gcsa_ext.backends.gpu.launches import Convolution, Gates, Norm, NormGradients
+from gcsa_ext.backends.gpu.maps import convolution_layout, from_saved, to_saved
+from gcsa_ext.backends.operands import Arguments
+from gcsa_ext.layout import memory_format
+
+
+@contextlib.contextmanager
+def _on_device_of(x: Tensor) -> Iterator[None]:
+    """Run on the GPU of x and without autocast: the operators cast their operands themselves."""
+    with torch.cuda.device_of(x), torch.autocast(x.device.type, enabled=False):
+        yield
+
+
+def contiguous(vector: Tensor | None) -> Tensor | None:
+    """A vector that may be missing, contiguous."""
+    return None if vector is None else vector.contiguous()
+
+
+def _float32(vector: Tensor | None) -> Tensor | None:
+    return None if vector is None else vector.to(torch.float32).contiguous()
+
+
+class _Layer(NamedTuple):
+    """A convolution and the normalisation behind it; vectors are contiguous, statistics float32.
+
+    mean and var are None where the statistics are those of the batch and not yet computed.
+    """
+
+    weight: Tensor
+    offset: Tensor | None
+    scale: Tensor | None
+    shift: Tensor | None
+    mean: Tensor | None
+    var: Tensor | None
+    eps: float
+
+    def norm(self) -> Norm:
+        """The normalisation; mean and var must be known."""
+        mean, var = cast("tuple[Tensor, Tensor]", (self.mean, self.var))
+        return Norm(self.scale, self.shift, mean, var, self.offset, self.eps)
+
+
+def _layers(a: Arguments) -> tuple[_Layer, _Layer]:
+    """Both convolutions with their normalisations."""
+    offset1, scale1, shift1 = map(contiguous, (a.conv1_bias, a.norm1_weight, a.norm1_bias))
+    offset2, scale2, shift2 = map(contiguous, (a.conv2_bias, a.norm2_weight, a.norm2_bias))
+    mean1, var1, mean2, var2 = map(_float32, a.statistics)
+    return (
+        _Layer(a.conv1_weight, offset1, scale1, shift1, mean1, var1, a.eps1),
+        _Layer(a.conv2_weight, offset2, scale2, shift2, mean2, var2, a.eps2),
+    )
+
+
+def convolution_backward(
+    grad: Tensor | None,
+    x: Tensor | None,
+    weight: Tensor,
+    need_x: bool,
+    need_weight: bool,
+    layout: torch.memory_format,
+) -> tuple[Tensor | None, Tensor | None]:
+    """The gradients of x, in `layout`, and weight by torch's convolution, None where not needed.
+
+    The gradient of x depends on the shape of x alone. Without `grad` or x, both are None.
+    """
+    if grad is None or x is None or not (need_x or need_weight):
+        return None, None
+    padding = 2 * [weight.shape[-1] // 2]
+    grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
+        grad, x, weight, None, [1, 1], padding, [1, 1], False, [0, 0], 1, [need_x, need_weight, False]
+    )
+    return None if grad_x is None else grad_x.contiguous(memory_format=layout), grad_weight
+
+
+def _recomputed_convolution_backward(
+    grad: Tensor | None,
+    compute_x: Callable[[], Tensor],
+    like_x: Tensor,
+    weight: Tensor,
+    need_x: bool,
+    need_weight: bool,
+    layout: torch.memory_format,
+) -> tuple[Tensor | None, Tensor | None]:
+    """`convolution_backward` where x is computed again, and freed before the gradient of x is allocated.
+
+    `like_x` is any map of the shape and dtype of x.
+    """
+    x = compute_x() if need_weight else None
+    _, grad_weight = convolution_backward(grad, x, weight, False, need_weight, layout)
+    del x
+    grad_x, _ = convolution_backward(grad, like_x, weight, need_x, False, layout)
+    return grad_x, grad_weight
+
+
+def _offset_gradient(norm: Norm, grads: NormGradients, batch_statistics: bool) -> Tensor | None:
+    """The gradient of a convolution's bias: that of the normalisation's input, summed over all positions."""
+    if norm.offset is None:
+        return None
+    if batch_statistics or grads.sums is None:  # subtracting the mean of the batch cancels the bias
+        return torch.zeros_like(norm.offset)
+    slope = grads.sums[norm.mean.shape[0] :] * torch.rsqrt(norm.var + norm.eps)
+    return slope if norm.weight is None else slope * norm.weight
+
+
+def _like(grad: Tensor | None, parameter: Tensor | None) -> Tensor | None:
+    """The gradient of a parameter in its dtype and layout, or None if one of the two is missing."""
+    if grad is None or parameter is None:
+        return None
+    layout = memory_format(parameter) if parameter.dim() == 4 else torch.contiguous_format
+    return grad.to(parameter.dtype).contiguous(memory_format=layout)
+
+
+class Attention:
+    """The operator gcsa by the kernels of `gates`.
+
+    In evaluation a convolution is computed by `convolution`, if there is one that supports the layer,
+    otherwise by torch. All convolutions leave out their bias, which the normalisation adds. Folding running
+    statistics into the weights would therefore save nothing.
+    """
+
+    def __init__(self, gates: Gates, convolution: Convolution | None = None) -> None:
+        self._gates = gates
+        self._convolution = convolution
+
+    def forward(self, a: Arguments, save: bool) -> tuple[Tensor, ...]:
+        """See reference.gcsa; arguments and results as those of backends/reference.py."""
+        layout, padding = convolution_layout(a.x), a.conv1_weight.shape[-1] // 2
+        saved: list[Tensor] = []
+        used: list[Tensor] = []
+        with _on_device_of(a.x):
+            x = a.x.contiguous(memory_format=memory_format(a.x))
+            gate = [w.contiguous() for w in a.gate]
+            z = self._channel_gate(x, gate, a.groups, a.sigmoid, layout)
+            u = z
+            layers, gated_maps, out_layouts = _layers(a), (None, z), (layout, memory_format(x))
+            for layer, gated, out_layout in zip(layers, gated_maps, out_layouts, strict=True):
+                fused = None if save or layer.mean is None else self._fused_convolution(u, layer.weight)
+                if fused is None:
+                    u = F.conv2d(u, layer.weight.to(x.dtype, memory_format=layout), padding=padding)
+                    u = u.contiguous(memory_format=layout)
+                mean, var = layer.mean, layer.var
+                if mean is None or var is None:
+                    mean, var = self._gates.batch_statistics(u, layer.offset, layout)
+                    used += mean, var
+                elif save:
+                    used += mean.clone(), var.clone()
+                else:
+                    used += mean.new_empty(0), var.new_empty(0)
+                saved.append(to_saved(u, layout) if save else x.new_empty(0))
+                norm = layer._replace(mean=mean, var=var).norm()
+                if fused is None:
+                    u = self._gates.norm_forward(u, gated, norm, layout, out_layout)
+                else:
+                    weight = layer.weight.to(x.dtype, memory_format=torch.channels_last)
+                    u = fused.convolution_norm(u, weight, gated, norm, layout, out_layout)
+        return u, *saved, *used
+
+    def backward(
+        self,
+        grad_out: Tensor,
+        a: Arguments,
+        saved1: Tensor,
+        saved2: Tensor,
+        batch_statistics: tuple[bool, bool],
+        need: Sequence[bool],
+    ) -> Sequence[Tensor | None]:
+        """See backends/reference.py.
+
+        Saved are x and the outputs of both convolutions, the maps between them are computed again. As few
+        maps as possible exist at once: z is computed twice, each map is freed after its last use, and both
+        gradients of z are summed in one map.
+        """
+        layout, outside = convolution_layout(a.x), memory_format(a.x)
+        layer1, layer2 = _layers(a)
+        norm1, norm2 = layer1.norm(), layer2.norm()
+        need_x, *need_gate = need[:5]
+        need_weight1, need_bias1, need_weight2, need_bias2, *need_norms = need[5:]
+        need_z = need_x or any(need_gate)
+        need_u1 = need_z or need_weight1 or need_bias1
+        need_hidden = need_u1 or any(need_norms[:2])
+        need_u2 = need_hidden or need_weight2 or need_bias2
+        with _on_device_of(a.x):
+            x, grad_out = a.x.contiguous(memory_format=outside), grad_out.contiguous(memory_format=outside)
+            gate = [w.contiguous() for w in a.gate]
+            # Hooks on saved tensors may have changed their layout.
+            u1, u2 = (from_saved(u.contiguous(), x, layout) for u in (saved1, saved2))
+            weight1, weight2 = (w.to(x.dtype, memory_format=layout) for w in (a.conv1_weight, a.conv2_weight))
+
+            def compute_z() -> Tensor:
+                return self._channel_gate(x, gate, a.groups, a.sigmoid, layout)
+
+            def compute_hidden() -> Tensor:
+                return self._gates.norm_forward(u1, None, norm1, layout, layout)
+
+            needed = (need_u2, False, *need_norms[2:])
+            grads2 = self._gates.norm_backward(
+                grad_out, u2, compute_z(), norm2, batch_statistics[1], needed, layout, outside, need_bias2
+            )
+            grad_hidden, grad_weight2 = _recomputed_convolution_backward(
+                grads2.u, compute_hidden, u1, weight2, need_hidden, need_weight2, layout
+            )
+            grads2 = grads2._replace(u=None)
+            grads1 = NormGradients()
+            if grad_hidden is not None:
+                needed = (need_u1, False, *need_norms[:2])
+                grads1 = self._gates.norm_backward(
+                    grad_hidden, u1, None, norm1, batch_statistics[0], needed, layout, layout, need_bias1
+                )
+            del grad_hidden
+            grad_z, grad_weight1 = _recomputed_convolution_backward(
+                grads1.u, compute_z, u2, weight1, need_z, need_weight1, layout
+            )
+            grads1 = grads1._replace(u=None)
+            grad_bias1 = _offset_gradient(norm1, grads1, batch_statistics[0]) if need_bias1 else None
+            grad_bias2 = _offset_gradient(norm2, grads2, batch_statistics[1]) if need_bias2 else None
+            grad_x, gate_grads = None, 4 * [cast("Tensor | None", None)]
+            if grad_z is not None:
+                self._gates.norm_forward(u2, grad_out, norm2, layout, layout, outside, add_to=grad_z)
+                grad_x, gate_grads = self._channel_gate_backward(
+                    grad_z, x, gate, a.groups, a.sigmoid, layout, need_x, any(need_gate)
+                )
+        return [
+            grad_x,
+            *gate_grads,
+            _like(grad_weight1, a.conv1_weight),
+            _like(grad_bias1, a.conv1_bias),
+            _like(grad_weight2, a.conv2_weight),
+            _like(grad_bias2, a.conv2_bias),
+            *(grads1.weight, grads1.bias, grads2.weight, grads2.bias),
+        ]
+
+    def _fused_convolution(self, x: Tensor, weight: Tensor) -> Convolution | None:
+        """The backend's convolution if it supports this layer, else None."""
+        supported = self._convolution is not None and self._convolution.unsupported(x, weight) is None
+        return self._convolution if supported else None
+
+    def _channel_gate(
+        self, x: Tensor, gate: Sequence[Tensor], groups: int, sigmoid: bool, layout: torch.memory_format
+    ) -> Tensor:
+        """The channel gate of x, which is in its own layout; the result is in `layout`."""
+        if not self._gates.takes_channel_gate(x.shape[1], gate[0].shape[0], x.dtype):
+            w1, b1, w2, b2 = (w.to(x.dtype) for w in gate)
+            return reference.channel_gate(x, w1, b1, w2, b2, groups, sigmoid).contiguous(memory_format=layout)
+        return self._gates.channel_gate(x, gate, groups, sigmoid, memory_format(x), layout)
+
+    def _channel_gate_backward(
+        self,
+        grad: Tensor,
+        x: Tensor,
+        gate: Sequence[Tensor],
+        groups: int,
+        sigmoid: bool,
+        layout: torch.memory_format,
+        need_x: bool,
+        need_weights: bool,
+    ) -> tuple[Tensor | None, list[Tensor | None]]:
+        """The gradients of x and of the gate's weights; `grad`, that of the result, is in `layout`."""
+        if not self._gates.takes_channel_gate(x.shape[1], gate[0].shape[0], x.dtype):
+            w1, b1, w2, b2 = (w.to(x.dtype) for w in gate)
+            grad_x, *grads = reference.channel_gate_backward(
+                grad, x, w1, b1, w2, b2, groups, sigmoid, need_x, need_weights
+            )
+            return grad_x, [None if g is None else g.to(w.dtype) for g, w in zip(grads, gate, strict=True)]
+        return self._gates.channel_gate_backward(
+            grad, x, gate, groups, sigmoid, memory_format(x), layout, need_x, need_weights
+        )

@@ -1,0 +1,43 @@
+"""Which GPUs and dtypes the kernels for GPUs support, and whether they multiply in tf32."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+MASK_DTYPES = (*DTYPES, torch.float64)
+
+
+def unsupported_dtype(backend: str, operator: str, dtype: torch.dtype) -> str | None:
+    """Why `backend` has no kernel of `operator` for `dtype`, or None if it has one."""
+    dtypes = MASK_DTYPES if operator.startswith("frequency_mask") else DTYPES
+    if dtype in dtypes:
+        return None
+    return f"the {backend} backend has {operator} for {', '.join(map(str, dtypes))}, not {dtype}"
+
+
+def too_old(kernels: str, device: torch.device) -> str | None:
+    """Why an NVIDIA GPU is too old for `kernels`, or None if it is not."""
+    properties = torch.cuda.get_device_properties(device)
+    if properties.major >= 8:
+        return None
+    return f"{kernels} need compute capability 8.0, {device} has {properties.major}.{properties.minor}"
+
+
+def tf32(x: Tensor, switch: Any = None) -> bool:
+    """Whether float32 operands are rounded to tf32 before they are multiplied: where torch's own are.
+
+    Args:
+        switch: where torch keeps the setting, torch.backends.cudnn.conv for convolutions; by default
+            torch.backends.cuda.matmul.
+    """
+    if x.dtype != torch.float32:
+        return False
+    switch = torch.backends.cuda.matmul if switch is None else switch
+    # allow_tf32 raises an error once the newer fp32_precision was set.
+    if hasattr(switch, "fp32_precision"):
+        return bool(switch.fp32_precision == "tf32")
+    return bool(switch.allow_tf32)
