@@ -134,7 +134,7 @@ def select(operator: str, x: Tensor, warn: bool = True) -> Callable[..., Any]:
     """
     name = choose(operator, x.device, x.dtype, x.shape, warn)
     function = _BACKENDS[name].operators.get(operator)
-    return reference.operators[operator] if function is None else function
+    return reference.function(operator) if function is None else function
 
 
 def has_kernels(operator: str, device: torch.device, dtype: torch.dtype) -> bool:

@@ -40,7 +40,7 @@ def _select(operator: str, x: Tensor, weight: Tensor) -> Callable[..., Any]:
     """The function of the selected backend, or torch's convolution for kernel sizes that no backend has."""
     if weight.numel() > 0 and 3 <= weight.shape[-1] <= 11:
         return backends.select(operator, x)
-    return backends.reference.operators[operator]
+    return backends.reference.function(operator)
 
 
 def _forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

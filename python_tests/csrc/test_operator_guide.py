@@ -1,4 +1,4 @@
-"""The worked example of docs/guide/operator.md: an operator that is added to a copy of the sources, built and tested."""
+"""The worked example of docs/guide/operator.md is applied to a copy of the sources, built and tested."""
 
 from __future__ import annotations
 
@@ -27,7 +27,8 @@ class Addition(NamedTuple):
 
 def additions() -> list[Addition]:
     page = (ROOT / "docs" / "guide" / "operator.md").read_text(encoding="utf-8")
-    block = re.compile(r"^```\{code-block\} \w+\n:caption: (\S+?)(?:, (.*))?\n(.*?)^```$", re.DOTALL | re.MULTILINE)
+    caption = r"^```\{code-block\} \w+\n:caption: (\S+?)(?:, ([^\n]*))?\n"
+    block = re.compile(rf"{caption}(.*?)^```$", re.DOTALL | re.MULTILINE)
     return [
         Addition(path, place.removeprefix("below ") if place else None, code)
         for path, place, code in block.findall(page)
@@ -46,7 +47,9 @@ def apply(addition: Addition, root: Path) -> None:
         file.write_text(f"{text}\n\n{addition.code}", encoding="utf-8")
         return
     assert text.count(addition.below) == 1, f"{addition.path}: {addition.below!r} is not there once"
-    file.write_text(text.replace(addition.below, f"{addition.below}\n{addition.code.rstrip()}"), encoding="utf-8")
+    file.write_text(
+        text.replace(addition.below, f"{addition.below}\n{addition.code.rstrip()}"), encoding="utf-8"
+    )
 
 
 def test_an_operator_touches_at_most_nine_files() -> None:
@@ -65,7 +68,16 @@ def test_the_example_builds_and_passes_its_test(tmp_path: Path) -> None:
     for addition in additions():
         apply(addition, source)
     options = {"GCSA_EXT_BASELINE_ONLY": "ON", "GCSA_EXT_CUDA": "OFF", "GCSA_EXT_WERROR": "ON"}
-    install = [sys.executable, "-m", "pip", "install", "--no-build-isolation", "--no-deps", "--target", str(site)]
+    install = [
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--no-build-isolation",
+        "--no-deps",
+        "--target",
+        str(site),
+    ]
     environment = {
         **os.environ,
         "SKBUILD_CMAKE_DEFINE": ";".join(f"{name}={value}" for name, value in options.items()),
@@ -75,7 +87,18 @@ def test_the_example_builds_and_passes_its_test(tmp_path: Path) -> None:
     built = subprocess.run([*install, str(source)], capture_output=True, text=True, env=environment)
     assert built.returncode == 0, built.stdout + built.stderr
     test = source / next(a.path for a in additions() if a.path.startswith("python_tests/"))
-    command = [sys.executable, "-P", "-m", "pytest", "-q", "-p", "no:xdist", "--rootdir", str(source), str(test)]
+    command = [
+        sys.executable,
+        "-P",
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:xdist",
+        "--rootdir",
+        str(source),
+        str(test),
+    ]
     tested = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
     assert tested.returncode == 0, tested.stdout + tested.stderr
     assert " passed" in tested.stdout and "skipped" not in tested.stdout
