@@ -81,11 +81,7 @@ def channel_gate(
     layout: torch.memory_format,
     out_layout: torch.memory_format,
 ) -> Tensor:
-    """See reference.channel_gate; x (N, C, H, W), not empty, in `layout`, the result in `out_layout`.
-
-    The weights w1 (h, C), b1, w2 (C, h), b2 are contiguous, in any floating dtype. They are cast to that of
-    x.
-    """
+    """See `Gates.channel_gate`."""
     weights = [w.to(x.dtype) for w in weights]
     out = torch.empty_like(x, memory_format=out_layout)
     kernels().channel_gate(
@@ -108,10 +104,7 @@ def channel_gate_backward(
     need_x: bool,
     need_weights: bool,
 ) -> tuple[Tensor | None, list[Tensor | None]]:
-    """The gradients of x, in its `layout`, and of the weights.
-
-    `grad` is the gradient of the result, in `grad_layout`.
-    """
+    """See `Gates.channel_gate_backward`."""
     grad_x = torch.empty_like(x, memory_format=layout) if need_x else None
     grads = [torch.empty_like(w) if need_weights else None for w in weights]
     cast_weights = [w.to(x.dtype) for w in weights]

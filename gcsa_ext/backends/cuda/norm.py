@@ -30,7 +30,7 @@ def _parts(u: Tensor, last: bool, other_last: bool) -> int:
 
 
 def batch_statistics(u: Tensor, offset: Tensor | None, layout: torch.memory_format) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance, float32 (C,), of u + offset over all positions of u (N, C, H, W)."""
+    """See `Gates.batch_statistics`."""
     last, C = _is_last(layout), u.shape[1]
     mean, var = (u.new_empty(C, dtype=torch.float32) for _ in range(2))
     partial = u.new_empty((3, _parts(u, last, last), C), dtype=torch.float32)

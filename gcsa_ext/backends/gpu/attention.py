@@ -143,7 +143,7 @@ class Attention:
         with _on_device_of(a.x):
             x = a.x.contiguous(memory_format=memory_format(a.x))
             gate = [w.contiguous() for w in a.gate]
-            z = self._channel_gate(x, gate, a.groups, a.sigmoid, layout)
+            z = self.channel_gate(x, gate, a.groups, a.sigmoid, layout)
             u = z
             layers, gated_maps, out_layouts = _layers(a), (None, z), (layout, memory_format(x))
             for layer, gated, out_layout in zip(layers, gated_maps, out_layouts, strict=True):
@@ -200,7 +200,7 @@ class Attention:
             weight1, weight2 = (w.to(x.dtype, memory_format=layout) for w in (a.conv1_weight, a.conv2_weight))
 
             def compute_z() -> Tensor:
-                return self._channel_gate(x, gate, a.groups, a.sigmoid, layout)
+                return self.channel_gate(x, gate, a.groups, a.sigmoid, layout)
 
             def compute_hidden() -> Tensor:
                 return self._gates.norm_forward(u1, None, norm1, layout, layout)
@@ -229,7 +229,7 @@ class Attention:
             grad_x, gate_grads = None, 4 * [cast("Tensor | None", None)]
             if grad_z is not None:
                 self._gates.norm_forward(u2, grad_out, norm2, layout, layout, outside, add_to=grad_z)
-                grad_x, gate_grads = self._channel_gate_backward(
+                grad_x, gate_grads = self.channel_gate_backward(
                     grad_z, x, gate, a.groups, a.sigmoid, layout, need_x, any(need_gate)
                 )
         return [
@@ -247,16 +247,19 @@ class Attention:
         supported = self._convolution is not None and self._convolution.unsupported(x, weight) is None
         return self._convolution if supported else None
 
-    def _channel_gate(
+    def channel_gate(
         self, x: Tensor, gate: Sequence[Tensor], groups: int, sigmoid: bool, layout: torch.memory_format
     ) -> Tensor:
-        """The channel gate of x, which is in its own layout; the result is in `layout`."""
+        """See reference.channel_gate; x is contiguous in `memory_format(x)`, the result in `layout`.
+
+        Torch computes the sizes that `Gates.takes_channel_gate` refuses.
+        """
         if not self._gates.takes_channel_gate(x.shape[1], gate[0].shape[0], x.dtype):
             w1, b1, w2, b2 = (w.to(x.dtype) for w in gate)
             return reference.channel_gate(x, w1, b1, w2, b2, groups, sigmoid).contiguous(memory_format=layout)
         return self._gates.channel_gate(x, gate, groups, sigmoid, memory_format(x), layout)
 
-    def _channel_gate_backward(
+    def channel_gate_backward(
         self,
         grad: Tensor,
         x: Tensor,

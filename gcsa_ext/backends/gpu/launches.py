@@ -68,7 +68,10 @@ class Gates(Protocol):
         out_layout: torch.memory_format,
         /,
     ) -> Tensor:
-        """See reference.channel_gate; x in `layout`, the result in `out_layout`."""
+        """See reference.channel_gate; x in `layout`, the result in `out_layout`.
+
+        The weights w1 (h, C), b1 (h,), w2 (C, h), b2 (C,) are cast to the dtype of x.
+        """
 
     def channel_gate_backward(
         self,

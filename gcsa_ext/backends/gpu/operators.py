@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gcsa_ext.backends import reference
 from gcsa_ext.backends.gpu.attention import Attention, contiguous, convolution_backward
 from gcsa_ext.backends.gpu.launches import Convolution, Gates, Norm
 from gcsa_ext.backends.gpu.maps import saved_shape
@@ -45,17 +44,13 @@ class Operators:
     def channel_gate(
         self, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, groups: int, sigmoid: bool
     ) -> Tensor:
-        """See reference.channel_gate. Torch computes the sizes that `Gates.takes_channel_gate` refuses."""
-        if not self._gates.takes_channel_gate(x.shape[1], w1.shape[0], x.dtype):
-            return reference.channel_gate(x, w1, b1, w2, b2, groups, sigmoid)
+        """See reference.channel_gate."""
         layout = memory_format(x)
         if x.numel() == 0:
             return torch.empty_like(x, memory_format=layout)
         with torch.cuda.device_of(x):
-            weights = [w.contiguous() for w in (w1, b1, w2, b2)]
-            return self._gates.channel_gate(
-                x.contiguous(memory_format=layout), weights, groups, sigmoid, layout, layout
-            )
+            x, weights = x.contiguous(memory_format=layout), [w.contiguous() for w in (w1, b1, w2, b2)]
+            return self.attention.channel_gate(x, weights, groups, sigmoid, layout)
 
     def channel_gate_backward(
         self,
@@ -71,10 +66,6 @@ class Operators:
         need_weights: bool,
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
         """The gradients of x, w1, b1, w2, b2, None where not needed."""
-        if not self._gates.takes_channel_gate(x.shape[1], w1.shape[0], x.dtype):
-            return reference.channel_gate_backward(
-                grad_out, x, w1, b1, w2, b2, groups, sigmoid, need_x, need_weights
-            )
         layout = memory_format(x)
         weights = [w.contiguous() for w in (w1, b1, w2, b2)]
         if x.numel() == 0:
@@ -83,8 +74,8 @@ class Operators:
         else:
             with torch.cuda.device_of(x):
                 x, grad_out = x.contiguous(memory_format=layout), grad_out.contiguous(memory_format=layout)
-                grad_x, grads = self._gates.channel_gate_backward(
-                    grad_out, x, weights, groups, sigmoid, layout, layout, need_x, need_weights
+                grad_x, grads = self.attention.channel_gate_backward(
+                    grad_out, x, weights, groups, sigmoid, layout, need_x, need_weights
                 )
         return grad_x, grads[0], grads[1], grads[2], grads[3]
 

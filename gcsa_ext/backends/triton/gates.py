@@ -133,11 +133,7 @@ def channel_gate(
     layout: torch.memory_format,
     out_layout: torch.memory_format,
 ) -> Tensor:
-    """See reference.channel_gate; x (N, C, H, W), not empty, in `layout`, the result in `out_layout`.
-
-    The weights w1 (h, C), b1, w2 (C, h), b2 are contiguous, in any floating dtype. They are cast to that of
-    x.
-    """
+    """See `Gates.channel_gate`."""
     sizes, h = Sizes.of(x), weights[0].shape[0]
     out = torch.empty_like(x, memory_format=out_layout)
     fits = fits_one_block(sizes.channels, h, x.dtype)
@@ -182,79 +178,50 @@ def channel_gate_backward(
     need_x: bool,
     need_weights: bool,
 ) -> tuple[Tensor | None, list[Tensor | None]]:
-    """The gradients of x, in its `layout`, and of the weights, from that of the result, `grad`."""
+    """See `Gates.channel_gate_backward`."""
     sizes, h = Sizes.of(x), weights[0].shape[0]
     C = sizes.channels
     grad_x = torch.empty_like(x, memory_format=layout) if need_x else None
-    found = [torch.empty_like(w) if need_weights else None for w in weights]
+    grads = [torch.empty_like(w) if need_weights else None for w in weights]
+    lengths = [w.numel() for w in weights]
+    blocks = backward_blocks(C, h, x.dtype)
     constants = {
         **sizes.constants,
         "X_LAST": is_last(layout),
         "GRAD_LAST": is_last(grad_layout),
         "SIGMOID": sigmoid,
         "PRECISION": precision(x),
+        "GROUPS": _contiguous_groups(groups, x, layout, blocks),
     }
+    settings = (*sizes.arguments, h, groups)
+    along_p, along_c = triton.cdiv(sizes.positions, blocks["BLOCK_P"]), triton.cdiv(C, blocks["BLOCK_C"])
     partial = None
-    lengths = [w.numel() for w in weights]
-
-    blocks = backward_blocks(C, h, x.dtype)
-    constants["GROUPS"] = _contiguous_groups(groups, x, layout, blocks)
     if fits_one_block(C, h, x.dtype):
-        count = min(programs(x, 12 // blocks["num_warps"]), triton.cdiv(sizes.positions, blocks["BLOCK_P"]))
+        count = min(programs(x, 12 // blocks["num_warps"]), along_p)
         if need_weights:
             partial = x.new_empty((count, sum(lengths)), dtype=torch.float32)
 
         def launch(blocks: Configuration) -> None:
             channel_gate_kernels.channel_gate_backward[(count,)](
-                *(grad, x, *weights, grad_x, partial, *sizes.arguments, h, groups), **constants, **blocks
+                *(grad, x, *weights, grad_x, partial, *settings), **constants, **blocks
             )
 
-        wanted = need_x, need_weights
-        shape_class = (
-            "channel_gate_backward",
-            *sizes.shape_class,
-            h,
-            groups,
-            layout,
-            grad_layout,
-            precision(x),
-        )
-        launch_fastest((*shape_class, *wanted), with_stages(blocks, 3, 2), launch, x)
+        key = (*sizes.shape_class, h, groups, layout, grad_layout, precision(x), need_x, need_weights)
+        launch_fastest(("channel_gate_backward", *key), with_stages(blocks, 3, 2), launch, x)
     else:
         hidden, g1 = (x.new_empty((h, sizes.positions)) if need_weights else None for _ in range(2))
-        along_p, along_c = triton.cdiv(sizes.positions, blocks["BLOCK_P"]), triton.cdiv(C, blocks["BLOCK_C"])
         channel_gate_kernels.channel_gate_backward_x[(along_p,)](
-            grad,
-            x,
-            *weights,
-            grad_x,
-            hidden,
-            g1,
-            *sizes.arguments,
-            h,
-            groups,
-            **constants,
-            **blocks,
+            *(grad, x, *weights, grad_x, hidden, g1, *settings), **constants, **blocks
         )
         if need_weights:
             count = min(triton.cdiv(programs(x, 2), along_c), along_p)
             partial = x.new_empty((count, sum(lengths)), dtype=torch.float32)
             channel_gate_kernels.channel_gate_backward_weights[(count, along_c)](
-                grad,
-                x,
-                *weights[2:],
-                hidden,
-                g1,
-                partial,
-                *sizes.arguments,
-                h,
-                groups,
-                **constants,
-                **blocks,
+                *(grad, x, *weights[2:], hidden, g1, partial, *settings), **constants, **blocks
             )
     if partial is not None:
-        sum_partials(partial, found, lengths)
-    return grad_x, found
+        sum_partials(partial, grads, lengths)
+    return grad_x, grads
 
 
 def norm_blocks(channels: int, *layouts: torch.memory_format, values: int = 1024) -> Configuration:
@@ -278,7 +245,7 @@ def _splits(x: Tensor, along_p: int, along_c: int) -> int:
 
 
 def batch_statistics(u: Tensor, offset: Tensor | None, layout: torch.memory_format) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance, float32 (C,), of u + offset over all positions of u (N, C, H, W)."""
+    """See `Gates.batch_statistics`."""
     sizes = Sizes.of(u)
     blocks = norm_blocks(sizes.channels, layout)
     along_p = triton.cdiv(sizes.positions, blocks["BLOCK_P"])

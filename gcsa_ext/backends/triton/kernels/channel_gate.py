@@ -317,9 +317,10 @@ def channel_gate_backward_weights(
 ):  # fmt: skip
     """The second half of `channel_gate_backward` for any number of channels: the gradients of the weights.
 
-    Program (i, j) sums over every num_programs(0)-th block of positions, for BLOCK_C channels from
-    j * BLOCK_C on. hidden_in, g1_in: (h, positions), of the first half; partial: (programs along i, ...) as
-    in `channel_gate_backward`.
+    Program (i, j) sums over every num_programs(0)-th block of positions, for the j-th BLOCK_C channels.
+
+    hidden_in, g1_in: (h, positions), of the first half; partial: (programs along i, ...) as in
+    `channel_gate_backward`.
     """
     P = count_positions(P_UNITS, UNIT, WIDE)
     positions = count_positions(position_units, UNIT, WIDE)
