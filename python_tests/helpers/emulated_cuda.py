@@ -24,6 +24,9 @@ HERE = Path(__file__).parent
 EMULATION = HERE / "cuda_emulation"
 KERNELS = HERE.parents[1] / "csrc" / "cuda"
 NAME = "gcsa_ext_emulation"
+KB = 1024
+H200 = (0, 0, 132, 227 * KB)
+"""Device, stream, multiprocessors and bytes of shared memory of a block, as launches on an H200 get them."""
 FLAGS = ("-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-U_FORTIFY_SOURCE", "-ffp-contract=off")
 
 
