@@ -1,11 +1,13 @@
-"""What holds for every test: fixed random numbers, and memory that is full of NaN before it is written."""
+"""What holds for every test: fixed random numbers, and NaN in new memory. Fixtures of several files."""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import ModuleType
+from typing import Any
 
 import emulated_cuda as emulation
 import pytest
@@ -19,7 +21,7 @@ else:
 import gcsa_ext
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # Threads of several processes would wait for each other's cores. Tests of threads ask for theirs.
+    # Threads of several processes would wait for each other's cores. Tests of threads set their number.
     torch.set_num_threads(1)
 
 
@@ -30,7 +32,7 @@ def seeded() -> None:
 
 @pytest.fixture(autouse=True)
 def nan_in_new_memory() -> Iterator[None]:
-    """torch.empty returns NaN (or the largest integer), so that an output which nobody wrote shows."""
+    """Fill new memory with NaN (or the largest integer): a test fails where an output was not written."""
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = True
     try:
@@ -51,14 +53,15 @@ def keep_threads() -> Iterator[None]:
 
 @pytest.fixture
 def one_thread(keep_threads: None) -> None:
-    """For thousands of calls on tiny tensors, whose threads would only wait for each other."""
+    """Compute on one thread: threads slow down thousands of calls on tiny tensors."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture
 def emulated_cuda() -> Iterator[ModuleType]:
-    """The CUDA kernels on the CPU, for the backend "cuda" when it is forced; compiled at the first use. They
-    stand in for those of a GPU, so only as long as the test lasts."""
+    """Replace the CUDA kernels by emulated ones on the CPU, for the backend "cuda" when it is forced.
+
+    They are compiled at the first use."""
     if emulation.compiler() is None:
         pytest.skip("the emulated CUDA kernels are C++ that the test compiles, and there is no C++ compiler")
     module = emulation.load()
@@ -67,16 +70,65 @@ def emulated_cuda() -> Iterator[ModuleType]:
     gcsa_ext.backends.cuda.launch.emulate(None)
 
 
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the kernels of the operator gcsa, forward and backward, that were called; not of the
+    reference."""
+    names: list[str] = []
+
+    def recorded(name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
+        def record(*args: Any) -> Any:
+            names.append(name)
+            return kernel(*args)
+
+        return record
+
+    for backend in (gcsa_ext.backends.cpu, gcsa_ext.backends.triton, gcsa_ext.backends.cuda):
+        for name in ("gcsa", "gcsa_backward"):
+            if name in backend.operators:
+                monkeypatch.setitem(backend.operators, name, recorded(name, backend.operators[name]))
+    return names
+
+
+@pytest.fixture
+def any_order(emulated_cuda: ModuleType) -> Iterator[ModuleType]:
+    """`emulated_cuda` for tests that change the order of threads and blocks."""
+    yield emulated_cuda
+    emulated_cuda.shuffle_order(0)
+
+
+@pytest.fixture
+def device(request: pytest.FixtureRequest) -> str:
+    """Where a test with `backend` has its new tensors: on the CPU, but see devices.every_device."""
+    name: str = getattr(request, "param", "cpu")
+    return name
+
+
 @pytest.fixture(params=["cpu", "triton", "cuda"])
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """The test once for each backend whose kernels take tensors on the CPU: Triton's are interpreted, those
-    of CUDA are emulated."""
+def backend(request: pytest.FixtureRequest, device: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Run the test once for each backend, which is forced. On the CPU Triton's kernels are interpreted and
+    those of CUDA are emulated."""
     name: str = request.param
-    if name == "triton" and torch.cuda.is_available():
-        pytest.skip("where there is a GPU Triton compiles its kernels, and these take no tensors on the CPU")
     if name == "triton" and importlib.util.find_spec("triton") is None:
         pytest.skip("triton is not installed: torch's builds for the CPU come without it")
-    if name == "cuda":
+    if device == "cuda":
+        _prepare_gpu(name, monkeypatch)
+    elif name == "triton" and torch.cuda.is_available():
+        pytest.skip("where there is a GPU Triton compiles its kernels, and these take no tensors on the CPU")
+    elif name == "cuda":
         request.getfixturevalue("emulated_cuda")
-    with gcsa_ext.use_backend(name):
+    on_device = torch.device(device) if device == "cuda" else contextlib.nullcontext()
+    with on_device, gcsa_ext.use_backend(name):
         yield name
+
+
+def _prepare_gpu(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if name == "cpu":
+        pytest.skip("the cpu backend takes no tensors on a GPU; on the CPU this test runs on it")
+    reason = gcsa_ext.backends.unsupported(name, "gcsa", torch.device("cuda"), torch.float32)
+    if name == "cuda" and gcsa_ext.info()["build"]["cuda"] is None:
+        pytest.skip(f"gcsa_ext was built without CUDA kernels: {reason}")
+    assert reason is None  # every other reason is a fault
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # errors are measured in float32
+    if name == "triton":
+        monkeypatch.setattr(gcsa_ext.backends.triton.tuning, "enabled", False)

@@ -127,7 +127,10 @@ void* address(py::handle tensor) {
     static const Name name("data_ptr");
     if (!tensor || tensor.is_none()) return nullptr;
     void* const data = PyLong_AsVoidPtr(name.call(tensor).ptr());
-    if (!data && PyErr_Occurred()) throw py::error_already_set();
+    if (!data) {
+        if (PyErr_Occurred()) throw py::error_already_set();
+        require(elements(shape_of(tensor)) == 0, "no null address of a tensor that has elements");
+    }
     return data;
 }
 

@@ -32,7 +32,8 @@ pybind11::object dtype_of(pybind11::handle tensor);
 DType dtype_code(pybind11::handle dtype);            // std::invalid_argument unless it is one of DType
 int element_size(pybind11::handle dtype);            // std::invalid_argument unless a floating one of 2, 4 or 8 bytes
 pybind11::object sum_dtype(pybind11::handle dtype);  // of sums over values of that dtype: float64 or float32
-void* address(pybind11::handle tensor);              // null for None and for a tensor without elements
+// Null for None and for a tensor without elements; std::invalid_argument for one whose memory was freed.
+void* address(pybind11::handle tensor);
 
 // The layout in which a kernel reads a tensor and writes results of its kind: channels_last if it is only that, else
 // contiguous.

@@ -1,15 +1,16 @@
-"""Who computes: the choice of the backend, the reason why one cannot run, a package without its binary."""
+"""The choice of the backend, the reason why one cannot run, a package without its compiled module."""
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
-import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from instruction_sets import ISAS, skip_unless_it_runs
+from pairs import pair, step
 from subprocesses import ROOT, python
 
 import gcsa_ext
@@ -21,26 +22,20 @@ def arguments(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, ...]:
     return tuple(torch.randn(shape, dtype=dtype) for shape in shapes)
 
 
-@pytest.fixture
-def nobody_warned(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backends, "_warned", set())
-    monkeypatch.setattr(backends.forced, "name", None)
-
-
 def test_the_compiled_module_is_there() -> None:
     """All other tests would compare the definition with itself."""
     assert backends.native.load_error is None
-    assert backends.select("channel_gate", torch.device("cpu"), torch.float32) is backends.cpu
+    assert backends.choose("channel_gate", torch.device("cpu"), torch.float32) == "cpu"
 
 
-def test_use_backend_forces_one_and_gives_it_back(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_use_backend_forces_a_backend_and_restores_the_previous(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
 
     def record(*call: object) -> torch.Tensor:
         calls.append("cpu")
         return reference.channel_gate(*call)
 
-    monkeypatch.setattr(backends.cpu, "channel_gate", record)
+    monkeypatch.setitem(backends.cpu.operators, "channel_gate", record)
     a = arguments()
     with gcsa_ext.use_backend("reference"):
         assert backends.forced_backend() == "reference"
@@ -87,31 +82,60 @@ def test_forced_backend_that_cannot_run_says_why() -> None:
         functional.channel_gate(*arguments(torch.float16), 4)
 
 
-@pytest.mark.usefixtures("nobody_warned")
 def test_float16_is_computed_by_the_definition_with_one_warning() -> None:
-    a = arguments(torch.float16)
-    with pytest.warns(
-        RuntimeWarning, match="plain PyTorch computes channel_gate, .* not torch.float16"
-    ) as caught:
-        for _ in range(3):
-            out = functional.channel_gate(*a, 4)
-    assert len(caught) == 1
-    assert torch.equal(out, reference.channel_gate(*a, 4))
-    with pytest.warns(RuntimeWarning, match="plain PyTorch computes norm_gate"):
-        functional.norm_gate(a[0], a[0], training=True)
-    with warnings.catch_warnings():  # frequency_mask copies bits: float16 is at home there
-        warnings.simplefilter("error")
-        functional.frequency_mask(a[0], torch.tensor([0]), torch.tensor([1]))
+    """In another process, where no test has caused the warning before."""
+    printed = python(
+        """
+        import warnings
+        import torch
+        from gcsa_ext import functional, reference
+        x, *weights = (torch.randn(s).half() for s in ((2, 8, 3, 5), (3, 8), (3,), (8, 3), (8,)))
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for _ in range(3):
+                out = functional.channel_gate(x, *weights, 4)
+            functional.norm_gate(x, x, training=True)
+            # frequency_mask copies bits: the kernel takes float16.
+            functional.frequency_mask(x, torch.tensor([0]), torch.tensor([1]))
+        print(torch.equal(out, reference.channel_gate(x, *weights, 4)))
+        for warning in caught:
+            print(warning.category.__name__, warning.message)
+        """
+    ).splitlines()
+    assert printed[0] == "True" and len(printed) == 3
+    for line, operator in zip(printed[1:], ("channel_gate", "norm_gate"), strict=True):
+        assert line.startswith(f"RuntimeWarning gcsa_ext: plain PyTorch computes {operator}, ")
+        assert "not torch.float16" in line
 
 
-@pytest.mark.usefixtures("nobody_warned")
-def test_the_wanted_dtypes_run_without_a_warning() -> None:
-    with warnings.catch_warnings():
+def test_dtypes_of_the_kernels_run_without_a_warning() -> None:
+    python(
+        """
+        import warnings
+        import torch
+        from gcsa_ext import functional
         warnings.simplefilter("error")
         for dtype in (torch.float32, torch.float64, torch.bfloat16):
-            a = [t.requires_grad_() for t in arguments(dtype)]
+            shapes = (2, 8, 3, 5), (3, 8), (3,), (8, 3), (8,)
+            a = [torch.randn(shape, dtype=dtype, requires_grad=True) for shape in shapes]
             out = functional.channel_gate(*a, 4)
             functional.norm_gate(out, out, a[4], a[4], training=True).sum().backward()
+        """
+    )
+
+
+@pytest.mark.parametrize("forced_pass", ["forward", "backward"])
+def test_one_pass_with_a_forced_backend(forced_pass: str, calls: list[str]) -> None:
+    module, x, grad = pair(channels=8)[0], *torch.randn(2, 2, 8, 6, 5)
+    expected = step(copy.deepcopy(module), x, grad)
+    calls.clear()
+    x.requires_grad_()
+    with gcsa_ext.use_backend("reference" if forced_pass == "forward" else "cpu"):
+        out = module(x)
+    with gcsa_ext.use_backend("reference" if forced_pass == "backward" else "cpu"):
+        grads = torch.autograd.grad(out, [x, *module.parameters()], grad)
+    assert ("gcsa" in calls) == (forced_pass == "backward") and "gcsa_backward" not in calls
+    torch.testing.assert_close([out, *grads], expected, rtol=1e-4, atol=1e-5)
 
 
 def test_info_is_plain_data_and_reads_well() -> None:
@@ -184,7 +208,7 @@ def test_environment_variable_forces_a_backend() -> None:
         import torch, gcsa_ext
         from gcsa_ext import backends
         calls = []
-        backends.cpu.frequency_mask = lambda x, *a: calls.append(1) or x.clone()
+        backends.cpu.operators["frequency_mask"] = lambda x, *a: calls.append(1) or x.clone()
         print(gcsa_ext.info()["forced_backend"])
         try:
             gcsa_ext.functional.frequency_mask(torch.randn(3, 4), torch.tensor([0]), torch.tensor([1]))
@@ -239,14 +263,16 @@ def test_package_without_its_binary(tmp_path: Path) -> None:
 
 def test_a_preference_comes_before_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where a measurement on a GPU says so, and only if the preferred backend can run."""
-    cannot: set[str] = set()
-    monkeypatch.setattr(backends, "unsupported", lambda name, *_: "no" if name in ("cpu", *cannot) else None)
+    missing = {"cpu"}
+    for name in ("cpu", "triton", "cuda"):
+        module = getattr(backends, name)
+        monkeypatch.setattr(module, "unsupported", lambda *_, name=name: "no" if name in missing else None)
     preference = backends.Preference(
         "gcsa", "cuda", lambda shape, dtype: shape[2] <= 14 and dtype.itemsize == 2
     )
     monkeypatch.setattr(backends, "PREFERRED_ON_GPUS", (preference,))
     gpu, shape = torch.device("cuda"), (8, 512, 7, 7)
-    assert backends.select("gcsa", gpu, torch.bfloat16, shape) is backends.cuda
+    assert backends.choose("gcsa", gpu, torch.bfloat16, shape) == "cuda"
     for other in (
         ("gcsa", gpu, torch.float32, shape),
         ("gcsa", gpu, torch.bfloat16, (8, 64, 56, 56)),
@@ -254,8 +280,8 @@ def test_a_preference_comes_before_the_order(monkeypatch: pytest.MonkeyPatch) ->
         ("gcsa", gpu, torch.bfloat16),
         ("gcsa", torch.device("cpu"), torch.bfloat16, shape),
     ):
-        assert backends.select(*other) is backends.triton
-    cannot.add("cuda")
-    assert backends.select("gcsa", gpu, torch.bfloat16, shape) is backends.triton
-    cannot.add("triton")
-    assert backends.select("gcsa", gpu, torch.bfloat16, shape, warn=False) is backends.reference
+        assert backends.choose(*other) == "triton"
+    missing.add("cuda")
+    assert backends.choose("gcsa", gpu, torch.bfloat16, shape) == "triton"
+    missing.add("triton")
+    assert backends.choose("gcsa", gpu, torch.bfloat16, shape, warn=False) == "reference"

@@ -4,40 +4,21 @@ operators, which run on them by the fixture `backend`, do not ask. See test_cuda
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from types import ModuleType
 
 import pytest
 import torch
+from devices import only
+from gate_checks import check, norm, norm_gate_arguments, run, statistics
 from layouts import LAYOUTS
 from pairs import pair
 from subprocesses import python
-from test_gates import check, norm, norm_gate_arguments, run, statistics
-from test_triton import (  # noqa: F401
-    test_any_subset_of_gradients,
-    test_attention_in_16_bits,
-    test_opcheck_of_the_attention,
-    test_statistics_of_values_with_an_outlier_in_front,
-    test_two_runs_give_the_same_bits,
-)
 from torch import Tensor
 
 import gcsa_ext
 from gcsa_ext import backends, functional, reference
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(autouse=True)
-def forced(emulated_cuda: ModuleType) -> Iterator[None]:
-    with gcsa_ext.use_backend("cuda"):
-        yield
-
-
-@pytest.fixture
-def any_order(emulated_cuda: ModuleType) -> Iterator[ModuleType]:
-    yield emulated_cuda
-    emulated_cuda.shuffle_order(0)
+pytestmark = [pytest.mark.usefixtures("one_thread"), *only("cuda")]
 
 
 # ---- Whole operators

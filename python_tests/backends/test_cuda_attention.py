@@ -13,21 +13,22 @@ from typing import Any
 import pytest
 import torch
 from accuracy import assert_as_accurate
+from devices import only
+from emulated_cuda import H200, KB
 from layouts import LAYOUTS
 from pairs import pair
-from test_cuda import any_order, forced  # noqa: F401
-from test_cuda_plans import BFLOAT16, H200, KB
 from torch import Tensor
 
 import gcsa_ext
 from gcsa_ext import reference
 from gcsa_ext.backends.cuda import gates, launch
+from gcsa_ext.backends.operands import Arguments
 
 # The operators of these names hide the modules.
 channel_gate_module = sys.modules["gcsa_ext.backends.cuda.channel_gate"]
 small_gcsa_module = sys.modules["gcsa_ext.backends.cuda.small_gcsa"]
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.usefixtures("one_thread"), *only("cuda")]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CONTIGUOUS, CHANNELS_LAST = torch.contiguous_format, torch.channels_last
 
@@ -214,7 +215,9 @@ def test_too_many_channels_are_left_to_torch(emulated_cuda: ModuleType) -> None:
     assert gates.takes_channel_gate(1024, 128, torch.bfloat16)
     assert not gates.takes_channel_gate(8192, 16, torch.bfloat16)
     with pytest.raises(ValueError, match="16 positions of 8192 channels do not fit in the shared memory"):
-        emulated_cuda.plan_channel_gate(H200, BFLOAT16, (1, 8192, 1), (16, 1, True, False), False, False)
+        emulated_cuda.plan_channel_gate(
+            H200, launch.ELEMENTS[torch.bfloat16], (1, 8192, 1), (16, 1, True, False), False, False
+        )
     x = torch.randn(1, 8192, 1, 2, requires_grad=True)
     w1, b1, w2, b2 = gate_weights(8192, 2, torch.float32)
     out = gcsa_ext.functional.channel_gate(x, w1, b1, w2, b2, 4)
@@ -226,44 +229,38 @@ def test_too_many_channels_are_left_to_torch(emulated_cuda: ModuleType) -> None:
 
 
 def small_arguments(
-    shape: tuple[int, ...], hidden: int, kernel_size: int, dtype: torch.dtype, layout: str = "contiguous"
-) -> dict[str, Any]:
+    shape: tuple[int, ...],
+    hidden: int,
+    kernel_size: int,
+    dtype: torch.dtype,
+    layout: str = "contiguous",
+    groups: int = 4,
+    sigmoid: bool = True,
+) -> Arguments:
     C, k = shape[1], kernel_size
-    gate = gate_weights(C, hidden, dtype)
     convolutions = [
         (torch.randn(s) / math.sqrt(math.prod(s[1:]) / 4)).to(dtype)
         for s in ((hidden, C, k, k), (hidden,), (C, hidden, k, k), (C,))
     ]
-    return {
-        "x": LAYOUTS[layout](shape, dtype),
-        "gate": gate,
-        "convolutions": tuple(convolutions),
-        "norms": tuple(f(n) for n in (hidden, C) for f in (lambda n: torch.rand(n) + 0.5, torch.randn)),
-        "statistics": tuple(f(n) for n in (hidden, C) for f in (torch.randn, lambda n: torch.rand(n) + 0.3)),
-        "eps": (1e-5, 1e-3),
-    }
+    norms = (f(n) for n in (hidden, C) for f in (lambda n: torch.rand(n) + 0.5, torch.randn))
+    statistics = (f(n) for n in (hidden, C) for f in (torch.randn, lambda n: torch.rand(n) + 0.3))
+    tensors = (LAYOUTS[layout](shape, dtype), *gate_weights(C, hidden, dtype), *convolutions)
+    return Arguments(*tensors, *norms, *statistics, 1e-5, 1e-3, groups, sigmoid, False)
 
 
-def definition(arguments: dict[str, Any], groups: int, sigmoid: bool, dtype: torch.dtype) -> Tensor:
-    a = arguments
-    tensors = (a["x"], *a["gate"], *a["convolutions"])
-    vectors = (*a["norms"], *a["statistics"])
+def definition(a: Arguments, dtype: torch.dtype) -> Tensor:
     if dtype == torch.float64:
-        tensors, vectors = ([None if t is None else t.double() for t in ts] for ts in (tensors, vectors))
-    return reference.gcsa(*tensors, *vectors, *a["eps"], groups, sigmoid)[0]
+        a = Arguments(*(value.double() if isinstance(value, Tensor) else value for value in a))
+    return reference.gcsa(*a[:-1])[0]
 
 
-def check_small(arguments: dict[str, Any], groups: int, sigmoid: bool = True) -> None:
-    x, statistics = arguments["x"], arguments["statistics"]
-    hidden, kernel_size = arguments["convolutions"][0].shape[0], arguments["convolutions"][0].shape[-1]
-    assert small_gcsa_module.takes(x, hidden, kernel_size, groups, statistics, False)
-    out, *used = small_gcsa_module.small_gcsa(*arguments.values(), groups, sigmoid)
-    exact, plain = (definition(arguments, groups, sigmoid, dtype) for dtype in (torch.float64, x.dtype))
+def check_small(a: Arguments) -> None:
+    assert small_gcsa_module.takes(a, False)
+    out, *saved = small_gcsa_module.small_gcsa(a)
+    exact, plain = (definition(a, dtype) for dtype in (torch.float64, a.x.dtype))
     assert_as_accurate(out, plain, exact)
-    assert out.stride() == torch.empty_like(x, memory_format=gcsa_ext.layout.memory_format(x)).stride()
-    for found, given in zip(used, statistics, strict=True):
-        assert found.dtype == torch.float32 and found.data_ptr() != given.data_ptr()
-        torch.testing.assert_close(found, given.float(), rtol=0.0, atol=0.0)
+    assert out.stride() == torch.empty_like(a.x, memory_format=gcsa_ext.layout.memory_format(a.x)).stride()
+    assert all(value.numel() == 0 for value in saved)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
@@ -271,11 +268,11 @@ def check_small(arguments: dict[str, Any], groups: int, sigmoid: bool = True) ->
 def test_small_maps(dtype: torch.dtype, layout: str) -> None:
     """With 7x7 kernels and others, odd sizes, channels and hidden units that fill no block of 16, groups, and
     more positions than one block takes."""
-    check_small(small_arguments((2, 16, 7, 7), 4, 7, dtype, layout), 4)
-    check_small(small_arguments((1, 36, 5, 9), 9, 5, dtype, layout), 3)
-    check_small(small_arguments((1, 25, 14, 14), 6, 3, dtype, layout), 5, sigmoid=False)
-    check_small(small_arguments((3, 40, 3, 1), 20, 7, dtype, layout), 1)
-    check_small(small_arguments((4, 8, 12, 13), 3, 3, dtype, layout), 2)
+    check_small(small_arguments((2, 16, 7, 7), 4, 7, dtype, layout))
+    check_small(small_arguments((1, 36, 5, 9), 9, 5, dtype, layout, groups=3))
+    check_small(small_arguments((1, 25, 14, 14), 6, 3, dtype, layout, groups=5, sigmoid=False))
+    check_small(small_arguments((3, 40, 3, 1), 20, 7, dtype, layout, groups=1))
+    check_small(small_arguments((4, 8, 12, 13), 3, 3, dtype, layout, groups=2))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -284,78 +281,90 @@ def test_small_maps_on_any_gpu(dtype: torch.dtype, monkeypatch: pytest.MonkeyPat
     arguments = small_arguments((1, 72, 7, 7), 18, 5, dtype)
     for multiprocessors, shared in ((1, 227), (4, 99), (13, 163), (24, 227)):
         on_a_gpu_of(monkeypatch, multiprocessors, shared * KB)
-        check_small(arguments, 4)
+        check_small(arguments)
     on_a_gpu_of(monkeypatch, 2, 99 * KB)
     if dtype == torch.bfloat16:
-        check_small(small_arguments((2, 24, 9, 10), 8, 9, dtype), 4)
+        check_small(small_arguments((2, 24, 9, 10), 8, 9, dtype))
 
 
 def test_small_maps_without_what_is_optional() -> None:
     """No bias of a convolution, no affine normalisation; statistics and vectors of other dtypes than x."""
-    arguments = small_arguments((2, 16, 5, 5), 4, 3, torch.bfloat16)
-    w1, _, w2, _ = arguments["convolutions"]
-    arguments["convolutions"] = (w1, None, w2, None)
-    arguments["norms"] = (None, None, None, None)
-    check_small(arguments, 2)
-    arguments = small_arguments((2, 16, 5, 5), 4, 3, torch.float16)
-    arguments["norms"] = tuple(v.double() for v in arguments["norms"])
-    arguments["statistics"] = tuple(v.half() for v in arguments["statistics"])
-    check_small(arguments, 2)
+    norms = ("norm1_weight", "norm1_bias", "norm2_weight", "norm2_bias")
+    a = small_arguments((2, 16, 5, 5), 4, 3, torch.bfloat16, groups=2)
+    check_small(a._replace(**dict.fromkeys(("conv1_bias", "conv2_bias", *norms))))
+    a = small_arguments((2, 16, 5, 5), 4, 3, torch.float16, groups=2)
+    others = {name: getattr(a, name).double() for name in norms}
+    others |= {name: getattr(a, name).half() for name in ("mean1", "var1", "mean2", "var2")}
+    check_small(a._replace(**others))
 
 
 def test_small_maps_with_weights_of_another_dtype() -> None:
     """As under autocast."""
-    arguments = small_arguments((1, 16, 6, 6), 4, 3, torch.bfloat16)
-    rounded, *_ = small_gcsa_module.small_gcsa(*arguments.values(), 4, True)
-    for name in ("gate", "convolutions"):
-        arguments[name] = tuple(w.float() for w in arguments[name])
-    out, *_ = small_gcsa_module.small_gcsa(*arguments.values(), 4, True)
+    a = small_arguments((1, 16, 6, 6), 4, 3, torch.bfloat16)
+    rounded, *_ = small_gcsa_module.small_gcsa(a)
+    names = ("w1", "b1", "w2", "b2", "conv1_weight", "conv1_bias", "conv2_weight", "conv2_bias")
+    out, *_ = small_gcsa_module.small_gcsa(a._replace(**{name: getattr(a, name).float() for name in names}))
     assert torch.equal(out, rounded)
 
 
 def test_small_maps_in_tf32(tf32: None) -> None:
-    arguments = small_arguments((1, 24, 7, 7), 6, 7, torch.float32)
-    exact = definition(arguments, 4, True, torch.float64)
+    a = small_arguments((1, 24, 7, 7), 6, 7, torch.float32)
+    exact = definition(a, torch.float64)
     for both in (True, False):
         torch.backends.cuda.matmul.allow_tf32 = both
-        out, *_ = small_gcsa_module.small_gcsa(*arguments.values(), 4, True)
+        out, *_ = small_gcsa_module.small_gcsa(a)
         assert 1e-6 < (out - exact).abs().max() < 4e-3
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_an_attention_in_eval_takes_one_launch(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
+def test_an_attention_in_eval_takes_one_launch(
+    dtype: torch.dtype, emulated_cuda: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launches = []
 
-    def counted(*arguments: Any) -> tuple[Tensor, ...]:
-        calls.append(arguments)
-        return tuple(small_gcsa_module.small_gcsa(*arguments))
+    def record(*arguments: Any) -> None:
+        launches.append(arguments)
+        launch_small_gcsa(*arguments)
 
-    monkeypatch.setattr(sys.modules["gcsa_ext.backends.cuda.operators"], "small_gcsa", counted)
+    launch_small_gcsa = emulated_cuda.small_gcsa
+    monkeypatch.setattr(emulated_cuda, "small_gcsa", record)
     fused, plain = (m.eval() for m in pair(dtype, channels=16, kernel_size=7))
     x = torch.randn(2, 16, 7, 7, dtype=dtype)
     with torch.no_grad():
         found, expected = fused(x), plain(x)
-    assert len(calls) == 1
+    assert len(launches) == 1
     torch.testing.assert_close(found, expected, rtol=2e-2 if dtype == torch.bfloat16 else 1e-4, atol=1e-2)
-    x.requires_grad_()  # something is to be kept then
+    x.requires_grad_()  # then maps are saved for the backward pass
     torch.testing.assert_close(fused(x), found, rtol=2e-2 if dtype == torch.bfloat16 else 1e-4, atol=1e-2)
     fused.train()(x.detach())
-    assert len(calls) == 1
+    assert len(launches) == 1
 
 
 def test_what_the_one_launch_does_not_take() -> None:
-    x, statistics = torch.empty(8, 512, 7, 7, dtype=torch.bfloat16), (torch.ones(1),) * 4
-    takes = small_gcsa_module.takes
-    assert takes(x, 128, 7, 4, statistics, False)
-    assert takes(torch.empty(1, 256, 14, 14, dtype=torch.bfloat16), 64, 7, 4, statistics, False)
-    assert not takes(x, 128, 7, 4, statistics, True)
-    assert not takes(x, 128, 7, 4, (None, None, *statistics[2:]), False)
-    assert not takes(x.float(), 128, 7, 4, statistics, False)  # so many products in float32 take long
-    assert not takes(torch.empty(8, 64, 56, 56, dtype=torch.bfloat16), 16, 7, 4, statistics, False)
-    assert not takes(torch.empty(1, 2, 1, 20000, dtype=torch.bfloat16), 1, 11, 1, statistics, False)
+    def takes(
+        shape: tuple[int, ...],
+        hidden: int,
+        kernel_size: int,
+        dtype: torch.dtype = torch.bfloat16,
+        groups: int = 4,
+        save: bool = False,
+        **changes: None,
+    ) -> bool:
+        with torch.device("meta"):
+            a = small_arguments(shape, hidden, kernel_size, dtype, groups=groups)
+        a = a._replace(x=torch.empty(shape, dtype=dtype), **changes)
+        return bool(small_gcsa_module.takes(a, save))
+
+    assert takes((8, 512, 7, 7), 128, 7)
+    assert takes((1, 256, 14, 14), 64, 7)
+    assert not takes((8, 512, 7, 7), 128, 7, save=True)
+    assert not takes((8, 512, 7, 7), 128, 7, mean1=None, var1=None)
+    assert not takes((8, 512, 7, 7), 128, 7, torch.float32)  # so many products in float32 take long
+    assert not takes((8, 64, 56, 56), 16, 7)
+    assert not takes((1, 2, 1, 20000), 1, 11, groups=1)
 
 
-def test_the_order_of_threads_and_blocks_changes_nothing(any_order: ModuleType) -> None:  # noqa: F811
+def test_the_order_of_threads_and_blocks_changes_nothing(any_order: ModuleType) -> None:
     def results() -> list[Tensor]:
         torch.manual_seed(1)
         found = []
@@ -367,9 +376,7 @@ def test_the_order_of_threads_and_blocks_changes_nothing(any_order: ModuleType) 
                 x.cos(), x, weights, 4, True, CONTIGUOUS, CONTIGUOUS, True, True
             )
             found += [g for g in (grad_x, *grads) if g is not None]
-            found += small_gcsa_module.small_gcsa(
-                *small_arguments((2, 20, 5, 5), 5, 3, dtype).values(), 4, True
-            )
+            found += small_gcsa_module.small_gcsa(small_arguments((2, 20, 5, 5), 5, 3, dtype))
         return found
 
     expected = results()

@@ -13,6 +13,7 @@ from typing import Any
 import emulated_cuda as emulation
 import pytest
 import torch
+from emulated_cuda import H200, KB
 
 from gcsa_ext import backends
 from gcsa_ext.backends.cuda.launch import ELEMENTS
@@ -21,8 +22,6 @@ from gcsa_ext.backends.cuda.launch import ELEMENTS
 gates = importlib.import_module("gcsa_ext.backends.cuda.channel_gate")
 
 FLOAT32, BFLOAT16, FLOAT16 = 0, 2, 3
-KB = 1024
-H200 = (0, 0, 132, 227 * KB)
 LARGEST_GRID = (2**31 - 1, 65535, 65535)
 A = 4096
 """An address that is aligned; planning looks at nothing behind it."""

@@ -1,113 +1,31 @@
-"""On a GPU: the operators' tests once more, on compiled kernels, and what only a GPU has.
+"""What only a GPU has: usual sizes, tuning, graphs, streams, large maps.
 
-The tests that are imported run with every new tensor on the GPU; they are described where they are written.
-"""
+Tests elsewhere that are marked `devices.every_device` run on a GPU as well."""
 
 from __future__ import annotations
 
 import copy
-import importlib.util
 import threading
 from collections.abc import Callable, Iterator
 
 import pytest
 import torch
 from accuracy import MODULE_FACTOR, assert_as_accurate
+from devices import ON_A_GPU, every_backend
+from gate_checks import channel_gate_arguments, check, gate
 from pairs import assert_same_step, pair
-from test_attention import (  # noqa: F401
-    test_batch_norm_keeps_its_full_meaning,
-    test_frozen_batch_norm_in_training,
-    test_frozen_parts_get_no_gradient,
-    test_gradient_checkpointing,
-    test_inference_mode_and_no_grad,
-    test_nothing_in_nothing_out,
-    test_numbers_are_those_of_the_plain_module,
-    test_sizes_of_the_map,
-    test_sync_batch_norm_after_conversion,
-)
-from test_compile import (  # noqa: F401
-    fresh_compiler,
-    test_frequency_masking_is_one_graph,
-    test_gcsa_channels_last,
-    test_gcsa_is_one_graph,
-    test_inductor_trains_through_the_operators,
-    test_net_with_masking_is_one_graph,
-)
-from test_frequency_mask import (  # noqa: F401
-    test_bands_at_the_ends_of_64_bits,
-    test_empty_spectrograms,
-    test_every_integer_dtype_of_bands,
-    test_every_value_keeps_its_bits,
-    test_gradient_of_masked_bins_is_zero,
-    test_in_place_writes_nothing_around_a_slice,
-    test_not_finite_values_are_copied_and_masked,
-    test_out_of_place_and_in_place,
-)
-from test_gates import (  # noqa: F401
-    channel_gate_arguments,
-    check,
-    gate,
-    test_channel_gate,
-    test_channel_gate_with_some_gradients_only,
-    test_channel_gate_without_sigmoid,
-    test_empty_maps,
-    test_every_number_of_groups,
-    test_every_width_of_the_hidden_layer,
-    test_inputs_are_left_alone,
-    test_norm_gate,
-    test_norm_gate_of_values_far_from_zero,
-    test_norm_gate_with_some_gradients_only,
-    test_not_finite_values_stay_where_the_definition_puts_them,
-    test_not_finite_weights_stay_where_the_definition_puts_them,
-    test_running_statistics,
-    test_running_statistics_may_change_before_the_backward_pass,
-)
 from torch import Tensor, nn
 
-import gcsa_ext
 from gcsa_ext import GCSA, backends, functional, reference
-
-if importlib.util.find_spec("triton") is not None:  # without it those of the CUDA kernels are left
-    from test_triton_convolution import (  # noqa: F401
-        test_an_attention_in_evaluation,
-        test_an_image_does_not_touch_its_neighbours,
-        test_every_kernel_size,
-        test_layouts,
-        test_positions_beyond_32_bits,
-        test_sizes,
-        test_split_sums,
-        test_without_scale_or_bias,
-    )
 
 if not torch.cuda.is_available():
     pytest.skip("torch.cuda.is_available() is False: these tests need a GPU", allow_module_level=True)
 
 pytestmark = [
-    pytest.mark.usefixtures("backend"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning"),
+    *(every_backend, pytest.mark.parametrize("backend", ["triton", "cuda"], indirect=True)),
+    pytest.mark.parametrize("device", [ON_A_GPU], indirect=True),
 ]
 DEVICE = "cuda"
-
-
-@pytest.fixture(params=["triton", "cuda"])
-def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Instead of the fixture of that name elsewhere: compiled kernels, on tensors on the GPU."""
-    name: str = request.param
-    if name == "cpu":
-        pytest.skip("the cpu backend takes no tensors on a GPU; without one this test runs on it")
-    if name == "cuda" and request.function.__module__ == "test_triton_convolution":
-        pytest.skip("this test calls Triton's kernels by name, so that no other backend takes part in it")
-    reason = backends.unsupported(name, "gcsa", torch.device(DEVICE), torch.float32)
-    if name == "cuda" and gcsa_ext.info()["build"]["cuda"] is None:
-        pytest.skip(f"gcsa_ext was built without CUDA kernels: {reason}")
-    if name == "triton" and importlib.util.find_spec("triton") is None:
-        pytest.skip("triton is not installed beside this torch, so that there are no kernels of it to test")
-    assert reason is None  # whatever else is wrong with it is an error
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # the yardstick is float32
-    if name == "triton":
-        monkeypatch.setattr(backends.triton.tuning, "enabled", False)
-    with torch.device(DEVICE), gcsa_ext.use_backend(name):
-        yield name
 
 
 def test_kernels_run_on_a_gpu(backend: str) -> None:
@@ -376,8 +294,8 @@ def test_a_mask_of_more_than_2_to_the_31_elements() -> None:
     assert torch.equal(functional.frequency_mask_(x, start, width, 5.0)[-1], end)
 
 
-class Attended(nn.Module):
-    """A convolution before, as in a network."""
+class AfterConvolution(nn.Module):
+    """The attention behind a convolution, as in a network."""
 
     def __init__(self, attention: nn.Module) -> None:
         super().__init__()
@@ -389,15 +307,11 @@ class Attended(nn.Module):
 
 
 @pytest.mark.parametrize("inside", [True, False])
-def test_autocast(inside: bool, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_autocast(inside: bool, calls: list[str]) -> None:
     """Behind a convolution x is in 16 bits, and one operator computes; a float32 x is left to the layers."""
-    calls: list[object] = []
-    module = getattr(backends, backend)
-    kernel = module.gcsa
-    monkeypatch.setattr(module, "gcsa", lambda *a: calls.append(a) or kernel(*a))
     fused, plain = pair(channels=16)
     if inside:
-        fused, plain = Attended(fused), Attended(plain)
+        fused, plain = AfterConvolution(fused), AfterConvolution(plain)
         plain.convolution = copy.deepcopy(fused.convolution)
     exact = copy.deepcopy(plain).double()
     x, grad = torch.randn(8, 16, 12, 12), torch.randn(8, 16, 12, 12)
@@ -411,7 +325,7 @@ def test_autocast(inside: bool, backend: str, monkeypatch: pytest.MonkeyPatch) -
         if a.dtype == torch.float32 and name != "result":
             a, b = a.bfloat16(), b.bfloat16()  # as exact as the arithmetic was
         assert_as_accurate(a, b, c, name, MODULE_FACTOR, scale)
-    assert bool(calls) == inside
+    assert ("gcsa" in calls) == inside
 
 
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])

@@ -8,51 +8,28 @@ from __future__ import annotations
 import itertools
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from layouts import LAYOUTS, expected_format
+from devices import only
+from gate_checks import channel_gate_arguments, check, gate, norm, norm_gate_arguments, run, statistics
+from layouts import LAYOUTS
 from needs_triton import imported
-from pairs import assert_same_step, pair
-from subprocesses import python
-from test_gates import channel_gate_arguments, check, gate, norm, norm_gate_arguments, run, statistics
-from test_gcsa_operator import SETTINGS, opcheck, operator_arguments
-from torch import Tensor
+from subprocesses import HELPERS, python
 
 import gcsa_ext
 from gcsa_ext import GCSA, backends
 
 gates = imported("gcsa_ext.backends.triton.gates")
 launch = imported("gcsa_ext.backends.triton.launch")
-pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU kernels are compiled: see test_gpu.py"),
-]
-
-
-@pytest.fixture(autouse=True)
-def forced() -> Iterator[None]:
-    with gcsa_ext.use_backend("triton"):
-        yield
+pytestmark = [pytest.mark.usefixtures("one_thread"), *only("triton")]
 
 
 def test_the_kernels_are_interpreted() -> None:
     """All tests of this backend would be refused otherwise."""
     assert backends.triton.load_error is None and backends.triton.INTERPRETED
-
-
-@pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("training", [True, False])
-def test_attention_in_16_bits(training: bool, dtype: torch.dtype, layout: str) -> None:
-    """Inside all maps are channels_last, whatever x is."""
-    fused, plain = (m.train(training) for m in pair(dtype, channels=12, kernel_size=5))
-    x = LAYOUTS[layout]((4, 12, 9, 7), dtype)
-    assert_same_step(fused, plain, x, summands=10.0, buffers=2.0**-6)
-    assert fused(x).is_contiguous(memory_format=expected_format(x))
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
@@ -145,59 +122,6 @@ def test_positions_beyond_32_bits(monkeypatch: pytest.MonkeyPatch) -> None:
         check(*norm(), norm_gate_arguments(layout, (2, 6, 5, 7), torch.float32))
 
 
-def test_statistics_of_values_with_an_outlier_in_front() -> None:
-    """Deviations are summed about a channel's first value, which may be the worst one."""
-    u = torch.randn(4, 3, 20, 40)
-    u[0, :, 0, 0] = 1e4
-    _, mean, var = torch.ops.gcsa_ext.norm_gate(u, u, None, None, None, None, 1e-5)
-    exact = torch.var_mean(u.double(), (0, 2, 3), correction=0)
-    torch.testing.assert_close(var.double(), exact[0], rtol=1e-6, atol=0.0)
-    assert ((mean - exact[1]).abs() <= 1e-6 * exact[0].sqrt()).all()
-
-
-def test_two_runs_give_the_same_bits() -> None:
-    for dtype in (torch.float32, torch.bfloat16):
-        module = GCSA(12, kernel_size=3).to(dtype)
-        x = torch.randn(3, 12, 9, 11, dtype=dtype, requires_grad=True)
-        results = []
-        for _ in range(2):
-            out = module(x)
-            results.append([out, *torch.autograd.grad(out.sin().sum(), [x, *module.parameters()])])
-        assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
-
-
-@pytest.mark.parametrize("batch", [(True, True), (True, False), (False, True), (False, False)], ids=str)
-def test_any_subset_of_gradients(batch: tuple[bool, bool]) -> None:
-    """Each is the same, bit by bit, whichever others are wanted."""
-    tensors = operator_arguments()
-    used = torch.randn(3), torch.rand(3) + 0.3, torch.randn(8), torch.rand(8) + 0.3
-    given = [None if batch[i // 2] else value for i, value in enumerate(used)]
-    _, u1, u2, *used = torch.ops.gcsa_ext.gcsa(*tensors, *given, *SETTINGS, True)
-    grad_out = torch.randn_like(tensors[0])
-
-    def backward(need: list[bool]) -> tuple[Tensor, ...]:
-        return torch.ops.gcsa_ext.gcsa_backward(grad_out, u1, u2, *batch, need, *tensors, *used, *SETTINGS)
-
-    every = backward(13 * [True])
-    for number, expected in enumerate(every):
-        found = backward([i == number for i in range(13)])
-        assert torch.equal(found[number], expected), number
-        assert all(grad.numel() == 0 for i, grad in enumerate(found) if i != number)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_opcheck_of_the_attention(dtype: torch.dtype) -> None:
-    for layout in (torch.contiguous_format, torch.channels_last):
-        tensors = operator_arguments(dtype)
-        tensors[0] = tensors[0].contiguous(memory_format=layout)
-        _, *kept = torch.ops.gcsa_ext.gcsa(*tensors, *4 * (None,), *SETTINGS, True)
-        arguments = (torch.randn_like(tensors[0]), *kept[:2], True, True, 13 * [True])
-        opcheck("gcsa_backward", *arguments, *tensors, *kept[2:], *SETTINGS)
-        for tensor in tensors:
-            tensor.requires_grad_()
-        opcheck("gcsa", *tensors, *4 * (None,), *SETTINGS, True)
-
-
 def test_another_backend_may_differentiate() -> None:
     """What one keeps in its own layout is of no use to another, which begins again."""
     module = GCSA(16, kernel_size=5)
@@ -268,7 +192,7 @@ def test_uncompiled_kernels_are_not_run_on_the_cpu() -> None:
 @pytest.mark.timeout(600)
 def test_machine_code_for_a_gpu_keeps_to_registers_and_moves_16_bytes_at_once(tmp_path: Path) -> None:
     """What the interpreter does not see: whether the kernels compile at all, and how well."""
-    program = Path(__file__).with_name("gpu_code.py").read_text()
+    program = (HELPERS / "gpu_code.py").read_text()
     printed = python(program, timeout=500.0, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path))
     kernels = [json.loads(line) for line in printed.splitlines()]
     assert len(kernels) > 90

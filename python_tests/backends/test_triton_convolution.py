@@ -3,37 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from accuracy import assert_as_accurate
+from devices import every_device, only
 from layouts import LAYOUTS, expected_format
 from needs_triton import imported
 from pairs import pair
 from torch import Tensor
 
-import gcsa_ext
-
 convolution = imported("gcsa_ext.backends.triton.convolution")
 launch = imported("gcsa_ext.backends.triton.launch")
 gates = imported("gcsa_ext.backends.triton.gates")
-pytestmark = [
-    pytest.mark.usefixtures("one_thread", "forced"),
-    pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU kernels are compiled: see test_gpu.py"),
-]
+pytestmark = [pytest.mark.usefixtures("one_thread"), *only("triton")]
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LAST = torch.channels_last
 EPS = 1e-3
-
-
-@pytest.fixture
-def forced() -> Iterator[None]:
-    with gcsa_ext.use_backend("triton"):
-        yield
 
 
 def norm_arguments(filters: int, dtype: torch.dtype, missing: str = "") -> dict[str, Tensor | None]:
@@ -85,6 +74,7 @@ def check(
     return found
 
 
+@every_device
 @pytest.mark.parametrize("kernel_size", [3, 5, 7, 9, 11])
 def test_every_kernel_size(kernel_size: int) -> None:
     """Larger than the map, too: taps on every edge lie outside."""
@@ -92,6 +82,7 @@ def test_every_kernel_size(kernel_size: int) -> None:
     check((1, 3, 4, 2), 6, kernel_size, gated=False)
 
 
+@every_device
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("out_layout", [torch.contiguous_format, LAST], ids=str)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, LAST], ids=str)
@@ -100,6 +91,7 @@ def test_layouts(layout: torch.memory_format, out_layout: torch.memory_format, d
     check((3, 4, 5, 7), 6, 3, dtype, layout, out_layout, gated=False)
 
 
+@every_device
 @pytest.mark.parametrize(
     ("shape", "filters"),
     [
@@ -119,11 +111,13 @@ def test_sizes(shape: tuple[int, ...], filters: int, dtype: torch.dtype) -> None
     check(shape, filters, 5, dtype, layout, torch.contiguous_format)
 
 
+@every_device
 @pytest.mark.parametrize("missing", ["weight bias", "offset", "weight bias offset"])
 def test_without_scale_or_bias(missing: str) -> None:
     check((2, 5, 4, 6), 3, 3, missing=missing)
 
 
+@every_device
 @pytest.mark.parametrize("layout", [torch.contiguous_format, LAST], ids=str)
 @pytest.mark.parametrize("programs", [7, 1000])
 def test_split_sums(programs: int, layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,12 +140,14 @@ def test_a_split_leaves_no_step_out() -> None:
             assert (splits - 1) * per_split < steps <= splits * per_split and splits <= wanted
 
 
+@every_device
 def test_positions_beyond_32_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(launch, "_LARGEST_32_BITS", 0)
     for layout in (torch.contiguous_format, LAST):
         check((2, 5, 4, 6), 3, 3, layout=layout)
 
 
+@every_device
 def test_an_image_does_not_touch_its_neighbours() -> None:
     x = torch.randn(3, 4, 5, 6)
     x[1] = math.nan
@@ -174,6 +170,7 @@ def attention(
         return module(x), len(calls)
 
 
+@every_device
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last", "sliced"])
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_an_attention_in_evaluation(dtype: torch.dtype, layout: str, monkeypatch: pytest.MonkeyPatch) -> None:

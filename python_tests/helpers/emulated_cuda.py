@@ -25,6 +25,9 @@ EMULATION = HERE / "cuda_emulation"
 SOURCES = HERE.parents[1] / "csrc"
 KERNELS = SOURCES / "cuda"
 NAME = "gcsa_ext_emulation"
+KB = 1024
+H200 = (0, 0, 132, 227 * KB)
+"""Device, stream, multiprocessors and bytes of shared memory of a block, as launches on an H200 get them."""
 FLAGS = ("-std=c++17", "-O2", "-fPIC", "-fvisibility=hidden", "-U_FORTIFY_SOURCE", "-ffp-contract=off")
 
 

@@ -46,12 +46,6 @@ LAYOUTS: dict[str, Callable[[tuple[int, ...], torch.dtype], Tensor]] = {
     "negative": _negative,
 }
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
-BACKEND_DTYPES = [("cpu", dtype) for dtype in DTYPES] + [
-    (backend, dtype)
-    for backend in ("triton", "cuda")
-    for dtype in (torch.float32, torch.bfloat16, torch.float16)
-]
-"""Who computes what: for the fixture `backend` and a parameter dtype."""
 SIZES = ((2, 8, 5, 7), (1, 12, 1, 1), (3, 17, 3, 20), (2, 36, 9, 9), (1, 3, 33, 1))
 """Among them maps of one position, of one column, and numbers of channels that fill no vector register."""
 

@@ -9,16 +9,8 @@ import torch
 from accuracy import MODULE_FACTOR, assert_as_accurate
 from public_attention import PlainAttention, randomize_statistics
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from gcsa_ext import GCSA
-
-
-class PassedOn(TorchDispatchMode):
-    """Lets every call through, and makes GCSA go by the dispatcher."""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return func(*args, **(kwargs or {}))
 
 
 def pair(dtype: torch.dtype = torch.float32, **options: Any) -> tuple[GCSA, PlainAttention]:
@@ -46,17 +38,23 @@ def assert_same_step(
     buffers: float = 1e-5,
     sums: tuple[str, ...] = (),
 ) -> None:
-    """`summands` is the size of what may cancel in any gradient, or, where `sums` names parameters, in theirs
-    only; `buffers` is how far statistics may differ."""
+    """Compare one step of both with float64.
+
+    Args:
+        summands: the size of the summands that may cancel in a gradient.
+        buffers: relative tolerance of the running statistics.
+        sums: names of the parameters to which `summands` applies; of all gradients where empty.
+    """
     grad = torch.randn(x.shape)
     exact = copy.deepcopy(plain).double()
     names = ["result", "gradient of x", *(n for n, p in plain.named_parameters() if p.requires_grad)]
     steps = step(fused, x, grad), step(plain, x, grad), step(exact, x.double(), grad)
     for name, a, b, c in zip(names, *steps, strict=True):
-        # In training the norm behind a convolution takes its bias out again: the exact gradient is 0.
+        # In training the norm subtracts the bias of the convolution before it: the exact gradient is 0.
         cancels = name in ("spatial_attention.0.bias", "spatial_attention.3.bias")
-        own = 0.0 if sums and name not in sums else summands
-        least_scale = max(g.abs().max().item() for g in steps[2]) if cancels else own
+        least_scale = 0.0 if sums and name not in sums else summands
+        if cancels:
+            least_scale = max(g.abs().max().item() for g in steps[2])
         assert_as_accurate(a, b, c, name, MODULE_FACTOR, least_scale)
     for a, b in zip(fused.buffers(), plain.buffers(), strict=True):
         torch.testing.assert_close(a, b, rtol=buffers, atol=0.1 * buffers)

@@ -1,4 +1,4 @@
-"""Python in a process of its own, with a time limit, so that a hang is a failure and not a hang."""
+"""Python in another process, with a time limit, so that a deadlock fails a test."""
 
 from __future__ import annotations
 
@@ -11,15 +11,22 @@ from pathlib import Path
 
 import gcsa_ext
 
+HELPERS = Path(__file__).parent
 ROOT = Path(gcsa_ext.__file__).resolve().parent.parent
 
 
 def python(source: str, *, timeout: float = 60.0, path: Path = ROOT, **environment: str) -> str:
-    """Run Python source in which gcsa_ext is found under `path`; returns what it prints."""
+    """Run Python source that can import gcsa_ext, from `path`, and these helpers; returns what it prints."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith("GCSA_EXT_")}
+    paths = f"{path}{os.pathsep}{HELPERS}"
     result = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(source)],
-        env={**inherited, "PYTHONPATH": str(path), "OMP_NUM_THREADS": "2", **environment},
+        env={
+            **inherited,
+            "PYTHONPATH": paths,
+            "OMP_NUM_THREADS": "2",
+            **environment,
+        },
         cwd=path,
         capture_output=True,
         text=True,
@@ -31,7 +38,7 @@ def python(source: str, *, timeout: float = 60.0, path: Path = ROOT, **environme
 
 
 def holds_in_a_fork(check: Callable[[], bool]) -> bool:
-    """Whether it does in a child of this process; an exception there is a no."""
+    """Whether `check` returns True in a fork of this process; False where it raises."""
     child = os.fork()
     if child == 0:
         holds = False

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from accuracy import assert_as_accurate
+from devices import every_backend, every_device
 from layouts import LAYOUTS, expected_format
 from pairs import assert_same_step, pair, step
 from public_attention import PlainAttention, randomize_statistics
@@ -21,7 +22,6 @@ import gcsa_ext
 from gcsa_ext import GCSA
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-every_backend = pytest.mark.usefixtures("backend")
 
 VARIANTS = {
     "GCSA": {"channels": 12, "groups": 4},
@@ -43,6 +43,7 @@ def test_state_dicts_are_those_of_the_public_modules(name: str) -> None:
     assert [n for n, _ in fused.named_parameters()] == [n for n, _ in plain.named_parameters()]
 
 
+@every_device
 @every_backend
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("training", [True, False])
@@ -56,6 +57,7 @@ def test_numbers_are_those_of_the_plain_module(name: str, training: bool, layout
     assert fused(x).is_contiguous(memory_format=expected_format(x))
 
 
+@every_device
 @every_backend
 @pytest.mark.parametrize("shape", [(1, 12, 7, 7), (2, 12, 1, 1), (1, 12, 1, 9), (5, 12, 13, 2)], ids=str)
 def test_sizes_of_the_map(shape: tuple[int, ...]) -> None:
@@ -76,6 +78,7 @@ def test_one_value_per_channel_cannot_be_trained_on() -> None:
         fused(x)
 
 
+@every_device
 @every_backend
 @pytest.mark.parametrize("shape", [(0, 12, 4, 5), (2, 12, 0, 5), (2, 12, 4, 0)], ids=str)
 @pytest.mark.parametrize("training", [True, False])
@@ -107,6 +110,7 @@ def with_norms(module: nn.Module, **options: Any) -> nn.Module:
     return module
 
 
+@every_device
 @pytest.mark.parametrize(
     ("backend", "dtype"),
     [("cpu", torch.float32), ("cpu", torch.float64), ("triton", torch.float32), ("cuda", torch.float32)],
@@ -132,6 +136,7 @@ def test_batch_norm_keeps_its_full_meaning(name: str, dtype: torch.dtype, backen
     torch.testing.assert_close(fused.eval()(x), plain.eval()(x), rtol=1e-4, atol=1e-5)
 
 
+@every_device
 @every_backend
 def test_frozen_batch_norm_in_training() -> None:
     """The usual fine-tuning: norms in evaluation and without gradient inside a module in training."""
@@ -142,6 +147,7 @@ def test_frozen_batch_norm_in_training() -> None:
     assert_same_step(fused, plain, torch.randn(2, 12, 5, 6))
 
 
+@every_device
 @every_backend
 @pytest.mark.parametrize("frozen", ["channel_attention", "spatial_attention", "channel_attention.0.weight"])
 def test_frozen_parts_get_no_gradient(frozen: str) -> None:
@@ -155,6 +161,7 @@ def test_frozen_parts_get_no_gradient(frozen: str) -> None:
         assert (parameter.grad is None) == name.startswith(frozen)
 
 
+@every_device
 @every_backend
 def test_sync_batch_norm_after_conversion() -> None:
     fused, plain = (nn.SyncBatchNorm.convert_sync_batchnorm(m) for m in pair(channels=12))
@@ -300,6 +307,7 @@ def test_exchanged_layers_are_called_as_they_are(what: str) -> None:
     torch.testing.assert_close(fused(x), plain(x), rtol=1e-4, atol=1e-5)
 
 
+@every_device
 @every_backend
 @pytest.mark.parametrize("reentrant", [True, False])
 def test_gradient_checkpointing(reentrant: bool, backend: str) -> None:
@@ -317,6 +325,7 @@ def test_gradient_checkpointing(reentrant: bool, backend: str) -> None:
     torch.testing.assert_close(*grads, rtol=tolerance, atol=tolerance)
 
 
+@every_device
 @every_backend
 def test_inference_mode_and_no_grad(backend: str) -> None:
     fused, plain = (m.eval() for m in pair(channels=12))

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from layouts import LAYOUTS
+from opchecks import opcheck
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import functional_call, grad, hessian, jacrev, jvp, vjp, vmap
@@ -206,11 +207,6 @@ def test_statistics_are_constants() -> None:
     out = functional.norm_gate(torch.randn(SHAPE), torch.randn(SHAPE), None, None, mean, torch.ones(4))
     with pytest.raises(RuntimeError, match="mean and var are constants"):
         out.sum().backward()
-
-
-def opcheck(operator: str, *arguments: object) -> None:
-    result = torch.library.opcheck(getattr(torch.ops.gcsa_ext, operator).default, arguments)
-    assert set(result.values()) == {"SUCCESS"} and len(result) == 4
 
 
 @pytest.mark.parametrize(

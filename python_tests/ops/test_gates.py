@@ -3,108 +3,32 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
 
 import pytest
 import torch
 from accuracy import assert_as_accurate
+from devices import every_backend, every_backend_and_dtype, every_device
+from gate_checks import (
+    channel_gate_arguments,
+    check,
+    gate,
+    norm,
+    norm_gate_arguments,
+    run,
+    statistics,
+    widened,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from layouts import BACKEND_DTYPES, DTYPES, LAYOUTS, SIZES, expected_format
+from layouts import DTYPES, LAYOUTS, SIZES, expected_format
 from torch import Tensor
 
-from gcsa_ext import backends, functional, reference
+from gcsa_ext import functional, reference
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-every_backend = pytest.mark.usefixtures("backend")
-every_backend_and_dtype = pytest.mark.parametrize(
-    ("backend", "dtype"), BACKEND_DTYPES, ids=str, indirect=["backend"]
-)
-
-EPS = 1e-5
-Function = Callable[..., Tensor]
 
 
-def channel_gate_arguments(x: Tensor, hidden: int) -> list[Tensor]:
-    C = x.shape[1]
-    shapes = ((hidden, C), (hidden,), (C, hidden), (C,))
-    return [x, *(torch.randn(shape, dtype=x.dtype) / math.sqrt(shape[-1]) for shape in shapes)]
-
-
-def norm_gate_arguments(
-    layout: str, shape: tuple[int, ...], dtype: torch.dtype, affine: bool = True
-) -> list[Any]:
-    u = LAYOUTS[layout](shape, dtype)
-    z = LAYOUTS[layout](shape, dtype)
-    C = shape[1]
-    return [
-        u,
-        z,
-        torch.randn(C, dtype=dtype) if affine else None,
-        torch.randn(C, dtype=dtype) if affine else None,
-    ]
-
-
-def statistics(C: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    return torch.randn(C, dtype=dtype), torch.rand(C, dtype=dtype) + 0.1
-
-
-def widened(arguments: Sequence[Any]) -> list[Any]:
-    return [a.double() if isinstance(a, Tensor) else a for a in arguments]
-
-
-def run(
-    function: Function, arguments: Sequence[Any], wanted: Sequence[int], grad: Tensor | None
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """The result, and the gradients of the arguments with the numbers `wanted`."""
-    leaves = [a.detach() if isinstance(a, Tensor) else a for a in arguments]
-    for i in wanted:
-        leaves[i].requires_grad_()
-    out = function(*leaves)
-    if grad is None or not wanted:
-        return out.detach(), ()
-    return out.detach(), torch.autograd.grad(out, [leaves[i] for i in wanted], grad.to(out.dtype))
-
-
-def check(
-    fused: Function, plain: Function, arguments: Sequence[Any], wanted: Sequence[int] | None = None
-) -> Tensor:
-    """Compare the result and every wanted gradient with float64; returns the fused result."""
-    if wanted is None:
-        wanted = [i for i, a in enumerate(arguments) if isinstance(a, Tensor)]
-    grad = torch.randn_like(arguments[0]).contiguous()
-    found, plainly, exact = (
-        run(f, a, wanted, grad)
-        for f, a in ((fused, arguments), (plain, arguments), (plain, widened(arguments)))
-    )
-    assert_as_accurate(found[0], plainly[0], exact[0])
-    # Where a gradient is one sum of many summands that cancel, plain PyTorch may be exact by chance. The
-    # scale is then that of all gradients; products on GPUs take operands rounded to the dtype besides.
-    largest = max((g.abs().max().item() for g in exact[1] if g.isfinite().all()), default=0.0)
-    summands = (2 if backends.forced_backend() in ("triton", "cuda") else 1) * largest
-    for i, *grads in zip(wanted, found[1], plainly[1], exact[1], strict=True):
-        assert_as_accurate(*grads, what=f"gradient of argument {i}", least_scale=summands)
-    return found[0]
-
-
-def gate(groups: int, sigmoid: bool = True) -> tuple[Function, Function]:
-    return (
-        lambda *a: functional.channel_gate(*a, groups, sigmoid),
-        lambda *a: reference.channel_gate(*a, groups, sigmoid),
-    )
-
-
-def norm(mean: Tensor | None = None, var: Tensor | None = None) -> tuple[Function, Function]:
-    """norm_gate with these statistics, or with those of the batch."""
-    return (
-        lambda *a: functional.norm_gate(*a, mean, var, training=mean is None, eps=EPS),
-        lambda u, *a: reference.norm_gate(
-            u, *a, *(None if s is None else s.to(u.dtype) for s in (mean, var)), EPS
-        ),
-    )
-
-
+@every_device
 @every_backend_and_dtype
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", SIZES, ids=str)
@@ -116,6 +40,7 @@ def test_channel_gate(shape: tuple[int, ...], layout: str, dtype: torch.dtype, b
         assert out.is_contiguous(memory_format=expected_format(x))
 
 
+@every_device
 @every_backend_and_dtype
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("shape", SIZES, ids=str)
@@ -132,6 +57,7 @@ def test_norm_gate(shape: tuple[int, ...], layout: str, dtype: torch.dtype, back
             assert out.is_contiguous(memory_format=expected_format(arguments[1]))
 
 
+@every_device
 @every_backend
 @pytest.mark.parametrize("groups", [1, 2, 3, 4, 6, 12])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
@@ -139,12 +65,14 @@ def test_every_number_of_groups(groups: int, layout: str) -> None:
     check(*gate(groups), channel_gate_arguments(LAYOUTS[layout]((2, 12, 3, 5), torch.float32), 3))
 
 
+@every_device
 @pytest.mark.parametrize("hidden", [1, 2, 6, 7, 16, 17, 40])
 @every_backend_and_dtype
 def test_every_width_of_the_hidden_layer(hidden: int, dtype: torch.dtype, backend: str) -> None:
     check(*gate(2), channel_gate_arguments(torch.randn(2, 10, 7, 11, dtype=dtype), hidden))
 
 
+@every_device
 @every_backend_and_dtype
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_channel_gate_without_sigmoid(layout: str, dtype: torch.dtype, backend: str) -> None:
@@ -154,12 +82,14 @@ def test_channel_gate_without_sigmoid(layout: str, dtype: torch.dtype, backend: 
     assert not torch.allclose(with_sigmoid, without)
 
 
+@every_device
 @every_backend
 @pytest.mark.parametrize("wanted", [[0], [1], [2], [3], [4], [0, 3], [1, 2, 4]], ids=str)
 def test_channel_gate_with_some_gradients_only(wanted: list[int]) -> None:
     check(*gate(4), channel_gate_arguments(torch.randn(2, 8, 5, 7), 3), wanted)
 
 
+@every_device
 @every_backend
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
@@ -195,12 +125,13 @@ def test_norm_gate_of_bfloat16_maps_with_vectors_of_any_dtype(
     weight, bias = (torch.randn(5, dtype=dtype, requires_grad=True) for _ in range(2))
     out = functional.norm_gate(u, z, weight, bias, training=True)
     weight.grad, bias.grad = torch.autograd.grad(out.sum(), (weight, bias), create_graph=create_graph)
-    exact = reference.norm_gate(u.double(), z.double(), weight.double(), bias.double(), None, None, EPS)
+    exact = reference.norm_gate(u.double(), z.double(), weight.double(), bias.double(), None, None, 1e-5)
     assert out.dtype == torch.bfloat16
     torch.testing.assert_close(out.double(), exact, rtol=2.0**-8, atol=2.0**-9)
     assert weight.grad.dtype == bias.grad.dtype == dtype
 
 
+@every_device
 @every_backend
 def test_running_statistics_may_change_before_the_backward_pass() -> None:
     """An evaluation pass, a training pass, then backward through the first: some losses do that."""
@@ -214,6 +145,7 @@ def test_running_statistics_may_change_before_the_backward_pass() -> None:
     assert torch.equal(found, expected)
 
 
+@every_device
 @every_backend
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_norm_gate_of_values_far_from_zero(layout: str) -> None:
@@ -257,6 +189,7 @@ def test_gates_of_large_and_small_values() -> None:
         torch.testing.assert_close(found.double(), exact, rtol=relative, atol=1e-37)
 
 
+@every_device
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @every_backend_and_dtype
@@ -283,6 +216,7 @@ def test_not_finite_values_stay_where_the_definition_puts_them(
                 assert torch.equal(a.isnan(), b.isnan())
 
 
+@every_device
 @every_backend
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("argument", [1, 2, 3, 4])
@@ -296,6 +230,7 @@ def test_not_finite_weights_stay_where_the_definition_puts_them(argument: int, v
         assert torch.equal(found.isnan(), expected.isnan())
 
 
+@every_device
 @pytest.mark.parametrize("shape", [(0, 8, 3, 5), (2, 8, 0, 5), (2, 8, 3, 0), (0, 8, 0, 0)], ids=str)
 @every_backend_and_dtype
 def test_empty_maps(shape: tuple[int, ...], dtype: torch.dtype, backend: str) -> None:
@@ -336,6 +271,7 @@ def test_expanded_and_strided_gradients(layout: str) -> None:
             torch.testing.assert_close(*grads, rtol=1e-11, atol=1e-13)
 
 
+@every_device
 @every_backend
 @pytest.mark.parametrize("training", [True, False])
 def test_running_statistics(training: bool) -> None:
@@ -372,6 +308,7 @@ def test_threads_change_nothing_but_the_order_of_sums() -> None:
             assert torch.equal(a, b), "the same number of threads must give the same bits"
 
 
+@every_device
 @every_backend
 def test_inputs_are_left_alone() -> None:
     for fused, arguments in (

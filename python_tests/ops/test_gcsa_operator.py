@@ -1,4 +1,4 @@
-"""The whole attention as one operator: when it is used, values, gradients, saved bytes, fresh weights."""
+"""The operator gcsa: when the module calls it, values, gradients, changed weights, threads, workspace."""
 
 from __future__ import annotations
 
@@ -6,52 +6,26 @@ import copy
 import io
 import math
 import pickle
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 from accuracy import assert_as_accurate
+from devices import every_backend
+from gcsa_operands import SETTINGS, STATISTICS, operator_arguments
 from instruction_sets import ISAS, skip_unless_it_runs
-from pairs import PassedOn, assert_same_step, pair, step
+from opchecks import opcheck
+from pairs import assert_same_step, pair, step
 from subprocesses import python
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import gcsa_ext
-from gcsa_ext import GCSA, backends, functional
+from gcsa_ext import GCSA, functional
 
-pytestmark = pytest.mark.usefixtures("keep_threads")
-every_backend = pytest.mark.usefixtures("backend")
-
-
-@pytest.fixture(autouse=True)
-def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """The calls of the kernels, forward and backward."""
-    seen: list[str] = []
-    torch.set_num_threads(1)
-
-    def recording(module: ModuleType, name: str, known_as: str = "") -> Callable[..., Any]:
-        kernel = getattr(module, name)
-
-        def record(*args: Any) -> Any:
-            result = kernel(*args)
-            if result is not None:  # which says that another way has to be taken
-                seen.append(known_as or name)
-            return result
-
-        return record
-
-    for module in (backends.cpu, backends.triton, backends.cuda):
-        for name in ("gcsa", "gcsa_backward") if hasattr(module, "gcsa") else ():
-            monkeypatch.setattr(module, name, recording(module, name))
-    extension = backends.native.extension
-    for name, known_as in (("attend", "gcsa"), ("differentiate", "gcsa_backward")):
-        monkeypatch.setattr(extension, name, recording(extension, name, known_as))
-    yield seen
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def norms(module: nn.Module) -> tuple[nn.BatchNorm2d, nn.BatchNorm2d]:
@@ -131,14 +105,14 @@ def test_evaluation_without_gradients(
 
 
 @pytest.mark.parametrize("kernel_size", [1, 3, 13])
-def test_other_kernels_go_the_way_of_separate_layers(kernel_size: int, calls: list[str]) -> None:
+def test_layers_with_other_kernels_are_called_one_by_one(kernel_size: int, calls: list[str]) -> None:
     fused, plain = pair(channels=12, kernel_size=kernel_size)
     assert_same_step(fused, plain, torch.randn(2, 12, 9, 8))
     assert calls == []
 
 
 @every_backend
-def test_a_hook_on_any_layer_takes_the_operator_apart(calls: list[str]) -> None:
+def test_layers_with_a_hook_are_called_one_by_one(calls: list[str]) -> None:
     fused, _ = pair(channels=12)
     x = torch.randn(2, 12, 5, 4)
     expected = fused.eval()(x)
@@ -153,22 +127,6 @@ def test_a_hook_on_any_layer_takes_the_operator_apart(calls: list[str]) -> None:
         handle.remove()
         fused(x)
         assert seen == [name] and calls == ["gcsa"]
-
-
-def operator_arguments(dtype: torch.dtype = torch.float32) -> list[Any]:
-    """A map (2, 8, 6, 5), h = 3, kernels of 5."""
-    gate, convolutions = ((3, 8), (3,), (8, 3), (8,)), ((3, 8, 5, 5), (3,), (8, 3, 5, 5), (8,))
-    shapes = ((2, 8, 6, 5), *gate, *convolutions, (3,), (3,), (8,), (8,))
-    return [torch.randn(shape, dtype=dtype) / math.sqrt(math.prod(shape[1:])) for shape in shapes]
-
-
-STATISTICS = torch.randn(3), torch.rand(3) + 0.3, torch.randn(8), torch.rand(8) + 0.3
-SETTINGS = (1e-5, 1e-3, 4, True, False)
-
-
-def opcheck(name: str, *arguments: object) -> None:
-    result = torch.library.opcheck(getattr(torch.ops.gcsa_ext, name).default, arguments)
-    assert set(result.values()) == {"SUCCESS"} and len(result) == 4
 
 
 @pytest.mark.parametrize("batch", [(True, True), (True, False), (False, False)], ids=str)
@@ -222,44 +180,6 @@ def test_statistics_are_constants() -> None:
         out.sum().backward()
 
 
-@every_backend
-def test_saves_little() -> None:
-    """The input, the outputs of both convolutions and nothing more; eager PyTorch saves 6.75 inputs."""
-    fused, _ = pair(channels=64)
-    x = torch.randn(2, 64, 14, 14, requires_grad=True)
-    parameters = {p.data_ptr() for p in fused.parameters()}
-    saved: dict[int, int] = {}
-
-    def pack(t: Tensor) -> Tensor:
-        if t.data_ptr() not in parameters:
-            saved[t.data_ptr()] = t.numel() * t.element_size()
-        return t
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        out = fused(x)
-    assert 0 < sum(saved.values()) <= 2.5 * x.numel() * x.element_size()
-    saved.clear()
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), torch.no_grad():
-        fused(x)
-    assert not saved
-    out.sum().backward()
-
-
-@every_backend
-def test_a_map_that_comes_back_in_the_other_layout() -> None:
-    """What was kept of as many channels as positions has the same number of elements in each."""
-    fused, _ = pair(channels=16, reduction=1)
-    x = torch.randn(1, 16, 4, 4)
-    expected = step(fused.eval(), x, x)
-
-    def unpack(t: Tensor) -> Tensor:
-        return t.contiguous(memory_format=torch.channels_last) if t.shape == x.shape else t
-
-    with torch.autograd.graph.saved_tensors_hooks(lambda t: t, unpack):
-        found = step(fused, x, x)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-
-
 BRANCHES = ["channel_attention", "channel_attention.2", "spatial_attention", "spatial_attention.1"]
 PARAMETERS = [name for name, _ in GCSA(4).named_parameters()]
 
@@ -284,7 +204,7 @@ def test_only_some_gradients(wanted: str, training: bool, calls: list[str]) -> N
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("first", [True, False])
-def test_batch_statistics_of_one_norm_and_running_ones_of_the_other(first: bool, dtype: torch.dtype) -> None:
+def test_one_norm_in_training(first: bool, dtype: torch.dtype) -> None:
     fused, plain = pair(dtype, channels=12)
     for module in (fused, plain):
         for norm, training in zip(norms(module), (first, not first), strict=True):
@@ -313,6 +233,11 @@ OPTIONS: dict[str, Callable[[nn.Module], None]] = {
     "one bias of convolutions": lambda m: setattr(m.spatial_attention[3], "bias", None),
     "large eps": lambda m: setattr(norms(m)[0], "eps", 0.4),
     "other eps": lambda m: setattr(norms(m)[1], "eps", 0.4),
+    "momentum of 1": lambda m: setattr(norms(m)[1], "momentum", 1.0),
+    "one frozen layer": lambda m: m.channel_attention[0].requires_grad_(False),
+    "frozen gate and convolution": lambda m: [
+        layer.requires_grad_(False) for layer in (m.channel_attention, m.spatial_attention[3])
+    ],
 }  # fmt: skip
 
 
@@ -408,7 +333,7 @@ CHANGES = (_load_state_dict, _optimiser_step, _data, _in_place, _numpy_view, _nu
 
 @every_backend
 @pytest.mark.parametrize("change", CHANGES, ids=lambda f: f.__name__)
-def test_every_change_of_the_weights_counts_at_once(change: Callable[[GCSA], None], calls: list[str]) -> None:
+def test_changed_weights(change: Callable[[GCSA], None], calls: list[str]) -> None:
     fused, plain = (m.eval() for m in pair(channels=16))
     x = torch.randn(2, 16, 6, 5)
     with torch.no_grad():
@@ -503,7 +428,7 @@ def test_bfloat16_and_autocast() -> None:
     torch.testing.assert_close(found.float(), exact, rtol=0.05, atol=0.05)
 
 
-def test_what_has_no_gradient_gets_no_zeros() -> None:
+def test_saved_outputs_get_no_zeros_as_gradients() -> None:
     called = []
 
     class Recorded(TorchDispatchMode):
@@ -517,35 +442,6 @@ def test_what_has_no_gradient_gets_no_zeros() -> None:
         out.backward(torch.ones_like(out))
     assert "gcsa_ext.gcsa_backward.default" in called
     assert not [name for name in called if "zeros" in name]
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_by_the_dispatcher_or_past_it_is_the_same(training: bool) -> None:
-    modules = [module.train(training) for module in pair(channels=20)]
-    modules[1] = copy.deepcopy(modules[0])
-    x, grad = torch.randn(3, 20, 9, 8), torch.randn(3, 20, 9, 8)
-    past = step(modules[0], x, grad)
-    with PassedOn():
-        by = step(modules[1], x, grad)
-    assert all(torch.equal(a, b) for a, b in zip(past, by, strict=True))
-    for a, b in zip(modules[0].buffers(), modules[1].buffers(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
-
-
-def test_a_graph_past_the_dispatcher_can_be_differentiated_again_and_saved_elsewhere() -> None:
-    module, x = GCSA(8).double(), torch.randn(2, 8, 5, 5, dtype=torch.float64, requires_grad=True)
-    seen = []
-
-    def pack(t: Tensor) -> Tensor:
-        seen.append(t.shape)
-        return t.clone()
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-        out = module(x)
-    assert len(seen) >= 13
-    (grad,) = torch.autograd.grad(out.square().sum(), x, create_graph=True)
-    (second,) = torch.autograd.grad(grad.square().sum(), x)
-    assert second.isfinite().all() and second.abs().max() > 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -562,7 +458,7 @@ def test_running_statistics(momentum: float | None, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("momentum", [1.0, None])
-def test_the_first_batch_alone_is_taken_exactly(momentum: float | None) -> None:
+def test_running_statistics_after_the_first_batch(momentum: float | None) -> None:
     mean, var, batches = torch.zeros(5), torch.ones(5), torch.tensor(0)
     new_mean, new_var = torch.randn(5), 1e-9 * (torch.rand(5) + 1)
     functional.update_statistics(mean, var, new_mean, new_var, 1000, momentum, batches)
@@ -570,7 +466,7 @@ def test_the_first_batch_alone_is_taken_exactly(momentum: float | None) -> None:
     torch.testing.assert_close(var, new_var * (1000 / 999), rtol=1e-6, atol=0)
 
 
-def test_workspace_is_given_back() -> None:
+def test_workspace_is_freed() -> None:
     module = GCSA(32)
     x = torch.randn(4, 32, 20, 20, requires_grad=True)
     functional.release_workspace()
@@ -609,7 +505,7 @@ def test_from_several_python_threads() -> None:
     functional.release_workspace()
 
 
-def test_workspace_is_given_back_while_others_compute() -> None:
+def test_workspace_is_freed_while_other_threads_compute() -> None:
     module = pair(channels=24)[0].eval()
     x = torch.randn(2, 24, 13, 11)
     expected = step(module, x, torch.ones_like(x))
@@ -621,11 +517,9 @@ def test_workspace_is_given_back_while_others_compute() -> None:
         torch.testing.assert_close(future.result(), expected)
 
 
-def test_a_fork_after_use() -> None:
+def test_fork_after_use() -> None:
     printed = python(
-        f"""
-        import sys
-        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        """
         import torch, gcsa_ext
         from gcsa_ext import functional
         from subprocesses import holds_in_a_fork
@@ -654,13 +548,12 @@ def test_a_fork_after_use() -> None:
 def test_every_instruction_set(isa: str) -> None:
     skip_unless_it_runs(isa)
     printed = python(
-        f"""
-        import sys
-        sys.path.insert(0, {str(Path(__file__).parent)!r})
+        """
         import torch, gcsa_ext
         from gcsa_ext.backends import cpu
-        from pairs import assert_same_step, pair
-        from test_conv2d_same import arguments, check
+        from opchecks import opcheck
+from pairs import assert_same_step, pair
+        from convolution_checks import arguments, check
         for dtype in (torch.float32, torch.float64):
             for kernel in (5, 7, 9, 11):
                 for shape in ((3, 20, 9, 14), (1, 20, 33, 6)):

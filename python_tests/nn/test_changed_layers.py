@@ -1,4 +1,4 @@
-"""What GCSA decides about its layers in one call and keeps for the next must not outlive their changes."""
+"""GCSA notices every change of its layers, hooks and settings, and keeps nothing of them in memory."""
 
 from __future__ import annotations
 
@@ -147,7 +147,7 @@ COPIES = {"copy": copy.copy, "deepcopy": copy.deepcopy, "data parallel": GCSA._r
 
 
 @pytest.mark.parametrize("copied", COPIES.values(), ids=COPIES)
-def test_a_copy_goes_its_own_way(copied: Callable[[GCSA], GCSA]) -> None:
+def test_changes_of_a_copy(copied: Callable[[GCSA], GCSA]) -> None:
     fused = pair(channels=16)[0].eval()
     x = torch.randn(2, 16, 6, 5)
     expected = fused(x)
@@ -159,8 +159,8 @@ def test_a_copy_goes_its_own_way(copied: Callable[[GCSA], GCSA]) -> None:
     assert not torch.allclose(other(x), expected, rtol=1e-4, atol=1e-5)
 
 
-def test_weights_of_a_functional_call_do_not_stay_in_memory() -> None:
-    """Those that were computed would keep alive what they were computed from."""
+def test_weights_of_a_functional_call_are_freed() -> None:
+    """Computed weights would keep alive the tensors that they were computed from."""
     fused = pair(channels=16)[0].eval()
     x = torch.randn(2, 16, 6, 5)
     expected = fused(x)
@@ -174,8 +174,8 @@ def test_weights_of_a_functional_call_do_not_stay_in_memory() -> None:
     assert torch.equal(fused(x), expected)
 
 
-def test_nothing_stays_in_memory_when_the_module_goes() -> None:
-    """Without the garbage collector, which comes late."""
+def test_a_deleted_module_is_freed() -> None:
+    """By its reference count, without the garbage collector."""
     fused = pair(channels=16)[0].eval()
     fused(torch.randn(2, 16, 6, 5))
     module, weight = weakref.ref(fused), weakref.ref(fused.spatial_attention[0].weight)
