@@ -66,10 +66,9 @@ def run_case(case: Case, seconds: float, compiling: str, ceilings: Ceilings) -> 
         ceilings: already measured.
 
     Returns:
-        What `run` returns but the spans, and "waited" and "rounds_apart" (see Disturbances). Without a
-        failure also "ours" (the contender that ratios are about), "peers", "best_peer", "ratio" (its median
-        over ours), "ratio_quartiles" (of the ratios within a round), "least_seconds" and "bound" (see
-        Ceilings).
+        What `run` returns, without "spans", and what Disturbances finds. Without a failure also "ours" (the
+        contender that ratios are about), "peers", "best_peer", "ratio" (its median over ours),
+        "ratio_quartiles" (of the ratios within a round), "least_seconds" and "bound" (see Ceilings).
     """
     ours, (first, *others) = case.ours(), case.peers()
     left_out = compiling == "none" or (compiling == "short" and case.compiles_long)
@@ -135,7 +134,7 @@ def speed_table(results: Iterable[dict[str, Any]]) -> str:
             result["best_peer"],
             _milliseconds(best["median"]),
             f"**{result['ratio']:.2f}** ({low:.2f} to {high:.2f})",
-            f"{result['rounds_apart']} of {ours['rounds']}",
+            f"{result['rounds_on_separate_caches']} of {ours['rounds']}",
             achieved,
             of_ceiling,
         ]

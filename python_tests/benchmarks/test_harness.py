@@ -104,7 +104,7 @@ def test_a_round_is_apart_if_the_cores_were_before_or_after_it(monkeypatch: pyte
     watch = Disturbances()
     for _ in range(5):
         watch.between()
-    assert watch.found() == {"waited": 0.25, "rounds_apart": 2}
+    assert watch.found() == {"waited": 0.25, "rounds_on_separate_caches": 2}
 
 
 def test_one_thread_makes_no_round_trips(one_thread: None) -> None:

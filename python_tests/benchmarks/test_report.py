@@ -29,7 +29,7 @@ def passed(**seconds: float) -> dict[str, Any]:
         "peers": [name for name in seconds if name not in ("ours", "clone")],
         "dropped": {},
         "waited": 0.0,
-        "rounds_apart": 0,
+        "rounds_on_separate_caches": 0,
     }
 
 
@@ -165,7 +165,7 @@ def test_a_ratio_is_against_the_fastest_peer_or_the_named_ones() -> None:
 
 
 def test_a_ratio_says_what_a_copy_would_reach_and_where_the_cores_were() -> None:
-    result = {**passed(ours=2.0, torchaudio=6.0, clone=1.5), "rounds_apart": 2}
+    result = {**passed(ours=2.0, torchaudio=6.0, clone=1.5), "rounds_on_separate_caches": 2}
     value, note = bars.ratio(result, ("torchaudio",))
     assert value == 3.0
     assert note.endswith("; a copy would have 4.00; cores apart in 2 of 5 rounds")
