@@ -10,7 +10,7 @@ import argparse
 import shlex
 import sys
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -182,6 +182,17 @@ def _training_step(shape: tuple[int, ...]) -> Any:
         return in_one_line(problem)
 
 
+def command(arguments: Sequence[str]) -> str:
+    """How to repeat a run; the names of its file and machine are left out."""
+    words, kept = iter(arguments), []
+    for word in words:
+        if word in ("--json", "--machine"):
+            next(words)
+        elif not word.startswith(("--json=", "--machine=")):
+            kept.append(word)
+    return shlex.join(["python", "benchmarks/report.py", *kept])
+
+
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="How much faster gcsa_ext is than its best peer.")
     parser.add_argument(
@@ -252,7 +263,7 @@ def main() -> int:
         report = {
             "machine": arguments.machine or f"{machine['processor']}, {machine['threads']} threads",
             **machine,
-            "command": shlex.join(["python", *sys.argv]),
+            "command": command(sys.argv[1:]),
             "ceilings": asdict(ceilings),
             "rows": list(rows),
             "bars": [{**asdict(verdict), "met": verdict.met} for verdict in judged],

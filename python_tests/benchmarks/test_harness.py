@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from pathlib import Path
@@ -238,6 +239,16 @@ def test_a_zen5_is_known_by_its_family(
     (tmp_path / "cpuinfo").write_text(text)
     monkeypatch.setattr(machine, "Path", lambda _: tmp_path / "cpuinfo")
     assert machine.is_zen5() is zen5
+
+
+def test_a_report_is_written_line_by_line(tmp_path: Path) -> None:
+    file = tmp_path / "report.json"
+    report = {"a": 1, "rows": [{"b": 2}, {"c": [3]}], "none": []}
+    machine.write_json(file, report)
+    assert file.read_text().splitlines() == [
+        *("{", ' "a": 1,', ' "rows": [', '  {"b": 2},', '  {"c": [3]}', " ],", ' "none": []', "}")
+    ]
+    assert json.loads(file.read_text()) == report and list(tmp_path.iterdir()) == [file]
 
 
 def test_why_a_build_failed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -73,7 +73,9 @@ def test_the_whole_report(main: Any, capsys: pytest.CaptureFixture[str], tmp_pat
     assert "| 1x2x3x4 | eager | 1.0 | 3.00 x input |  |" in printed
     written = json.loads(file.read_text())
     assert (written["machine"], written["versions"]["torch"]) == ("a machine", torch.__version__)
-    assert written["command"].startswith("python report.py --seconds 0.01")
+    threads = torch.get_num_threads()
+    expected = f"python benchmarks/report.py --seconds 0.01 --no-compile --threads {threads}"
+    assert written["command"] == expected
     assert written["ceilings"]["bandwidth"] == 1e10
     (row,) = written["rows"]
     times = {name: time["median"] for name, time in row["times"].items()}
