@@ -145,6 +145,8 @@ def test_gradients_are_taken_of_inputs_where_a_case_says_so() -> None:
     forward, backward = (gcsa_case((1, 8, 2, 2), backward=needed).build(OURS) for needed in (False, True))
     assert not forward.inputs[0].requires_grad and len(forward()) == 1
     assert backward.inputs[0].requires_grad and len(backward()) == 2 + len(backward.parameters)
+    case = gcsa_case((1, 8, 2, 2), backward=True, input_gradients=False)
+    assert len(case.build(OURS)()) == 1 + len(backward.parameters)
 
 
 def test_a_wrong_or_broken_contender_is_left_out() -> None:
