@@ -45,7 +45,7 @@ OVER_EAGER = {False: 2.3, True: 1.5}
 def export(revision: str, folder: Path) -> None:
     """The revision's sources in `folder`, with the package renamed to gcsa_ext_peer.
 
-    Names of environment variables are in capitals and stay as they are.
+    Environment variables keep their names, which are in capitals.
     """
     archive = subprocess.run(
         ["git", "-C", str(ROOT), "archive", "--format=tar", revision], capture_output=True, check=True
@@ -165,9 +165,8 @@ def main() -> int:
             found: dict[str, Any] = watch.found()
             cells = [f"{1e3 * seconds:.4g}" for seconds in times.values()]
             ratio = f"**{times[OURS] / times[PEER]:.3f}**"
-            rounds = len(spans[OURS])
-            apart = f"{found['rounds_apart']} of {rounds}"
-            lines.append(f"| {' | '.join([what, *cells, ratio, apart])} |")
+            separate = f"{found['rounds_on_separate_caches']} of {len(spans[OURS])}"
+            lines.append(f"| {' | '.join([what, *cells, ratio, separate])} |")
             disturbed += [what] * (found["waited"] > WAITED)
             judged += judge(what, times, shape, training, is_zen5())
     head = ["GCSA, ms (median)", *spans, f"over {arguments.revision}", "cores apart"]

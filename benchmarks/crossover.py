@@ -118,7 +118,7 @@ def compare(
         if error > TOLERANCE[dtype]:
             raise RuntimeError(f"{shape}: error {error:.1e}")
         watch = Disturbances()
-        spans = measure(calls, seconds)
+        spans = measure(calls, seconds, between=watch.between)
     ratio = statistics.median(spans["direct"]) / statistics.median(spans["ours"])
     return Found(ratio, rule, watch.found()["waited"] > WAITED)
 

@@ -1,24 +1,24 @@
 """Test and measure gcsa_ext on a GPU: ``python benchmarks/gpu.py``, 5 minutes on a bare machine.
 
-It builds the CUDA kernels into a folder of its own, if those that Python finds have none and there is nvcc.
-Then it runs the tests on a GPU, measures how fast memory is copied and matrices are multiplied, and times
-every operator and GCSA beside plain PyTorch (eager, eager channels_last, torch.compile), each called directly
-and as a replayed CUDA graph, all contenders taking turns in one process; the most telling rows come first.
+If the gcsa_ext that Python imports has no CUDA kernels, and there is nvcc, they are built into build/ first.
+Then the tests on a GPU run. Then the program measures how fast memory is copied and matrices are multiplied,
+and times every operator and GCSA beside plain PyTorch (eager, eager channels_last, torch.compile). Contenders
+take turns in one process, called directly and as a replayed CUDA graph. The most telling rows come first.
 
-Every result is appended to results.jsonl as soon as it is there, and report.md is written anew from this
-file. A second call with the same sources, GPU, driver and torch goes on where the first one stopped; results
-of anything else are replaced. What failed is tried once more, after everything else.
+Every result is appended to results.jsonl at once, and report.md is written anew. A second call with the same
+sources, GPU, driver and torch goes on where the first one stopped; other results are replaced. Parts that
+failed are tried once more, after all others.
 
 ``--only TEXT`` measures the parts with TEXT in their name, for example ``--only convolution``. Where several
 backends have kernels for the GPU, "gcsa_ext" is the chosen one, and "gcsa_ext cuda" (or triton) another.
 report.md says what to enter for FASTER in gcsa_ext/backends/triton/convolution.py, and by which backend an
 operator is faster, for PREFERRED_ON_GPUS in gcsa_ext/backends.
 
-``--sanitize`` runs the operators' tests on the CUDA kernels under NVIDIA's compute-sanitizer instead, which
+``--sanitize`` instead runs the operators' tests on the CUDA kernels under NVIDIA's compute-sanitizer, which
 finds accesses out of bounds (memcheck) and races in shared memory (racecheck).
 
-``--dry-run`` runs all of it but tests, CUDA graphs, torch.compile and memory on the CPU, with tiny maps: it
-tells whether the program works, and measures nothing of interest.
+``--dry-run`` runs the program on the CPU, with tiny maps and without tests, CUDA graphs, torch.compile and
+memory. It shows whether the program works; its times mean nothing.
 """
 
 from __future__ import annotations
@@ -153,7 +153,7 @@ def captured(call: Call) -> Timed:
 
 def measure_row(case: Case, rounds: int, compilers: bool) -> dict[str, Any]:
     """Errors against float64, then times of all contenders in turn."""
-    # Trying all of cuDNN's convolutions in float64 would take longer than all that is measured.
+    # cuDNN's search for the fastest convolution takes too long in float64.
     with torch.backends.cudnn.flags(benchmark=False):
         exact = [t.float() for t in case.build(EAGER, torch.float64)()]
 
@@ -218,8 +218,7 @@ print(time.perf_counter() - start)
 
 
 def first_call(backend: str, shape: tuple[int, ...], dtype: str) -> dict[str, Any]:
-    """Seconds of the first training step of a process for which nothing is compiled yet, after torch's own
-    start."""
+    """Seconds of a process's first training step, without torch's start, when no kernel is compiled yet."""
     with tempfile.TemporaryDirectory() as cache:
         result = subprocess.run(
             [sys.executable, "-c", FIRST_STEP, repr(shape), dtype],
@@ -327,7 +326,11 @@ def _arguments() -> argparse.Namespace:
 
 
 def start_again_with_cuda(seconds: float, start: float) -> str:
-    """Replace this process by one that finds the CUDA kernels, built if need be; else why there are none."""
+    """Build the CUDA kernels, unless they are built, and replace this process by one that imports them.
+
+    Returns:
+        Why they could not be built.
+    """
     folder = ROOT / "build" / f"gpu-{sources()}"
     complete = folder / "complete"
     if not complete.exists():
@@ -380,7 +383,7 @@ def main() -> int:
         try:
             found = part.measure()
         except Exception as error:  # the other parts are still worth measuring
-            found = {"stopped": in_one_line(error)}
+            found = {"raised": in_one_line(error)}
         results.add(part, found)
         print(f"{part.name}: {failure_of(found) or found.get('seconds', 'done')}", flush=True)
         write(arguments.out / "report.md", report(identity, results, left))

@@ -10,7 +10,7 @@ import argparse
 import shlex
 import sys
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -66,10 +66,9 @@ def run_case(case: Case, seconds: float, compiling: str, ceilings: Ceilings) -> 
         ceilings: already measured.
 
     Returns:
-        What `run` returns but the spans, and "waited" and "rounds_apart" (see Disturbances). Without a
-        failure also "ours" (the contender that ratios are about), "peers", "best_peer", "ratio" (its median
-        over ours), "ratio_quartiles" (of the ratios within a round), "least_seconds" and "bound" (see
-        Ceilings).
+        What `run` returns, without "spans", and what Disturbances finds. Without a failure also "ours" (the
+        contender that ratios are about), "peers", "best_peer", "ratio" (its median over ours),
+        "ratio_quartiles" (of the ratios within a round), "least_seconds" and "bound" (see Ceilings).
     """
     ours, (first, *others) = case.ours(), case.peers()
     left_out = compiling == "none" or (compiling == "short" and case.compiles_long)
@@ -135,7 +134,7 @@ def speed_table(results: Iterable[dict[str, Any]]) -> str:
             result["best_peer"],
             _milliseconds(best["median"]),
             f"**{result['ratio']:.2f}** ({low:.2f} to {high:.2f})",
-            f"{result['rounds_apart']} of {ours['rounds']}",
+            f"{result['rounds_on_separate_caches']} of {ours['rounds']}",
             achieved,
             of_ceiling,
         ]
@@ -181,6 +180,17 @@ def _training_step(shape: tuple[int, ...]) -> Any:
         return memory.training_step(shape)
     except Exception as problem:  # everything else is still worth measuring
         return in_one_line(problem)
+
+
+def command(arguments: Sequence[str]) -> str:
+    """How to repeat a run; the names of its file and machine are left out."""
+    words, kept = iter(arguments), []
+    for word in words:
+        if word in ("--json", "--machine"):
+            next(words)
+        elif not word.startswith(("--json=", "--machine=")):
+            kept.append(word)
+    return shlex.join(["python", "benchmarks/report.py", *kept])
 
 
 def _arguments() -> argparse.Namespace:
@@ -253,7 +263,7 @@ def main() -> int:
         report = {
             "machine": arguments.machine or f"{machine['processor']}, {machine['threads']} threads",
             **machine,
-            "command": shlex.join(["python", *sys.argv]),
+            "command": command(sys.argv[1:]),
             "ceilings": asdict(ceilings),
             "rows": list(rows),
             "bars": [{**asdict(verdict), "met": verdict.met} for verdict in judged],

@@ -82,8 +82,7 @@ def _panel(axes: Axes, points: list[dict[str, Any]], words: str) -> None:
     for name, label, colour, marker in CURVES:
         milliseconds = [1e3 * point[name] for point in points]
         axes.plot(values, milliseconds, color=colour, marker=marker, markersize=4, linewidth=1.8)
-        # beside the curve, on the side where the other one is not
-        above = name == "eager"
+        above = name == "eager"  # the label is where the other curve is not
         axes.annotate(
             label,
             (values[len(values) // 2], milliseconds[len(values) // 2]),

@@ -90,7 +90,7 @@ def speed_table(report: dict[str, Any]) -> str:
         low, high = row["ratio_quartiles"]
         rounds = row["times"][row["ours"]]["rounds"]
         ratio = f"**{row['ratio']:.2f}** ({low:.2f} to {high:.2f})"
-        found.append([*_times(row), ratio, f"{row['rounds_apart']} of {rounds}"])
+        found.append([*_times(row), ratio, f"{row['rounds_on_separate_caches']} of {rounds}"])
     return caption(report) + markdown([*HEAD, "ratio (quartiles)", "cores apart"], found)
 
 

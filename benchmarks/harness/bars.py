@@ -1,4 +1,4 @@
-"""The bars that gcsa_ext wants to clear on a CPU, as data: what is measured, how, and the limit.
+"""Bars, the limits that this project sets itself on a CPU: what is measured, how, and the limit.
 
 To add a bar, yield one more at the end of `_bars`; its `find` takes the results (see report.run_case) of its
 `cases`, if it has any.
@@ -26,7 +26,7 @@ Found = tuple[float | None, str]
 
 @dataclass(frozen=True)
 class Bar:
-    """One demand.
+    """One limit, and how the value is found that it is compared with.
 
     Args:
         what: is measured, with its shape.
@@ -66,30 +66,34 @@ def ratio(result: dict[str, Any], peers: tuple[str, ...] = ()) -> Found:
         return None, f"no {' or '.join(peers)}"
     best = min(known, key=lambda name: times[name]["median"])
     its = times[best]["median"]
-    notes = [f"{best} {1e3 * its:.3g} ms, ours {1e3 * ours:.3g} ms"]
-    notes += [f"without {name}" for name in result["dropped"] if not peers or name in peers]
+    remarks = [f"{best} {1e3 * its:.3g} ms, ours {1e3 * ours:.3g} ms"]
+    remarks += [f"without {name}" for name in result["dropped"] if not peers or name in peers]
     if CLONE in times:
-        notes.append(f"a copy would have {its / times[CLONE]['median']:.2f}")
-    if result["rounds_apart"]:
-        notes.append(f"cores apart in {result['rounds_apart']} of {times[best]['rounds']} rounds")
-    return its / ours, "; ".join(notes)
+        remarks.append(f"a copy would have {its / times[CLONE]['median']:.2f}")
+    if separate := result["rounds_on_separate_caches"]:
+        remarks.append(f"cores apart in {separate} of {times[best]['rounds']} rounds")
+    return its / ours, "; ".join(remarks)
 
 
 def geometric_mean(*results: dict[str, Any]) -> Found:
+    """Of the ratios to the best peers."""
     return statistics.geometric_mean(result["ratio"] for result in results), ""
 
 
 def over_clone(result: dict[str, Any]) -> Found:
+    """Our time over that of a plain copy of the input."""
     ours, clone = (result["times"][name]["median"] for name in (result["ours"], CLONE))
     return ours / clone, f"a copy {1e3 * clone:.3g} ms, ours {1e3 * ours:.3g} ms"
 
 
 def saved(shape: tuple[int, ...]) -> Found:
+    """Bytes that a training step of GCSA saves for its backward pass, over those of its input."""
     ours, eager, _ = memory.training_step(shape)
     return ours["saved"] / ours["input"], f"eager {eager['saved'] / eager['input']:.2f}"
 
 
 def peak(shape: tuple[int, ...]) -> Found:
+    """Peak memory of a training step of GCSA over that of eager PyTorch's."""
     ours, eager, _ = memory.training_step(shape)
     if ours["peak"] is None or eager["peak"] is None:
         return None, "this system does not tell a process's peak"

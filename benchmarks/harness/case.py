@@ -12,18 +12,19 @@ from torch import Tensor, nn
 from gcsa_ext import backends, use_backend
 
 OURS, EAGER, COMPILED, CLONE = "gcsa_ext", "eager", "torch.compile", "clone"
+"""Names of contenders."""
+
 LAST = " channels_last"
-"""Names of contenders, and the end of the names of those whose maps are channels_last."""
+"""End of the names of contenders whose maps are channels_last."""
 
 FORWARD_TOLERANCE, BACKWARD_TOLERANCE, BFLOAT16_TOLERANCE = 1e-4, 1e-2, 1e-1
 """Largest `relative_error` against eager PyTorch. One ReLU whose input rounds to the other side of 0 changes
-gradients by 1e-3; in bfloat16, and in deep networks, there are many."""
+gradients by 1e-3; in bfloat16, and in deep networks, many do."""
 
 Function = Callable[..., Tensor]
 Make = Callable[[bool], tuple[Function, tuple[Tensor, ...], Tensor | None]]
 """make(plain) -> function or module, inputs, gradient of the result (None for a scalar); `plain` asks for the
 peers' function."""
-
 
 _NOTHING = contextlib.nullcontext()
 _AUTOCAST = torch.autocast("cpu", torch.bfloat16)
@@ -126,14 +127,16 @@ class Case:
         """
         names = [OURS]
         if every_backend:
-            device, others = (
+            operator, device, left_out = (
+                self.operator,
                 torch.device(self.device),
-                set(backends.ORDER) - {"reference", self.chosen_backend},
+                ("reference", self.chosen_backend),
             )
+            others = [name for name in backends.ORDER if name not in left_out]
             names += [
                 f"{OURS} {name}"
-                for name in backends.ORDER
-                if name in others and backends.unsupported(name, self.operator, device, self.dtype) is None
+                for name in others
+                if backends.unsupported(name, operator, device, self.dtype) is None
             ]
         return names + [name + LAST for name in names if self.layouts]
 

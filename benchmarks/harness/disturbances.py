@@ -16,16 +16,16 @@ from gcsa_ext.backends import native
 WAITED = 0.1
 """From this part of the time spent in waiting for a core (see `waited`), times mean little."""
 
-APART = 200e-9
-"""A round trip that takes longer says that the cores share no cache. On a Zen 4 it takes 55 ns where they do,
-and 320 ns where they do not."""
+SEPARATE_CACHES = 200e-9
+"""Seconds of a round trip from which on the cores share no cache. On a Zen 4 a round trip takes 55 ns between
+cores that share one, and 320 ns between others."""
 
 
 def waited(tasks: Path = Path("/proc/self/task")) -> float:
     """Seconds that the threads of this process, summed up, have been ready to run without being given a core.
 
-    Idle and sleeping threads do not count, so that between two calls of this it tells whether other processes
-    were in the way. Always 0 where the system does not tell (it takes Linux).
+    Idle and sleeping threads do not count. If the value grows during a measurement, other processes took the
+    cores. Always 0 on systems other than Linux.
 
     Args:
         tasks: the folder with a folder per thread, each with a file schedstat: nanoseconds that the thread
@@ -55,22 +55,27 @@ def round_trip(seconds: float = 1e-4) -> float | None:
 
 
 class Disturbances:
-    """Of one measurement, from the creation of this object to the call of `found`.
-
-    Call `between` before every round and after the last: it finds out where the cores are.
-    """
+    """What disturbed one measurement, which calls `between` before every round and after the last."""
 
     def __init__(self) -> None:
-        self._begin, self._waited, self._apart = time.perf_counter(), waited(), list[bool]()
+        self._begin, self._waited = 0.0, 0.0
+        self._separate: list[bool] = []
 
     def between(self) -> None:
+        """Find out where the cores are; the first call is the beginning of the measurement."""
+        if not self._separate:
+            self._begin, self._waited = time.perf_counter(), waited()
         trip = round_trip()
-        self._apart.append(trip is not None and trip > APART)
+        self._separate.append(trip is not None and trip > SEPARATE_CACHES)
 
     def found(self) -> dict[str, float]:
-        """ "waited": the part of the time for which a thread was without a core that it needed;
-        "rounds_apart": how many rounds had the cores apart before or after them."""
+        """What was found up to now.
+
+        Returns:
+            "waited", the part of the time for which a thread was without a core that it needed, and
+            "rounds_on_separate_caches", the number of rounds before or after which the cores shared no cache.
+        """
         return {
             "waited": (waited() - self._waited) / (time.perf_counter() - self._begin),
-            "rounds_apart": sum(a or b for a, b in itertools.pairwise(self._apart)),
+            "rounds_on_separate_caches": sum(a or b for a, b in itertools.pairwise(self._separate)),
         }

@@ -1,4 +1,4 @@
-"""How far the results of two contenders are apart."""
+"""The difference between the results of two contenders."""
 
 from __future__ import annotations
 

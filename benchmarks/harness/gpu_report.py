@@ -16,7 +16,7 @@ from harness.verdicts import Verdict
 GRAPH = " in a graph"
 """End of the name of a replayed CUDA graph."""
 LARGE = 100e6
-"""Bytes of a map from which on the caches hold little of a pass's data (L2 of an H200: 50 MB)."""
+"""Bytes of a map that is larger than the L2 cache of a GPU, which is about 50 MB on Hopper."""
 
 
 def fastest(row: dict[str, Any], names: Sequence[str], graph: bool = False) -> tuple[str, float] | None:
@@ -108,7 +108,11 @@ def by_backend(rows: Sequence[dict[str, Any]]) -> list[list[str]]:
 
 
 def report(identity: dict[str, Any], results: Results, left: Sequence[Part]) -> str:
-    """report.md."""
+    """The text of report.md.
+
+    Args:
+        left: parts that were not measured yet.
+    """
     rows, judged = results.of("row"), judge(results)
     ceilings = next((Ceilings(r["bandwidth"], r["rate"]) for r in results.of("ceilings")), None)
     lines = [f"# gcsa_ext on {identity['device']}", ""]
@@ -162,7 +166,7 @@ def report(identity: dict[str, Any], results: Results, left: Sequence[Part]) -> 
     if faster:
         lines += ["", "Faster in one launch, for FASTER in gcsa_ext/backends/triton/convolution.py:", ""]
         lines += ["```python", *(f"{name}," for name in faster), "```"]
-    failures = [f"- {r['name']}: {r['stopped']}" for r in results.records.values() if "stopped" in r]
+    failures = [f"- {r['name']}: {r['raised']}" for r in results.records.values() if "raised" in r]
     failures += [f"- {row['name']} {name}: {why}" for row in rows for name, why in row["dropped"].items()]
     lines += ["", "Failed:", "", *failures] if failures else []
     lines += ["", f"{len(left)} parts are left; the same command goes on with them."] if left else []

@@ -1,4 +1,4 @@
-"""Runs python_tests/backends/test_gpu.py in processes of its own, also under NVIDIA's compute-sanitizer."""
+"""Runs python_tests/backends/test_gpu.py in other processes, also under NVIDIA's compute-sanitizer."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ SANITIZED = "gate or mask or band or attention_in_16_bits or sizes_of_the_map"
 
 
 def package_environment() -> dict[str, str]:
-    """For a process that is to find the gcsa_ext that this one has found, wherever it is started."""
+    """Environment of a process that, started in any folder, imports the same gcsa_ext as this one."""
     places = [str(Path(gcsa_ext.__file__).resolve().parent.parent), os.environ.get("PYTHONPATH", "")]
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     return {**environment, "PYTHONPATH": os.pathsep.join(filter(None, places))}
 
 
 def pytest_command(*options: str) -> list[str]:
-    """The tests on a GPU; to be run elsewhere than in the source tree, which would hide another gcsa_ext."""
+    """Runs the tests on a GPU. The source tree as current folder would hide the installed package."""
     command = [
         sys.executable,
         "-m",
@@ -48,7 +48,7 @@ def pytest_command(*options: str) -> list[str]:
 
 
 def run_tests(seconds: Callable[[], float], log: Path) -> dict[str, Any]:
-    """The tests on a GPU in a process of their own, on several workers where pytest-xdist is there.
+    """Run the tests on a GPU in another process, on several workers where pytest-xdist is installed.
 
     Args:
         seconds: after so many they are stopped.
@@ -74,7 +74,7 @@ def sanitize() -> int:
     program = shutil.which("compute-sanitizer") or shutil.which("/usr/local/cuda/bin/compute-sanitizer")
     if program is None:
         sys.exit("benchmarks/gpu.py: --sanitize needs compute-sanitizer, which comes with the CUDA toolkit")
-    # Memory of its own for every tensor, or an access beyond one would end in the next.
+    # Without torch's cache every tensor is one allocation, and an access beyond its end is seen.
     environment = {**package_environment(), "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     tests = pytest_command("-o", "timeout=0", "-k", f"cuda and ({SANITIZED})")
     failed = 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import subprocess
+from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -62,5 +63,12 @@ def write(file: Path, text: str) -> None:
     temporary.replace(file)
 
 
-def write_json(file: Path, content: Any) -> None:
-    write(file, json.dumps(content, indent=1) + "\n")
+def write_json(file: Path, report: Mapping[str, Any]) -> None:
+    """Write a report with a line for each entry, and for each element of an entry that is a list."""
+    entries = []
+    for name, value in report.items():
+        text = json.dumps(value)
+        if isinstance(value, list) and value:
+            text = "[\n  " + ",\n  ".join(map(json.dumps, value)) + "\n ]"
+        entries.append(f" {json.dumps(name)}: {text}")
+    write(file, "{\n" + ",\n".join(entries) + "\n}\n")

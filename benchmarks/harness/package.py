@@ -1,4 +1,4 @@
-"""Builds a source tree of gcsa_ext into a folder of its own, without touching the environment."""
+"""Builds a source tree of gcsa_ext into a folder, without touching the environment."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from harness.processes import last_lines, run_limited
 def build(source: Path, folder: Path, *settings: str, seconds: float | None = None) -> str | None:
     """Compile `source` and install it into `folder`; the environment must have what its build needs.
 
-    Intermediate files and the log stay beside `folder`, so that a build that was stopped goes on.
+    Intermediate files and the log are kept beside `folder`, so that a build that was stopped goes on.
 
     Args:
         settings: of pip's --config-settings.

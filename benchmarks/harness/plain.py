@@ -68,7 +68,7 @@ class PlainGCSA(nn.Module):
         self.train(gcsa.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Attend to x (N, C, H, W)."""
+        """x (N, C, H, W) to the gated map, of the same shape."""
         positions = x.permute(0, 2, 3, 1).flatten(1, 2)
         gate = self.channel_attention(positions).transpose(1, 2).unflatten(2, x.shape[2:]).sigmoid()
         z = channel_shuffle(x * gate, self.groups)

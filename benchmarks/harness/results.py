@@ -1,4 +1,4 @@
-"""A results file to which one part after the other is added, so that a program can go on where it stopped."""
+"""A results file to which a program adds one part after the other, so that it can go on where it stopped."""
 
 from __future__ import annotations
 
@@ -13,7 +13,13 @@ from harness.machine import write
 
 @dataclass(frozen=True)
 class Part:
-    """Something to find out, under a name that is unique among all parts."""
+    """Something to measure.
+
+    Args:
+        kind: parts of one kind have the same keys in their results.
+        name: unique among all parts.
+        measure: returns the results; its exception is the result "raised".
+    """
 
     kind: str
     name: str
@@ -21,11 +27,11 @@ class Part:
 
 
 class Results:
-    """The results file: a line that says what they are of, then a line per part.
+    """The results file: one line that identifies what was measured, then a line per part.
 
     Args:
         file: is continued if its first line is `identity`, otherwise replaced.
-        identity: what the results are of.
+        identity: device, versions and sources.
     """
 
     def __init__(self, file: Path, identity: dict[str, Any]) -> None:
@@ -41,8 +47,8 @@ class Results:
             output.write(json.dumps(self.records[part.name]) + "\n")
 
     def of(self, kind: str) -> list[dict[str, Any]]:
-        """The records of a kind that have not failed as a whole."""
-        return [r for r in self.records.values() if r["kind"] == kind and "stopped" not in r]
+        """The results of a kind, without parts that raised an exception."""
+        return [r for r in self.records.values() if r["kind"] == kind and "raised" not in r]
 
     def missing(self, parts: Sequence[Part]) -> list[Part]:
         """Parts that were never tried or not finished, then those that failed."""
@@ -62,5 +68,5 @@ def _lines(file: Path) -> list[dict[str, Any]]:
 
 
 def failure_of(record: dict[str, Any]) -> str | None:
-    """Why a part, or one of gcsa_ext's contenders in it, failed."""
-    return record.get("stopped") or record.get("failure")
+    """Why a part failed: its exception, or the reason why a contender of gcsa_ext was left out."""
+    return record.get("raised") or record.get("failure")

@@ -30,7 +30,7 @@ def test_the_transforms_are_forced_on_every_shape(
 ) -> None:
     asked, rule = [], cpu.explain_convolution
 
-    def measure(calls: dict[str, Any], seconds: float) -> dict[str, list[float]]:
+    def measure(calls: dict[str, Any], seconds: float, **_: Any) -> dict[str, list[float]]:
         asked.append((cpu.explain_convolution(None, None)[0], seconds))
         results = {name: call() for name, call in calls.items()}
         assert {(result.shape, result.dtype) for result in results.values()} == {

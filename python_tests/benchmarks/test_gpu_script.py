@@ -73,7 +73,7 @@ def test_a_second_call_goes_on_where_the_first_stopped(
     def measure_row(case: Any, *_: Any) -> dict[str, Any]:
         measured.append(str(case))
         clock[0] += 60.0
-        return {"stopped": "not yet"} if len(measured) == 1 else measure_one(case, 1, False)
+        return {"raised": "not yet"} if len(measured) == 1 else measure_one(case, 1, False)
 
     measure_one = gpu.measure_row
     monkeypatch.setattr(gpu, "measure_row", measure_row)
@@ -103,7 +103,7 @@ def test_what_fails_leaves_the_rest_of_the_report(
     monkeypatch.setattr(gpu, "measure_row", measure_row)
     assert main("--only", "norm_gate") == 1
     found = records(tmp_path)
-    assert [record.get("stopped") for record in found] == [
+    assert [record.get("raised") for record in found] == [
         None,
         "RuntimeError: an illegal memory access",
         None,
@@ -185,7 +185,7 @@ def test_the_report_reads_well(tmp_path: Path) -> None:
         tests=[{"status": "passed"}],
         ceilings=[{"bandwidth": 4e12, "rate": {"torch.bfloat16": 8e14}}],
         row=[measured],
-        memory=[step, {**step, "contender": "gcsa_ext", "kept": 15, "peak": 52}, {"stopped": "OutOfMemory"}],
+        memory=[step, {**step, "contender": "gcsa_ext", "kept": 15, "peak": 52}, {"raised": "OutOfMemory"}],
         convolution=[{**convolution, "shape_class": shape_class}],
         first_call=[{"name": "first training step, triton", "seconds": 12.5}],
     )

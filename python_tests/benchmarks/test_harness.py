@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from pathlib import Path
@@ -104,7 +105,7 @@ def test_a_round_is_apart_if_the_cores_were_before_or_after_it(monkeypatch: pyte
     watch = Disturbances()
     for _ in range(5):
         watch.between()
-    assert watch.found() == {"waited": 0.25, "rounds_apart": 2}
+    assert watch.found() == {"waited": 0.25, "rounds_on_separate_caches": 2}
 
 
 def test_one_thread_makes_no_round_trips(one_thread: None) -> None:
@@ -144,6 +145,8 @@ def test_gradients_are_taken_of_inputs_where_a_case_says_so() -> None:
     forward, backward = (gcsa_case((1, 8, 2, 2), backward=needed).build(OURS) for needed in (False, True))
     assert not forward.inputs[0].requires_grad and len(forward()) == 1
     assert backward.inputs[0].requires_grad and len(backward()) == 2 + len(backward.parameters)
+    case = gcsa_case((1, 8, 2, 2), backward=True, input_gradients=False)
+    assert len(case.build(OURS)()) == 1 + len(backward.parameters)
 
 
 def test_a_wrong_or_broken_contender_is_left_out() -> None:
@@ -238,6 +241,16 @@ def test_a_zen5_is_known_by_its_family(
     (tmp_path / "cpuinfo").write_text(text)
     monkeypatch.setattr(machine, "Path", lambda _: tmp_path / "cpuinfo")
     assert machine.is_zen5() is zen5
+
+
+def test_a_report_is_written_line_by_line(tmp_path: Path) -> None:
+    file = tmp_path / "report.json"
+    report = {"a": 1, "rows": [{"b": 2}, {"c": [3]}], "none": []}
+    machine.write_json(file, report)
+    assert file.read_text().splitlines() == [
+        *("{", ' "a": 1,', ' "rows": [', '  {"b": 2},', '  {"c": [3]}', " ],", ' "none": []', "}")
+    ]
+    assert json.loads(file.read_text()) == report and list(tmp_path.iterdir()) == [file]
 
 
 def test_why_a_build_failed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

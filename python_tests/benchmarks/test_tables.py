@@ -23,7 +23,7 @@ def report() -> dict[str, Any]:
             "best_peer": peer,
             "ratio": its / ours,
             "ratio_quartiles": [1.5, 6.0],
-            "rounds_apart": 1,
+            "rounds_on_separate_caches": 1,
             "times": {"gcsa_ext": {"median": ours, "rounds": 9}, peer: {"median": its, "rounds": 9}},
         }
         for operation, shape, ours, peer, its in CASES
