@@ -26,9 +26,7 @@ struct Kernels {
     Kernel<FrequencyMask> frequency_mask;
     Kernel<GcsaForward> gcsa_forward;
     Kernel<GcsaBackward> gcsa_backward;
-    Kernel<FmaPeak, double> fma_peak;
     Kernel<CoreRoundTrip, double> core_round_trip;
-    Kernel<ProductRate, double> product_rate;
 };
 
 #ifdef GCSA_EXT_ISA

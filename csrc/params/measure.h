@@ -1,26 +1,11 @@
-// Measurements that benchmarks compare the kernels with. `seconds`: how long to measure.
+// What benchmarks ask about the machine.
 #pragma once
-
-#include <cstdint>
 
 namespace gcsa_ext {
 
-// Floating-point operations per second of products and sums in registers, which nothing exceeds.
-struct FmaPeak {
-    int threads;
-    double seconds;
-};
-
-// Seconds that a cache line takes from one core to another and back; infinite with one thread.
+// The shortest time in seconds that a cache line takes from one core to another and back.
 struct CoreRoundTrip {
-    double seconds;
-};
-
-// Floating-point operations per second of the products of spectra of one convolution (convolution.h).
-struct ProductRate {
-    int64_t batch, inputs, outputs, height, width, kernel;
-    int threads;
-    double seconds;
+    double seconds;  // how long to measure
 };
 
 }  // namespace gcsa_ext

@@ -32,6 +32,21 @@ def threads() -> int:
     return 1 if _forked else torch.get_num_threads()
 
 
+def torch_names() -> dict[str, object]:
+    """The objects of torch that csrc/python/tensors.h uses."""
+    return {
+        "float32": torch.float32,
+        "float64": torch.float64,
+        "bfloat16": torch.bfloat16,
+        "float16": torch.float16,
+        "channels_last": torch.channels_last,
+        "contiguous_format": torch.contiguous_format,
+        "empty": torch.empty,
+        "from_dlpack": from_dlpack,
+        "threads": threads,
+    }
+
+
 def _load() -> ModuleType:
     module = importlib.import_module("gcsa_ext._C")
     # The workspaces of the kernels and the reference counts of tensors rely on the global interpreter lock.
@@ -40,20 +55,7 @@ def _load() -> ModuleType:
             "gcsa_ext._C has not been proved without Python's global interpreter lock, which PYTHON_GIL=0 or "
             "-X gil=0 keeps off: start Python without them"
         )
-    # The objects of torch that csrc/python/tensors.h uses.
-    module.use_torch(
-        {
-            "float32": torch.float32,
-            "float64": torch.float64,
-            "bfloat16": torch.bfloat16,
-            "float16": torch.float16,
-            "channels_last": torch.channels_last,
-            "contiguous_format": torch.contiguous_format,
-            "empty": torch.empty,
-            "from_dlpack": from_dlpack,
-            "threads": threads,
-        }
-    )
+    module.use_torch(torch_names())
     return module
 
 

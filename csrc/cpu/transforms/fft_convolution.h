@@ -171,9 +171,8 @@ inline void transform_back(
 }
 
 // out[f] = in[f] weights[f] for every tile and frequency. The weights' spectra are many times larger than the weights, so
-// the weights of a few inputs are transformed at a time and multiplied while their spectra are in the cache. Without
-// `transforms` the spectra hold whatever is in the scratch memory: a measurement of the products alone.
-template <class A, bool transforms = true>
+// the weights of a few inputs are transformed at a time and multiplied while their spectra are in the cache.
+template <class A>
 class Multiplication {
     static constexpr int L = lanes<A>;
 
@@ -213,19 +212,18 @@ class Multiplication {
         const auto spectrum_of = [&](int column) {
             return spectra_ + (whole_ ? transform_.first_frequency(column) : 0) * stride_;
         };
-        if constexpr (transforms)
-            for_each_taps(
-                taps_, block, first, count, beside_transforms ? &next_lines : nullptr, gathered_,
-                [&](int64_t i, const A* vectors) {
-                    A* const rows = whole_ ? rows_ : rows_ + i * rows_size_;
-                    transform_.forward_rows(vectors, rows);
-                    for (int k = first_column; whole_ && k < last_column; ++k)
-                        transform_.forward_column(rows, 1, k, spectrum_of(k) + i * 2 * L, stride_);
-                }
-            );
+        for_each_taps(
+            taps_, block, first, count, beside_transforms ? &next_lines : nullptr, gathered_,
+            [&](int64_t i, const A* vectors) {
+                A* const rows = whole_ ? rows_ : rows_ + i * rows_size_;
+                transform_.forward_rows(vectors, rows);
+                for (int k = first_column; whole_ && k < last_column; ++k)
+                    transform_.forward_column(rows, 1, k, spectrum_of(k) + i * 2 * L, stride_);
+            }
+        );
         int64_t step = 0;
         for (int k = first_column; k < last_column; ++k) {
-            if (transforms && !whole_) transform_.forward_column(rows_, count, k, spectra_, stride_);
+            if (!whole_) transform_.forward_column(rows_, count, k, spectra_, stride_);
             for (int j = 0; j < transform_.frequencies(k); ++j, ++step) {
                 const int64_t f = transform_.first_frequency(k) + j;
                 using Tiles = TilesByChannels<A>;
@@ -250,9 +248,9 @@ class Multiplication {
 };
 
 // Computes what the inputs that are multiplied at a time, from `first` on, contribute to all outputs.
-template <class A, bool transforms>
+template <class A>
 inline void multiply_inputs(
-    const Team& team, const Multiplication<A, transforms>& product, int64_t tiles, const InputSpectra<A>& in, int64_t first,
+    const Team& team, const Multiplication<A>& product, int64_t tiles, const InputSpectra<A>& in, int64_t first,
     const OutputSpectra<A>& out
 ) {
     // Where there are fewer blocks of outputs than threads, some share one and divide its columns.
@@ -270,9 +268,9 @@ inline void multiply_inputs(
     }
 }
 // Computes what inputs begin ... end contribute to all outputs.
-template <class A, bool transforms>
+template <class A>
 inline void multiply_spectra(
-    const Team& team, const Multiplication<A, transforms>& product, int64_t tiles, const InputSpectra<A>& in, int64_t begin,
+    const Team& team, const Multiplication<A>& product, int64_t tiles, const InputSpectra<A>& in, int64_t begin,
     int64_t end, const OutputSpectra<A>& out
 ) {
     // The tiles' spectra of these inputs stay in the cache for all blocks of outputs.
