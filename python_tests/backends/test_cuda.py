@@ -73,7 +73,7 @@ def test_norm_gate_of_maps_that_take_several_blocks(shape: tuple[int, ...]) -> N
 def test_maps_of_two_layouts(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     """Inside of an attention u is channels_last while the result and its gradient are contiguous: the same
     bits as with one layout, but for the order of sums."""
-    module = backends.cuda.operators.gates
+    module = backends.cuda.gates
     last, contiguous = torch.channels_last, torch.contiguous_format
     u, z, grad = (LAYOUTS["channels_last"](shape, dtype) for _ in range(3))
     C = shape[1]
@@ -106,7 +106,7 @@ def test_maps_of_two_layouts(shape: tuple[int, ...], dtype: torch.dtype) -> None
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_a_gate_is_added_to_what_is_there(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     """In any layouts: rounded once, from the sum."""
-    module = backends.cuda.operators.gates
+    module = backends.cuda.gates
     layouts = (torch.contiguous_format, torch.channels_last)
     C = shape[1]
     vectors = torch.randn(C), torch.randn(C), torch.randn(C), torch.rand(C) + 0.1
