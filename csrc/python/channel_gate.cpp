@@ -29,6 +29,7 @@ struct Operands {
         weights = {
             dense(first, {h, C}, dtype), dense(bias1, {h}, dtype), dense(second, {C, h}, dtype), dense(bias2, {C}, dtype)
         };
+        for (const py::object& weight : weights) require(!weight.is_none(), "all weights of the channel gate");
         is_empty = elements(shape) == 0;
         call = {feature_map(x, layout),
                 h,

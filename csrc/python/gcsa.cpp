@@ -104,6 +104,7 @@ class Operands {
 // The result; with `save` both convolutions' outputs in the kernels' own layout; mean and variance of both normalisations,
 // those of the batch always, given ones as copies with `save`. What is left out is an empty tensor.
 py::tuple forward(const py::tuple& a, bool save) {
+    require(a.size() == FIELDS, "the fields of gcsa_ext.ops.gcsa.Arguments");
     Operands operands(a, a[MEAN1].is_none(), a[MEAN2].is_none());
     GcsaForward& call = operands.call;
     const py::object out = empty(operands.shape, operands.dtype, operands.layout(X));

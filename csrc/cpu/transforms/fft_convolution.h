@@ -270,8 +270,8 @@ inline void multiply_inputs(
 // Computes what inputs begin ... end contribute to all outputs.
 template <class A>
 inline void multiply_spectra(
-    const Team& team, const Multiplication<A>& product, int64_t tiles, const InputSpectra<A>& in, int64_t begin,
-    int64_t end, const OutputSpectra<A>& out
+    const Team& team, const Multiplication<A>& product, int64_t tiles, const InputSpectra<A>& in, int64_t begin, int64_t end,
+    const OutputSpectra<A>& out
 ) {
     // The tiles' spectra of these inputs stay in the cache for all blocks of outputs.
     for (int64_t first = begin; first < end; first += product.inputs(first))
