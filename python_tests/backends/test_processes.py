@@ -1,4 +1,4 @@
-"""Forks, spawns and threads after the parent has used the operators: right results, and never a hang."""
+"""Forks, spawns and threads after the parent has used the operators: right results, and no deadlock."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from subprocesses import python
 
 from gcsa_ext import GCSA, functional, reference
 
-# A forked child may neither call torch's own parallel functions nor its autograd engine, which hang or refuse
-# whatever gcsa_ext does. So the parent computes what is expected and a child only calls the operators.
+# A forked child may neither call torch's parallel functions nor its autograd engine: with or without gcsa_ext
+# these wait for ever or raise an error. So the parent computes the expected results, and a child only calls
+# the operators.
 SETUP = """
     import os, torch, gcsa_ext
     from gcsa_ext import functional, reference
@@ -84,7 +85,7 @@ def test_data_loader_workers(method: str, tmp_path_factory: pytest.TempPathFacto
     assert printed == "done"
 
 
-def test_a_bare_fork() -> None:
+def test_fork() -> None:
     printed = python(
         SETUP
         + """
@@ -108,7 +109,7 @@ def test_a_bare_fork() -> None:
     assert printed == "done"
 
 
-def test_a_pool_of_forks() -> None:
+def test_pool_of_forks() -> None:
     printed = python(
         SETUP
         + """

@@ -63,7 +63,7 @@ def test_numbers_are_those_of_the_plain_module(name: str, training: bool, layout
 def test_sizes_of_the_map(shape: tuple[int, ...]) -> None:
     for training in (True, False):
         fused, plain = (m.train(training) for m in pair(channels=12))
-        # Whatever two values are, their norm makes -1 and 1 of them: nearly all of the gradients cancels.
+        # The norm turns any two values into -1 and 1: the summands of a gradient nearly cancel.
         assert_same_step(fused, plain, torch.randn(shape), summands=1.0 if shape == (2, 12, 1, 1) else 0.0)
 
 
@@ -73,7 +73,7 @@ def test_one_value_per_channel_cannot_be_trained_on() -> None:
     for module in (fused, plain):
         with pytest.raises(ValueError, match="more than 1 value per channel"):
             module(x)
-    fused.spatial_attention[1].eval()  # now the second norm is the first that minds
+    fused.spatial_attention[1].eval()  # then the second norm raises the error
     with pytest.raises(ValueError, match=r"more than one value per channel .* u \(1, 12, 1, 1\)"):
         fused(x)
 
@@ -82,7 +82,7 @@ def test_one_value_per_channel_cannot_be_trained_on() -> None:
 @every_backend
 @pytest.mark.parametrize("shape", [(0, 12, 4, 5), (2, 12, 0, 5), (2, 12, 4, 0)], ids=str)
 @pytest.mark.parametrize("training", [True, False])
-def test_nothing_in_nothing_out(shape: tuple[int, ...], training: bool) -> None:
+def test_empty_maps(shape: tuple[int, ...], training: bool) -> None:
     fused, _ = pair(channels=12)
     before = {k: v.clone() for k, v in fused.state_dict().items() if "running" in k}
     x = torch.randn(shape, requires_grad=True)
@@ -139,7 +139,7 @@ def test_batch_norm_keeps_its_full_meaning(name: str, dtype: torch.dtype, backen
 @every_device
 @every_backend
 def test_frozen_batch_norm_in_training() -> None:
-    """The usual fine-tuning: norms in evaluation and without gradient inside a module in training."""
+    """As in fine-tuning: norms in evaluation and without gradient, the module in training."""
     fused, plain = pair(channels=12)
     for module in (fused, plain):
         for i in (1, 4):
@@ -209,7 +209,7 @@ def test_other_dtypes(dtype: torch.dtype, training: bool) -> None:
 @pytest.mark.parametrize("path", ["channel_attention.0", "channel_attention.1", "channel_attention.2",
                                   "channel_attention", "spatial_attention.0", "spatial_attention.3",
                                   "spatial_attention.4", "spatial_attention", ""])  # fmt: skip
-def test_hooks_of_every_layer_fire(path: str) -> None:
+def test_hooks_of_every_layer_are_called(path: str) -> None:
     fused, plain = pair(channels=12)
     seen: dict[str, list[Any]] = {"fused": [], "plain": []}
     for name, module in (("fused", fused), ("plain", plain)):
@@ -361,7 +361,7 @@ def test_averaged_model() -> None:
 
 
 def test_a_default_device_elsewhere() -> None:
-    """Tensors of the operators go where their input is, not where the user's new tensors go."""
+    """The operators' tensors are on the device of the input, not on torch's default device."""
     fused, _ = pair(channels=12)
     x = torch.randn(2, 12, 5, 4, requires_grad=True)
     expected = step(copy.deepcopy(fused), x, torch.ones_like(x))
@@ -400,6 +400,6 @@ def test_sizes_that_do_not_fit(options: dict[str, int], message: str) -> None:
         GCSA(**options)
 
 
-def test_repr_tells_the_options() -> None:
+def test_repr_has_the_options() -> None:
     assert "groups=2" in repr(GCSA(8, groups=2)) and "sigmoid" not in repr(GCSA(8, groups=2))
     assert "channel_sigmoid=False" in repr(GCSA(8, channel_sigmoid=False))

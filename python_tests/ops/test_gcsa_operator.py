@@ -69,7 +69,7 @@ def test_sizes(shape: tuple[int, ...], options: dict[str, int], training: bool, 
 
 @pytest.mark.parametrize("training", [True, False])
 def test_many_tiles(training: bool, calls: list[str]) -> None:
-    """In several groups on a CPU, and a grad_x whose memory serves for another gradient before."""
+    """In several groups of tiles; the memory of grad_x holds another gradient first."""
     fused, plain = (m.train(training) for m in pair(channels=32))
     assert_same_step(fused, plain, torch.randn(2, 32, 70, 75))
     assert calls == ["gcsa", "gcsa_backward"]
@@ -80,14 +80,14 @@ def test_many_tiles(training: bool, calls: list[str]) -> None:
 @pytest.mark.parametrize(
     ("shape", "options"),
     [
-        ((5, 64, 14, 9), {"channels": 64}),  # on a CPU the gated map lies in the result
-        ((4, 32, 56, 31), {"channels": 32}),  # some images at a time, in it too
-        ((2, 32, 130, 133), {"channels": 32}),  # not where groups of tiles end within an image,
+        ((5, 64, 14, 9), {"channels": 64}),  # the gated map is in the memory of the result
+        ((4, 32, 56, 31), {"channels": 32}),  # the same, some images at a time
+        ((2, 32, 130, 133), {"channels": 32}),  # not so: groups of tiles end within an image
         (
             (3, 16, 10, 11),
             {"channels": 16, "reduction": 1},
-        ),  # where the second convolution goes by its inputs
-        ((3, 40, 9, 8), {"channels": 40}),  # and where channels do not fill whole blocks
+        ),  # not so: the second convolution loops over its inputs
+        ((3, 40, 9, 8), {"channels": 40}),  # not so: channels do not fill whole blocks
     ],
     ids=str,
 )
@@ -275,8 +275,8 @@ def test_reference_backend_computes_the_same(training: bool, calls: list[str]) -
     torch.testing.assert_close(torch.autograd.grad(kernel[0].sin().sum(), tensors), plain_grads)
 
 
-def test_weights_that_are_views_of_each_other() -> None:
-    """Tied weights: the gradient of one must not be counted for the other too."""
+def test_tied_weights() -> None:
+    """Of weights that are views of each other each gets its gradient, not the sum."""
     fused, plain = pair(torch.float64, channels=12)
     for module in (fused, plain):
         module.channel_attention[2].weight = nn.Parameter(module.channel_attention[0].weight.detach().t())
@@ -364,7 +364,7 @@ def test_copies_after_use_compute_the_same() -> None:
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("N", [1, 2, 5])
 def test_threads(N: int, training: bool) -> None:
-    """One image for all threads, one for each, and more; the same bits every time."""
+    """Fewer images than threads, as many, and more. The same number of threads gives the same bits."""
     fused, plain = (m.train(training) for m in pair(channels=24))
     x, grad = torch.randn(N, 24, 13, 11), torch.randn(N, 24, 13, 11)
     results = []
@@ -380,7 +380,7 @@ def test_threads(N: int, training: bool) -> None:
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("N", [2, 40])
-def test_samples_do_not_touch_each_other(N: int, threads: int) -> None:
+def test_samples_are_independent(N: int, threads: int) -> None:
     torch.set_num_threads(threads)
     fused = pair(channels=12)[0].eval()
     x, grad = torch.randn(N, 12, 9, 7), torch.randn(N, 12, 9, 7)
@@ -580,7 +580,7 @@ from pairs import assert_same_step, pair
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_a_large_result_keeps_its_memory(layout: torch.memory_format) -> None:
-    """Results of 1 MiB and more lie in memory that is used again: not before the last view of it is gone."""
+    """From 1 MiB on, a later result takes the memory of a deleted one, once its last view is deleted."""
     module = GCSA(16, kernel_size=5).eval()
     x = torch.randn(2, 16, 100, 90).contiguous(memory_format=layout)
     with torch.no_grad():

@@ -76,7 +76,7 @@ def blocks(channels: int, filters: int, positions: int, dtype: torch.dtype, prec
     }
 
 
-def _splits(x: Tensor, tiles: int, steps: int) -> int:
+def count_splits(x: Tensor, tiles: int, steps: int) -> int:
     """In how many parts a sum is cut for small maps, so that all of the device has work: each of several
     steps, or starting takes longer than computing."""
     return max(1, min(programs(x, 1) // tiles, steps // 8, 64))
@@ -109,7 +109,7 @@ def convolution_norm(
     found = blocks(sizes.channels, filters, sizes.positions, x.dtype, precision)
     along_p, along_o = triton.cdiv(sizes.positions, found["BLOCK_P"]), triton.cdiv(filters, found["BLOCK_O"])
     steps = kernel_size**2 * triton.cdiv(sizes.channels, found["BLOCK_C"])
-    per_split = triton.cdiv(steps, _splits(x, along_p * along_o, steps))
+    per_split = triton.cdiv(steps, count_splits(x, along_p * along_o, steps))
     splits = triton.cdiv(steps, per_split)
     partial = None
     if splits > 1:

@@ -104,7 +104,7 @@ def backward_blocks(channels: int, hidden: int, dtype: torch.dtype) -> Configura
     return table[power_of_two(hidden, 16)].constants(channels, hidden)
 
 
-def _contiguous_groups(groups: int, x: Tensor, layout: torch.memory_format, blocks: Configuration) -> int:
+def contiguous_groups(groups: int, x: Tensor, layout: torch.memory_format, blocks: Configuration) -> int:
     """The number of groups where tiles are in the order of x's channels, else 0; see the kernels.
 
     Not for float32: its products on ordinary units leave no registers for that, and values to be gathered are
@@ -154,7 +154,7 @@ def channel_gate(
             OUT_LAST=is_last(out_layout),
             SIGMOID=sigmoid,
             PRECISION=precision(x),
-            GROUPS=_contiguous_groups(groups, x, layout, blocks),
+            GROUPS=contiguous_groups(groups, x, layout, blocks),
             **blocks,
         )
 
@@ -193,7 +193,7 @@ def channel_gate_backward(
     lengths = [w.numel() for w in weights]
 
     blocks = backward_blocks(C, h, x.dtype)
-    constants["GROUPS"] = _contiguous_groups(groups, x, layout, blocks)
+    constants["GROUPS"] = contiguous_groups(groups, x, layout, blocks)
     if fits_one_block(C, h, x.dtype):
         count = min(programs(x, 12 // blocks["num_warps"]), triton.cdiv(sizes.positions, blocks["BLOCK_P"]))
         if need_weights:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gcsa_ext.backends.triton.kernels import tile
 
-_LARGEST_32_BITS = 2**31 - 2**16
+LARGEST_32_BITS = 2**31 - 2**16
 """Fewer positions than this are counted in 32 bits, the last block's reach behind the end included."""
 
 
@@ -47,7 +47,7 @@ class Sizes(NamedTuple):
 
     @property
     def constants(self) -> dict[str, Any]:
-        return {"UNIT": self.unit, "WIDE": self.positions >= _LARGEST_32_BITS}
+        return {"UNIT": self.unit, "WIDE": self.positions >= LARGEST_32_BITS}
 
 
 def is_last(layout: torch.memory_format) -> bool:

@@ -25,7 +25,7 @@ _SHARE = 0.95
 enabled = True
 """Whether anything is timed. Tests switch it off, which compile hundreds of kernels to call each once."""
 
-_chosen: dict[Hashable, Configuration] = {}
+chosen: dict[Hashable, Configuration] = {}
 
 
 def launch_fastest(
@@ -46,21 +46,21 @@ def launch_fastest(
         launch: must write the same whenever it is called again, and read none of it.
     """
     key = (x.device, x.dtype, *shape_class)
-    configuration = _chosen.get(key)
+    configuration = chosen.get(key)
     if configuration is None:
         configurations = list(configurations)
         if len(configurations) == 1:
-            configuration = _chosen[key] = configurations[0]
+            configuration = chosen[key] = configurations[0]
         elif enabled and x.is_cuda and not torch.cuda.is_current_stream_capturing():
             with _beside_captures():
-                configuration = _chosen[key] = _fastest(configurations, launch)
+                configuration = chosen[key] = fastest(configurations, launch)
         else:
             configuration = configurations[0]
     launch(configuration)
 
 
 @cache
-def _driver() -> ctypes.CDLL | None:
+def cuda_driver() -> ctypes.CDLL | None:
     """CUDA's, or None where it cannot be loaded, as with AMD's GPUs."""
     try:
         return ctypes.CDLL("libcuda.so.1")
@@ -75,7 +75,7 @@ def _beside_captures() -> Iterator[None]:
     In CUDA's default mode of capturing, which is also torch.cuda.graph's, such calls of any thread would fail
     and spoil the capture, unless that thread has said that it knows what it does.
     """
-    driver = _driver()
+    driver = cuda_driver()
     if driver is None:
         yield
         return
@@ -89,7 +89,7 @@ def _beside_captures() -> Iterator[None]:
             driver.cuThreadExchangeStreamCaptureMode(ctypes.byref(mode))
 
 
-def _fastest(
+def fastest(
     configurations: Iterable[Configuration], launch: Callable[[Configuration], None]
 ) -> Configuration:
     best, *others = configurations
