@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from convolution_checks import arguments, check, step
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from layouts import DTYPES, LAYOUTS, expected_format
 from torch import Tensor
@@ -108,20 +108,23 @@ def test_threads(shape: tuple[int, int, int, int, int], threads: int) -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@pytest.mark.usefixtures("fft")
+@settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(
     st.tuples(*(st.integers(1, most) for most in (5, 20, 20, 24, 24))),
     st.sampled_from(KERNELS),
     st.sampled_from((torch.float32, torch.float64)),
     st.sampled_from(("contiguous", "channels_last", "transposed")),
 )
-def _any_shape(shape: tuple[int, int, int, int, int], kernel: int, dtype: torch.dtype, layout: str) -> None:
+def test_any_shape(
+    shape: tuple[int, int, int, int, int], kernel: int, dtype: torch.dtype, layout: str
+) -> None:
     check(arguments(shape, kernel, dtype, layout))
-
-
-def test_any_shape(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "explain_convolution", lambda x, weight: ("fft", "it is forced"))
-    _any_shape()
 
 
 @pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 1), (0, 2), (1, 2)], ids=str)

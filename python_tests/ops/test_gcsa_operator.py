@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import io
 import math
-import pickle
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -19,7 +17,7 @@ from instruction_sets import ISAS, skip_unless_it_runs
 from opchecks import opcheck
 from pairs import assert_same_step, pair, step
 from subprocesses import python
-from torch import Tensor, nn
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import gcsa_ext
@@ -347,20 +345,6 @@ def test_changed_weights(change: Callable[[GCSA], None], calls: list[str]) -> No
     assert calls.count("gcsa") >= 2
 
 
-def test_copies_after_use_compute_the_same() -> None:
-    fused, _ = pair(channels=16)
-    x = torch.randn(2, 16, 6, 5)
-    fused(x).sum().backward()
-    expected = fused.eval()(x)
-    file = io.BytesIO()
-    torch.save(fused.state_dict(), file)
-    loaded = GCSA(16).eval()
-    loaded.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
-    for other in (copy.deepcopy(fused), pickle.loads(pickle.dumps(fused)), loaded):
-        assert torch.equal(other(x), expected)
-    assert set(fused.state_dict()) == set(GCSA(16).state_dict())
-
-
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("N", [1, 2, 5])
 def test_threads(N: int, training: bool) -> None:
@@ -413,19 +397,6 @@ def test_more_hidden_channels_than_channels(threads: int) -> None:
             weights = [inputs[i] for i in (0, 1, 3, 5, 7)]
             results.append((out, *torch.autograd.grad(out.sin().sum(), weights)))
     torch.testing.assert_close(*results, rtol=1e-6, atol=1e-7)
-
-
-@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
-def test_bfloat16_and_autocast() -> None:
-    fused, plain = (m.eval() for m in pair(channels=16))
-    x = torch.randn(2, 16, 9, 7)
-    exact = plain(x)
-    with torch.autocast("cpu", torch.bfloat16):
-        torch.testing.assert_close(fused(x), exact, rtol=0.05, atol=0.05)
-        assert fused(x).dtype == torch.float32
-    found = fused.bfloat16()(x.bfloat16())
-    assert found.dtype == torch.bfloat16
-    torch.testing.assert_close(found.float(), exact, rtol=0.05, atol=0.05)
 
 
 def test_saved_outputs_get_no_zeros_as_gradients() -> None:
@@ -486,23 +457,6 @@ def test_workspace_is_bounded() -> None:
             functional.conv2d_same(x, torch.randn(7, channels, kernel_size, kernel_size))
     kept = functional.release_workspace()
     assert 0 < kept <= 1 << 30
-
-
-def test_from_several_python_threads() -> None:
-    modules = [pair(channels=c)[0].eval() for c in (8, 24)]
-    inputs = [(modules[i % 2], torch.randn(1 + i % 3, (8, 24)[i % 2], 9 + i, 11)) for i in range(6)]
-
-    def call(arguments: tuple[GCSA, Tensor]) -> list[Tensor]:
-        torch.set_num_threads(2)
-        module, x = arguments
-        return step(module, x, torch.ones_like(x))
-
-    alone = [call(a) for a in inputs]
-    with ThreadPoolExecutor(4) as pool:
-        together = list(pool.map(call, inputs * 4))
-    for found, expected in zip(together, alone * 4, strict=True):
-        torch.testing.assert_close(found, expected)
-    functional.release_workspace()
 
 
 def test_workspace_is_freed_while_other_threads_compute() -> None:
