@@ -23,7 +23,7 @@ _emulation: ModuleType | None = None
 
 
 def emulate(module: ModuleType | None) -> None:
-    """Compute with the kernels as `module` emulates them on the CPU (see python_tests/emulated_cuda.py), or
+    """Compute with the kernels as `module` emulates them on the CPU (see python_tests/helpers/emulated_cuda.py), or
     no longer."""
     global _emulation
     _emulation = module
