@@ -490,9 +490,8 @@ def test_every_instruction_set(isa: str) -> None:
         """
         import torch, gcsa_ext
         from gcsa_ext.backends import cpu
-        from opchecks import opcheck
-from pairs import assert_same_step, pair
         from convolution_checks import arguments, check
+        from pairs import assert_same_step, pair
         for dtype in (torch.float32, torch.float64):
             for kernel in (5, 7, 9, 11):
                 for shape in ((3, 20, 9, 14), (1, 20, 33, 6)):
