@@ -23,8 +23,8 @@ _emulation: ModuleType | None = None
 
 
 def emulate(module: ModuleType | None) -> None:
-    """Compute with the kernels as `module` emulates them on the CPU (see python_tests/helpers/emulated_cuda.py), or
-    no longer."""
+    """Compute with the kernels that `module` emulates on the CPU (python_tests/helpers/emulated_cuda.py), or
+    with those of GPUs again for None."""
     global _emulation
     _emulation = module
 
