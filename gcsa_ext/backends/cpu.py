@@ -57,7 +57,7 @@ def _find_isa_error() -> str | None:
 
 
 _isa_error = None if native.extension is None else _find_isa_error()
-_HAS_AMX = native.extension is not None and _isa_error is None and isa() == "amx"
+HAS_AMX = native.extension is not None and _isa_error is None and isa() == "amx"
 
 
 def explain_convolution(x: Tensor, weight: Tensor) -> tuple[str, str]:
@@ -72,7 +72,7 @@ def explain_convolution(x: Tensor, weight: Tensor) -> tuple[str, str]:
     positions = N * H * W
     if k > 11:
         return "direct", f"no tile for a {k}x{k} kernel"
-    if _HAS_AMX and x.dtype == torch.bfloat16:
+    if HAS_AMX and x.dtype == torch.bfloat16:
         if memory_format(x) == torch.channels_last:
             return "direct", "it uses the matrix registers too, and takes channels_last as it is"
         words = f"{k}x{k} taps for {C}x{out_channels} channels at {positions} positions"

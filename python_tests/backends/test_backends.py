@@ -23,7 +23,7 @@ def arguments(dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, ...]:
 
 
 def test_the_compiled_module_is_there() -> None:
-    """All other tests would compare the definition with itself."""
+    """Without it all other tests would compare the definition with itself."""
     assert backends.native.load_error is None
     assert backends.choose("channel_gate", torch.device("cpu"), torch.float32) == "cpu"
 
@@ -138,7 +138,7 @@ def test_one_pass_with_a_forced_backend(forced_pass: str, calls: list[str]) -> N
     torch.testing.assert_close([out, *grads], expected, rtol=1e-4, atol=1e-5)
 
 
-def test_info_is_plain_data_and_reads_well() -> None:
+def test_info() -> None:
     found = gcsa_ext.info()
     assert json.loads(json.dumps(found)) == found
     assert found["versions"]["torch"] == torch.__version__
@@ -223,8 +223,8 @@ def test_environment_variable_forces_a_backend() -> None:
     assert unknown[1].startswith("ValueError unknown backend 'tpu' (use_backend or GCSA_EXT_BACKEND)")
 
 
-def test_package_without_its_binary(tmp_path: Path) -> None:
-    """Imports, says why, warns once on the first use, and computes the right numbers."""
+def test_package_without_its_compiled_module(tmp_path: Path) -> None:
+    """It can be imported, has the reason in info(), warns once, and computes the right numbers."""
     ignored = shutil.ignore_patterns("_C*", "__pycache__")
     shutil.copytree(ROOT / "gcsa_ext", tmp_path / "gcsa_ext", ignore=ignored)
     printed = python(
@@ -261,8 +261,8 @@ def test_package_without_its_binary(tmp_path: Path) -> None:
     assert "forced: channel_gate: backend 'cpu' is forced but cannot run: " + reason in printed
 
 
-def test_a_preference_comes_before_the_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where a measurement on a GPU says so, and only if the preferred backend can run."""
+def test_preferences_on_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A preferred backend comes before the others of ORDER, if it can run."""
     missing = {"cpu"}
     for name in ("cpu", "triton", "cuda"):
         module = getattr(backends, name)

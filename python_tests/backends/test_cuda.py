@@ -1,5 +1,5 @@
-"""The CUDA kernels, emulated on the CPU: the emulation itself, and what the tests of
-operators, which run on them by the fixture `backend`, do not ask. See test_cuda_plans.py for the launches."""
+"""The CUDA kernels, emulated on the CPU: the emulation itself, and cases beyond the tests of operators, which
+run on these kernels by the fixture `backend`. See test_cuda_plans.py for the launches."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.usefixtures("one_thread"), *only("cuda")]
 
 
 def test_maps_that_are_not_aligned() -> None:
-    """Views that begin anywhere are contiguous too, and accessed value by value."""
+    """A contiguous view may begin at any element: the kernels then access single elements."""
     for dtype in (torch.float32, torch.bfloat16):
         for layout in ("contiguous", "channels_last"):
             shape = (2, 8, 4, 4)
@@ -71,8 +71,9 @@ def test_norm_gate_of_maps_that_take_several_blocks(shape: tuple[int, ...]) -> N
 )
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_maps_of_two_layouts(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    """Inside of an attention u is channels_last while the result and its gradient are contiguous: the same
-    bits as with one layout, but for the order of sums."""
+    """Inside of an attention u is channels_last while the result and its gradient are contiguous.
+
+    Results have the same bits as with one layout; sums are in another order."""
     module = backends.cuda.gates
     last, contiguous = torch.channels_last, torch.contiguous_format
     u, z, grad = (LAYOUTS["channels_last"](shape, dtype) for _ in range(3))
@@ -104,13 +105,13 @@ def test_maps_of_two_layouts(shape: tuple[int, ...], dtype: torch.dtype) -> None
 
 @pytest.mark.parametrize("shape", [(2, 64, 8, 16), (3, 72, 7, 7), (1, 20, 5, 13)], ids=str)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-def test_a_gate_is_added_to_what_is_there(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    """In any layouts: rounded once, from the sum."""
+def test_a_gate_is_added_to_a_map(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """The sum of gate and map is rounded once, in any layouts."""
     module = backends.cuda.gates
     layouts = (torch.contiguous_format, torch.channels_last)
     C = shape[1]
     vectors = torch.randn(C), torch.randn(C), torch.randn(C), torch.rand(C) + 0.1
-    u, z, there = (torch.randn(shape).to(dtype) for _ in range(3))
+    u, z, addend = (torch.randn(shape).to(dtype) for _ in range(3))
     exact = reference.norm_gate(u.double(), z.double(), *(v.double() for v in vectors), 1e-3)
     for layout, z_layout, out_layout in itertools.product(layouts, repeat=3):
         maps = u.contiguous(memory_format=layout), z.contiguous(memory_format=z_layout)
@@ -119,16 +120,16 @@ def test_a_gate_is_added_to_what_is_there(shape: tuple[int, ...], dtype: torch.d
         assert found.is_contiguous(memory_format=out_layout)
         rounding = 1e-6 if dtype == torch.float32 else torch.finfo(dtype).eps
         torch.testing.assert_close(found.double(), exact, rtol=rounding, atol=rounding)
-        added = there.clone(memory_format=torch.preserve_format).contiguous(memory_format=out_layout)
+        added = addend.clone(memory_format=torch.preserve_format).contiguous(memory_format=out_layout)
         same = module.norm_forward(*maps, given, layout, out_layout, z_layout, added)
         assert same is added
         torch.testing.assert_close(
-            added.double(), exact + there.double(), rtol=2 * rounding, atol=2 * rounding
+            added.double(), exact + addend.double(), rtol=2 * rounding, atol=2 * rounding
         )
 
 
 def results() -> list[Tensor]:
-    """Of every kernel, in several blocks."""
+    """Results of every kernel, in several blocks."""
     torch.manual_seed(5)
     found = []
     for dtype in (torch.float32, torch.bfloat16):
@@ -151,7 +152,7 @@ def results() -> list[Tensor]:
 
 
 def test_the_order_of_threads_and_blocks_changes_nothing(any_order: ModuleType) -> None:
-    """Two threads that raced would give other bits in another order."""
+    """A race between threads would change the bits."""
     expected = results()
     for seed in (1, 2, 3):
         any_order.shuffle_order(seed)
@@ -178,7 +179,7 @@ def test_mistakes_are_found(mistake: str, found: str, emulated_cuda: ModuleType)
     out = torch.zeros(128)
     with pytest.raises(RuntimeError, match=f"{mistake}.*{found}"):
         emulated_cuda.run_fault(mistake, out.data_ptr())
-    results()  # the next launches are none the worse
+    results()  # later launches still work
 
 
 def test_races_show(any_order: ModuleType) -> None:
@@ -212,7 +213,7 @@ def test_conversions(name: str, emulated_cuda: ModuleType) -> None:
 # ---- The backend
 
 
-def test_what_it_cannot_run_and_why() -> None:
+def test_unsupported_tensors() -> None:
     cpu, meta = torch.device("cpu"), torch.device("meta")
     assert "not torch.float64" in backends.unsupported("cuda", "norm_gate", cpu, torch.float64)
     for operator in ("frequency_mask", "frequency_mask_"):

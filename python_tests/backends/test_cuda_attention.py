@@ -1,5 +1,5 @@
-"""The CUDA kernels of the channel gate and of the whole attention on small maps, emulated on the CPU: what
-the tests of operators, which run on them by the fixture `backend`, do not ask."""
+"""The CUDA kernels of the channel gate and of the whole attention on small maps, emulated on the CPU: cases
+beyond the tests of operators, which run on these kernels by the fixture `backend`."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ from gcsa_ext import reference
 from gcsa_ext.backends.cuda import gates, launch
 from gcsa_ext.backends.operands import Arguments
 
-# The operators of these names hide the modules.
-channel_gate_module = sys.modules["gcsa_ext.backends.cuda.channel_gate"]
+# The function of this name hides the module.
 small_gcsa_module = sys.modules["gcsa_ext.backends.cuda.small_gcsa"]
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), *only("cuda")]
@@ -58,7 +57,7 @@ def gate_weights(channels: int, hidden: int, dtype: torch.dtype) -> list[Tensor]
 def test_a_value_that_is_not_finite_stays_at_its_position(
     dtype: torch.dtype, layout: torch.memory_format, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where channels are padded and a block has many tiles, one after the other in the same memory."""
+    """Channels are padded, and a block computes many tiles in the same shared memory."""
     on_a_gpu_of(monkeypatch, multiprocessors=1)
     x = torch.randn(2, 9, 40, 41).to(dtype).contiguous(memory_format=layout)
     x[0, 4, 0, 0] = math.nan
@@ -105,8 +104,8 @@ def check_gate(
 @pytest.mark.parametrize("layouts", list(itertools.product((CONTIGUOUS, CHANNELS_LAST), repeat=2)), ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_both_layouts_on_either_side(dtype: torch.dtype, layouts: Sequence[torch.memory_format]) -> None:
-    """Aligned maps, accesses of 8 bytes, of one element, of whole images, and one image's positions in two
-    tiles; sums over positions within a kernel, and by a kernel of their own."""
+    """Aligned maps, accesses of 8 bytes, of one element, of whole images, and an image in two tiles; sums
+    over positions within a kernel and in a separate one."""
     check_gate((2, 16, 8, 8), 4, 4, dtype, layouts)
     check_gate((1, 20, 14, 14), 5, 2, dtype, layouts)
     check_gate((3, 15, 7, 7), 3, 5, dtype, layouts, sigmoid=False)
@@ -117,7 +116,7 @@ def test_both_layouts_on_either_side(dtype: torch.dtype, layouts: Sequence[torch
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("hidden", [1, 16, 17, 32, 33, 64, 65, 128, 200, 256])
 def test_any_number_of_hidden_units(hidden: int, dtype: torch.dtype) -> None:
-    """On either side of where kernels change."""
+    """Below, at and above the numbers from which another kernel is launched."""
     check_gate((1, 72, 5, 7), hidden, 3, dtype, (CHANNELS_LAST, CONTIGUOUS))
     check_gate((1, 130, 3, 11), hidden, 2, dtype, (CONTIGUOUS, CHANNELS_LAST))
 
@@ -125,8 +124,8 @@ def test_any_number_of_hidden_units(hidden: int, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("shared", [227, 163, 99, 64])
 def test_any_shared_memory(shared: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Weights that stay in shared memory, and such that come again for every tile; one warp to a block and
-    eight; one block to a multiprocessor and four."""
+    """Weights that stay in shared memory, and weights that are loaded for every tile; one to eight warps per
+    block; one to four blocks per multiprocessor."""
     for multiprocessors in (1, 5):
         on_a_gpu_of(monkeypatch, multiprocessors, shared * KB)
         for channels, hidden in ((64, 16), (100, 64), (256, 64 if dtype == torch.float32 else 100)):
@@ -138,10 +137,10 @@ def test_any_shared_memory(shared: int, dtype: torch.dtype, monkeypatch: pytest.
     ("channels", "hidden", "batch", "moved_grad"),
     [(256, 4, 1, True), (256, 4, 5, False), (512, 40, 40, False)],
 )
-def test_where_maps_begin_decides_how_they_are_summed(
+def test_sums_over_maps_that_are_not_aligned(
     channels: int, hidden: int, batch: int, moved_grad: bool
 ) -> None:
-    """Other tiles, another number of partial sums, other kernels, in a workspace planned for them."""
+    """Alignment decides the tiles, the number of partial sums, the kernels and their workspace."""
 
     def moved(t: Tensor) -> Tensor:
         return torch.empty(t.numel() + 1, dtype=t.dtype)[1:].view(t.shape).copy_(t)
@@ -162,7 +161,7 @@ def test_where_maps_begin_decides_how_they_are_summed(
 @pytest.mark.parametrize("shape", [(2, 16, 8, 8), (3, 24, 7, 7)], ids=str)
 @pytest.mark.parametrize("layout", [CONTIGUOUS, CHANNELS_LAST], ids=str)
 def test_maps_and_weights_that_are_not_aligned(shape: tuple[int, ...], layout: torch.memory_format) -> None:
-    """Views that begin anywhere are contiguous too: the same bits, value by value."""
+    """A contiguous view may begin at any element. The results have the same bits."""
 
     def moved(t: Tensor) -> Tensor:
         storage = torch.empty(t.numel() + 1, dtype=t.dtype)
@@ -197,7 +196,7 @@ def test_tf32_where_torch_multiplies_so(tf32: None) -> None:
 
 
 def test_weights_of_another_dtype() -> None:
-    """As under autocast: rounded to that of x, with gradients in their own."""
+    """As under autocast: weights are rounded to the dtype of x, and gradients have the dtype of weights."""
     x, grad = (torch.randn(2, 12, 5, 5).bfloat16() for _ in range(2))
     weights = gate_weights(12, 3, torch.float32)
     rounded = [w.bfloat16() for w in weights]
@@ -211,7 +210,7 @@ def test_weights_of_another_dtype() -> None:
         assert a.dtype == torch.float32 and torch.equal(a.bfloat16(), b)
 
 
-def test_too_many_channels_are_left_to_torch(emulated_cuda: ModuleType) -> None:
+def test_torch_computes_too_many_channels(emulated_cuda: ModuleType) -> None:
     assert gates.takes_channel_gate(1024, 128, torch.bfloat16)
     assert not gates.takes_channel_gate(8192, 16, torch.bfloat16)
     with pytest.raises(ValueError, match="16 positions of 8192 channels do not fit in the shared memory"):
@@ -340,7 +339,7 @@ def test_an_attention_in_eval_takes_one_launch(
     assert len(launches) == 1
 
 
-def test_what_the_one_launch_does_not_take() -> None:
+def test_maps_that_one_launch_does_not_take() -> None:
     def takes(
         shape: tuple[int, ...],
         hidden: int,

@@ -1,12 +1,11 @@
 """How CUDA kernels are launched, for every class of shapes: grids, threads, shared memory, tails, the width
-of accesses, and that nonsense raises. A plan is a function of sizes: nothing is launched, and no GPU is
-asked for."""
+of accesses, errors. A plan is a function of sizes: nothing is launched, and no GPU is needed."""
 
 from __future__ import annotations
 
-import importlib
 import itertools
 import math
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -16,15 +15,13 @@ import torch
 from emulated_cuda import H200, KB
 
 from gcsa_ext import backends
+from gcsa_ext.backends.cuda import gates, launch
 from gcsa_ext.backends.cuda.launch import ELEMENTS
-
-# The package's own name for it is the operator.
-gates = importlib.import_module("gcsa_ext.backends.cuda.channel_gate")
 
 FLOAT32, BFLOAT16, FLOAT16 = 0, 2, 3
 LARGEST_GRID = (2**31 - 1, 65535, 65535)
 A = 4096
-"""An address that is aligned; planning looks at nothing behind it."""
+"""An aligned address. Planning does not read the memory there."""
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +44,7 @@ def product(sizes: tuple[int, ...]) -> int:
 
 
 def check_plan(plan: dict[str, Any], shared_limit: int = 48 * 1024) -> None:
-    """What every GPU from compute capability 8.0 on takes."""
+    """Check the limits of GPUs from compute capability 8.0 on."""
     for blocks, most in zip(plan["grid"], LARGEST_GRID, strict=True):
         assert 1 <= blocks <= most, plan
     assert 32 <= plan["threads"] <= 1024 and plan["threads"] % 32 == 0, plan
@@ -139,7 +136,7 @@ def test_launches_of_norms(sizes: tuple[int, int, int], element: int, last: bool
             assert 32 % lanes == 0 and (last or lanes == 1)
             per_block = lanes * width if last else 1
             assert (along_c - 1) * per_block < C <= along_c * per_block
-            # No block along y is without anything to do.
+            # Every block along y has work.
             rows = plan["threads"] // lanes
             of_plane = (P + (0 if wide else width - 1) + width - 1) // width
             accesses = N * P if last else N * of_plane
@@ -179,7 +176,7 @@ def test_launches_of_norms(sizes: tuple[int, int, int], element: int, last: bool
         ("plan_frequency_mask", {10: 0}, "no null address"),
     ],
 )
-def test_nonsense_raises(function: str, changed: dict[int, Any], expectation: str, plans: ModuleType) -> None:
+def test_bad_arguments(function: str, changed: dict[int, Any], expectation: str, plans: ModuleType) -> None:
     calls: dict[str, list[Any]] = {
         "plan_norm_statistics": [BFLOAT16, True, 2, 8, 16, A],
         "plan_norm_forward": [BFLOAT16, (True, True, True), False, 2, 8, 16, A, A],
@@ -203,6 +200,23 @@ GATES = [
 ]
 
 
+@pytest.fixture
+def planned(plans: ModuleType) -> Iterator[None]:
+    """Let the backend plan its launches by the functions of `plans`."""
+    launch.emulate(plans)
+    yield
+    launch.emulate(None)
+
+
+def taken_on_a_gpu(
+    shared_bytes: int, monkeypatch: pytest.MonkeyPatch, channels: int, hidden: int, dtype: torch.dtype
+) -> bool:
+    """Whether the backend has a channel gate of this size on a GPU with this shared memory."""
+    monkeypatch.setattr(launch, "EMULATED_TARGET", (0, 0, 132, shared_bytes))
+    return bool(gates.takes_channel_gate(channels, hidden, dtype))
+
+
+@pytest.mark.usefixtures("planned")
 @pytest.mark.parametrize(("sizes", "hidden"), GATES, ids=str)
 @pytest.mark.parametrize("element", [FLOAT32, BFLOAT16, FLOAT16])
 @pytest.mark.parametrize("shared", [99, 163, 227])
@@ -253,20 +267,19 @@ def test_launches_of_the_gate(
                 assert hidden <= 32
             assert kernels[-1]["grid"][0] == -(-(2 * C * hidden + C + hidden) // 32)
     dtype = {FLOAT32: torch.float32, BFLOAT16: torch.bfloat16, FLOAT16: torch.float16}[element]
-    monkeypatch.setattr(gates, "kernels", lambda: plans)
-    assert not (refused and gates._fits.__wrapped__(C, hidden, dtype, limit))
+    assert not (refused and taken_on_a_gpu(limit, monkeypatch, C, hidden, dtype))
 
 
+@pytest.mark.usefixtures("planned")
 @pytest.mark.parametrize("shared", [64, 99, 163, 227])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_what_is_taken_fits_in_every_shape(
+def test_sizes_that_are_taken_fit_in_every_shape(
     dtype: torch.dtype, shared: int, plans: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever the positions are, and wherever maps begin: no training step fails half way."""
-    monkeypatch.setattr(gates, "kernels", lambda: plans)
+    """With any number of positions and any alignment: else the backward pass would fail."""
     taken = 0
     for C, hidden in itertools.product((64, 256, 512, 1024, 1536, 2048, 3000), (4, 16, 32, 64, 128, 256)):
-        if not gates._fits.__wrapped__(C, hidden, dtype, shared * KB):
+        if not taken_on_a_gpu(shared * KB, monkeypatch, C, hidden, dtype):
             continue
         taken += 1
         for P, last, other_last, x, grad in itertools.product(
@@ -361,7 +374,7 @@ def test_blocks_to_a_multiprocessor_at_the_usual_sizes(plans: ModuleType) -> Non
         ((2, 1, True, False), (0, 8, 4), "a batch, channels and positions of at least 1"),
     ],
 )
-def test_nonsense_of_the_gate_raises(
+def test_bad_sizes_of_the_gate(
     gate: tuple[Any, ...], sizes: tuple[int, ...], found: str, plans: ModuleType
 ) -> None:
     with pytest.raises(ValueError, match=found):

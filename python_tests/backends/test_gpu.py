@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Callable, Iterator
+from types import ModuleType
 
 import pytest
 import torch
@@ -35,10 +36,10 @@ def test_kernels_run_on_a_gpu(backend: str) -> None:
     assert not backends.triton.INTERPRETED and not backends.cuda.launch.emulated()
 
 
-def test_an_error_of_a_launch_tells_which_kernel_and_what_shape(backend: str) -> None:
-    """Here there is no such device."""
+def test_errors_of_launches_name_kernel_and_shape(backend: str) -> None:
+    """The error is that of a device that does not exist."""
     if backend != "cuda":
-        pytest.skip("Triton has errors of its own")
+        pytest.skip("the errors of Triton's launches are Triton's")
     kernels, x = backends.cuda.launch.kernels(), torch.zeros(2, 3, 4)
     band = torch.zeros(1, dtype=torch.int64)
     target = (99, 0, 132, 227 * 1024)
@@ -70,15 +71,21 @@ def test_every_table_of_block_sizes(hidden: int) -> None:
             check(*gate(4), channel_gate_arguments(torch.randn(3, channels, 17, 19, dtype=dtype), hidden))
 
 
-def test_every_configuration_is_tried_and_gives_the_same_bits(
-    backend: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What is chosen is a matter of time alone, and of no time when a graph is captured."""
+@pytest.fixture
+def tuning(backend: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Tuning switched on, without earlier choices."""
     if backend != "triton":
-        pytest.skip("configurations are Triton's")
-    tuning = backends.triton.tuning
-    monkeypatch.setattr(tuning, "enabled", True)
-    monkeypatch.setattr(tuning, "_chosen", {})
+        pytest.skip("only Triton's kernels are tuned")
+    module: ModuleType = backends.triton.tuning
+    monkeypatch.setattr(module, "enabled", True)
+    monkeypatch.setattr(module, "chosen", {})
+    return module
+
+
+def test_every_configuration_is_tried_and_gives_the_same_bits(
+    tuning: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The configuration changes the time, not the result."""
     monkeypatch.setattr(backends.triton.convolution, "forced", True)
     module = GCSA(32)
     x, grad = torch.randn(8, 32, 28, 28, requires_grad=True), torch.randn(8, 32, 28, 28)
@@ -91,20 +98,20 @@ def test_every_configuration_is_tried_and_gives_the_same_bits(
         return [out, evaluated, *torch.autograd.grad(out, [x, *trained.parameters()], grad)]
 
     measured = step()
-    assert len(tuning._chosen) >= 8
-    assert {key[0].type for key in tuning._chosen} == {DEVICE}
+    assert len(tuning.chosen) >= 8
+    assert {key[0].type for key in tuning.chosen} == {DEVICE}
     for number in (0, 1, 2):
         monkeypatch.setattr(
             tuning,
-            "_fastest",
+            "fastest",
             lambda configurations, launch, number=number: list(configurations)[number % len(configurations)],
         )
-        monkeypatch.setattr(tuning, "_chosen", {})
+        monkeypatch.setattr(tuning, "chosen", {})
         assert all(torch.equal(a, b) for a, b in zip(step(), measured, strict=True))
 
 
 def test_two_runs_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ours always; torch's convolutions where its switch for deterministic ones is set."""
+    """With torch's deterministic convolutions."""
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     for dtype in (torch.float32, torch.bfloat16):
         module = GCSA(64).to(dtype)
@@ -168,20 +175,13 @@ def test_cuda_graphs(training: bool, dtype: torch.dtype) -> None:
         torch.testing.assert_close(results, step(), rtol=1e-2, atol=1e-3)
 
 
-def test_tuning_leaves_a_capture_in_another_thread_alone(
-    backend: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The first call of a shape loads kernels and waits for them, here while a graph is captured."""
-    if backend != "triton":
-        pytest.skip("only Triton's kernels are tuned")
-    tuning = backends.triton.tuning
-    monkeypatch.setattr(tuning, "enabled", True)
-    monkeypatch.setattr(tuning, "_chosen", {})
+def test_tuning_beside_a_capture_in_another_thread(tuning: ModuleType) -> None:
+    """The first call of a shape loads kernels and waits for them, while another thread captures a graph."""
     u, z, vector = torch.randn(2, 24, 9, 11), torch.randn(2, 24, 9, 11), torch.rand(24) + 0.5
     expected = reference.norm_gate(u, z, None, None, vector, vector, 1e-5)
     last = (t.contiguous(memory_format=torch.channels_last) for t in (u, z))
-    functional.norm_gate(*last, None, None, vector, vector)  # so that torch's own kernels are loaded
-    tuning._chosen.clear()
+    functional.norm_gate(*last, None, None, vector, vector)  # so that torch's kernels are loaded
+    tuning.chosen.clear()
     torch.cuda.synchronize()
     found: list[Tensor] = []
 
@@ -198,7 +198,7 @@ def test_tuning_leaves_a_capture_in_another_thread_alone(
         y += 1
     graph.replay()
     torch.cuda.synchronize()
-    assert len(tuning._chosen) == 1
+    assert len(tuning.chosen) == 1
     torch.testing.assert_close(found, [expected])
     assert torch.equal(y, torch.full_like(y, 3.0))
 
@@ -213,7 +213,7 @@ def test_cuda_graph_of_a_mask() -> None:
 
 
 def test_several_streams() -> None:
-    """Work goes to the current stream: each stream's long work before it must not be overtaken."""
+    """Kernels run on the current stream, after the long work that is queued there."""
     module = GCSA(32).eval()
     inputs = [torch.randn(8, 32, 28, 28) for _ in range(4)]
     with torch.no_grad():
@@ -232,7 +232,7 @@ def test_several_streams() -> None:
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="this test needs two GPUs")
 def test_several_devices() -> None:
-    """The device of the tensors counts, whichever is current."""
+    """Kernels run on the device of the tensors, not on the current one."""
     module, x = GCSA(32), torch.randn(4, 32, 14, 14)
     other, y = copy.deepcopy(module).to("cuda:1"), x.to("cuda:1").requires_grad_()
     assert torch.cuda.current_device() == 0
@@ -243,7 +243,7 @@ def test_several_devices() -> None:
 
 
 def large(shape: tuple[int, ...], copies: float) -> Tensor:
-    """A random bfloat16 map, where so many of them fit into the GPU's memory."""
+    """A random bfloat16 map. The test is skipped where the GPU has no memory for so many copies."""
     needed = copies * 2 * torch.Size(shape).numel()
     if torch.cuda.mem_get_info()[0] < needed:
         pytest.skip(f"this test needs {needed / 2**30:.0f} GiB of free GPU memory")
@@ -252,7 +252,7 @@ def large(shape: tuple[int, ...], copies: float) -> Tensor:
 
 @pytest.fixture
 def plain_memory() -> Iterator[None]:
-    """Without the filling of new memory, which takes long here."""
+    """Do not fill new memory, which would take long."""
     torch.utils.deterministic.fill_uninitialized_memory = False
     yield
     torch.cuda.empty_cache()

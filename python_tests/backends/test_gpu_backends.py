@@ -25,7 +25,7 @@ pytestmark = [
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("training", [True, False])
 def test_attention_in_16_bits(training: bool, dtype: torch.dtype, layout: str) -> None:
-    """Inside all maps are channels_last, whatever x is."""
+    """Inside of the attention all maps are channels_last, in any layout of x."""
     fused, plain = (m.train(training) for m in pair(dtype, channels=12, kernel_size=5))
     x = LAYOUTS[layout]((4, 12, 9, 7), dtype)
     assert_same_step(fused, plain, x, summands=10.0, buffers=2.0**-6)
@@ -33,7 +33,7 @@ def test_attention_in_16_bits(training: bool, dtype: torch.dtype, layout: str) -
 
 
 def test_statistics_of_values_with_an_outlier_in_front() -> None:
-    """Deviations are summed about a channel's first value, which may be the worst one."""
+    """Kernels sum deviations from a channel's first value, which may be an outlier."""
     u = torch.randn(4, 3, 20, 40)
     u[0, :, 0, 0] = 1e4
     _, mean, var = torch.ops.gcsa_ext.norm_gate(u, u, None, None, None, None, 1e-5)
@@ -55,7 +55,7 @@ def test_two_runs_give_the_same_bits() -> None:
 
 @pytest.mark.parametrize("batch", [(True, True), (True, False), (False, True), (False, False)], ids=str)
 def test_any_subset_of_gradients(batch: tuple[bool, bool]) -> None:
-    """Each is the same, bit by bit, whichever others are wanted."""
+    """The bits of a gradient do not depend on which others are computed."""
     tensors = operator_arguments()
     used = torch.randn(3), torch.rand(3) + 0.3, torch.randn(8), torch.rand(8) + 0.3
     given = [None if batch[i // 2] else value for i, value in enumerate(used)]

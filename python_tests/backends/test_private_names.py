@@ -87,7 +87,7 @@ NAMES = sorted({*ASKED_FOR, *OF_VERSION_0_1_0})
 
 @pytest.fixture(scope="module")
 def errors() -> dict[str, list[str | None]]:
-    """For each name the errors without it, of gcsa_ext and of torch alone; see without_names.py."""
+    """For each name the errors without it, of gcsa_ext and of plain torch; see without_names.py."""
     printed = python(
         f"import without_names; without_names.main({['torch.no_such_name', *NAMES]})", timeout=170
     )
@@ -121,6 +121,6 @@ def test_without(name: str, errors: dict[str, list[str | None]]) -> None:
 
 
 def test_most_names_count(errors: dict[str, list[str | None]]) -> None:
-    """That torch itself needs a name must stay the exception."""
+    """The test would be empty if torch needed all names itself."""
     right = [name for name in NAMES if errors[name][0] is None]
     assert "torch._C._are_functorch_transforms_active" in right and len(right) > len(NAMES) / 3

@@ -1,7 +1,5 @@
-"""What only Triton's kernels have: their 16-bit attention, their second ways, and compilers for GPUs.
-
-All other tests of operators run on them too, by the fixture `backend`. Without a GPU they are interpreted.
-"""
+"""Triton's kernels beyond the tests of operators, which run on them by the fixture `backend`: kernels for
+many channels, sums in parts, and machine code for GPUs. Without a GPU the kernels are interpreted."""
 
 from __future__ import annotations
 
@@ -28,7 +26,7 @@ pytestmark = [pytest.mark.usefixtures("one_thread"), *only("triton")]
 
 
 def test_the_kernels_are_interpreted() -> None:
-    """All tests of this backend would be refused otherwise."""
+    """Otherwise the backend would refuse the tensors of these tests."""
     assert backends.triton.load_error is None and backends.triton.INTERPRETED
 
 
@@ -45,16 +43,16 @@ def test_many_channels_take_other_kernels(shape: tuple[int, ...], layout: str) -
     [(2, 6, 3), (4, 96, 5), (32, 96, 5), (2, 160, 70), (16, 160, 70), (64, 128, 150)],
 )
 def test_groups_of_channels_that_are_contiguous(groups: int, channels: int, hidden: int) -> None:
-    """Tiles in the order of x, of all channels or some; in the last case they are too few for the groups."""
+    """Tiles in the order of x, of all channels or some. In the last case a tile has too few channels."""
     x = LAYOUTS["channels_last"]((2, channels, 3, 5), torch.bfloat16)
     blocks = gates.backward_blocks(channels, hidden, x.dtype)
     expected = groups if groups < 64 else 0
-    assert gates._contiguous_groups(groups, x, torch.channels_last, blocks) == expected
-    assert gates._contiguous_groups(groups, x, torch.contiguous_format, blocks) == 0
+    assert gates.contiguous_groups(groups, x, torch.channels_last, blocks) == expected
+    assert gates.contiguous_groups(groups, x, torch.contiguous_format, blocks) == 0
     check(*gate(groups), channel_gate_arguments(x, hidden))
 
 
-def test_the_ways_for_few_and_for_many_channels_agree(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernels_for_few_and_for_many_channels_agree(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = channel_gate_arguments(torch.randn(2, 12, 9, 9), 5)
     grad = torch.randn(2, 12, 9, 9)
     out, found = run(gate(3)[0], arguments, range(5), grad)
@@ -66,7 +64,7 @@ def test_the_ways_for_few_and_for_many_channels_agree(monkeypatch: pytest.Monkey
 
 
 def test_more_hidden_units_than_a_program_holds() -> None:
-    """Then torch computes the channel gate, and Triton the rest of an attention."""
+    """Torch computes such a channel gate, and Triton the rest of an attention."""
     C, h = 6, gates.LARGEST_HIDDEN + 1
     check(*gate(2), channel_gate_arguments(torch.randn(2, C, 3, 4), h))
     arguments: list[Any] = [torch.randn(1, C, 3, 4)]
@@ -84,7 +82,7 @@ def test_more_hidden_units_than_a_program_holds() -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 7, 50])
 def test_any_number_of_programs(count: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Sums over positions have as many parts as programs run: here more and fewer than there are blocks."""
+    """Sums over positions have one part per program: more and fewer programs than blocks."""
     monkeypatch.setattr(gates, "programs", lambda *_: count)
     for layout in ("contiguous", "channels_last"):
         check(*gate(2), channel_gate_arguments(LAYOUTS[layout]((3, 6, 11, 13), torch.float32), 3))
@@ -115,15 +113,15 @@ def test_a_grid_holds_any_number_of_channels(channels: int) -> None:
 
 
 def test_positions_beyond_32_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The way of counting that maps of 2^31 positions need, on small ones; test_gpu.py has large ones."""
-    monkeypatch.setattr(launch, "_LARGEST_32_BITS", 0)
+    """The 64-bit indices that maps of 2^31 positions need, on small maps. test_gpu.py has large ones."""
+    monkeypatch.setattr(launch, "LARGEST_32_BITS", 0)
     for layout in ("contiguous", "channels_last"):
         check(*gate(2), channel_gate_arguments(LAYOUTS[layout]((2, 6, 5, 7), torch.float32), 3))
         check(*norm(), norm_gate_arguments(layout, (2, 6, 5, 7), torch.float32))
 
 
 def test_another_backend_may_differentiate() -> None:
-    """What one keeps in its own layout is of no use to another, which begins again."""
+    """A backend does not read what another one has saved: it computes from the inputs."""
     module = GCSA(16, kernel_size=5)
     x = torch.randn(2, 16, 6, 5, requires_grad=True)
     found = []
@@ -146,7 +144,7 @@ def test_tf32_only_where_torch_multiplies_so() -> None:
         torch.backends.cuda.matmul.allow_tf32 = False
 
 
-def test_what_it_cannot_run_and_why() -> None:
+def test_unsupported_tensors() -> None:
     cpu = torch.device("cpu")
     assert "not torch.float64" in backends.unsupported("triton", "norm_gate", cpu, torch.float64)
     assert backends.unsupported("triton", "frequency_mask", cpu, torch.float64) is None
@@ -158,7 +156,7 @@ def test_what_it_cannot_run_and_why() -> None:
 
 
 def test_without_triton() -> None:
-    """Nothing fails, and the reason is told."""
+    """Everything works, and the backend has the reason."""
     printed = python(
         """
         import sys
@@ -191,7 +189,7 @@ def test_uncompiled_kernels_are_not_run_on_the_cpu() -> None:
 
 @pytest.mark.timeout(600)
 def test_machine_code_for_a_gpu_keeps_to_registers_and_moves_16_bytes_at_once(tmp_path: Path) -> None:
-    """What the interpreter does not see: whether the kernels compile at all, and how well."""
+    """The interpreter does not compile: this does, for a GPU, and reads the machine code."""
     program = (HELPERS / "gpu_code.py").read_text()
     printed = python(program, timeout=500.0, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path))
     kernels = [json.loads(line) for line in printed.splitlines()]

@@ -26,7 +26,7 @@ EPS = 1e-3
 
 
 def norm_arguments(filters: int, dtype: torch.dtype, missing: str = "") -> dict[str, Tensor | None]:
-    """As in a network: scale and shift in float32, the convolution's bias in its own dtype."""
+    """As in a network: scale and shift in float32, the convolution's bias in the dtype of x."""
     found = {
         "weight": torch.randn(filters),
         "bias": torch.randn(filters),
@@ -38,7 +38,7 @@ def norm_arguments(filters: int, dtype: torch.dtype, missing: str = "") -> dict[
 
 
 def defined(x: Tensor, weight: Tensor, z: Tensor | None, vectors: dict[str, Tensor | None]) -> Tensor:
-    """In plain PyTorch, all in the dtype of x but vectors of the norm in that of sums."""
+    """The result in plain PyTorch, in the dtype of x; the norm's vectors in that of sums."""
     offset = vectors["offset"]
     u = F.conv2d(x, weight, None if offset is None else offset.to(x.dtype), padding=weight.shape[-1] // 2)
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -77,7 +77,7 @@ def check(
 @every_device
 @pytest.mark.parametrize("kernel_size", [3, 5, 7, 9, 11])
 def test_every_kernel_size(kernel_size: int) -> None:
-    """Larger than the map, too: taps on every edge lie outside."""
+    """Some kernels are larger than the map: taps are outside of it on every side."""
     check((2, 5, 7, 9), 3, kernel_size)
     check((1, 3, 4, 2), 6, kernel_size, gated=False)
 
@@ -124,15 +124,15 @@ def test_split_sums(programs: int, layout: torch.memory_format, monkeypatch: pyt
     """Small maps on a large device: programs share the sum over taps and channels."""
     monkeypatch.setattr(convolution, "programs", lambda *_: programs)
     calls: list[int] = []
-    split = convolution._splits
-    monkeypatch.setattr(convolution, "_splits", lambda *a: calls.append(split(*a)) or calls[-1])
+    split = convolution.count_splits
+    monkeypatch.setattr(convolution, "count_splits", lambda *a: calls.append(split(*a)) or calls[-1])
     for gated in (True, False):
         check((1, 40, 3, 5), 20, 5, torch.float32, layout, LAST, gated)
     assert min(calls) > 1
 
 
-def test_a_split_leaves_no_step_out() -> None:
-    """Nor twice: what `convolution_norm` makes of any number of steps and splits."""
+def test_a_split_has_every_step_once() -> None:
+    """As `convolution_norm` divides any number of steps."""
     for steps in range(1, 200):
         for wanted in range(1, 65):
             per_split = -(-steps // wanted)
@@ -142,13 +142,13 @@ def test_a_split_leaves_no_step_out() -> None:
 
 @every_device
 def test_positions_beyond_32_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(launch, "_LARGEST_32_BITS", 0)
+    monkeypatch.setattr(launch, "LARGEST_32_BITS", 0)
     for layout in (torch.contiguous_format, LAST):
         check((2, 5, 4, 6), 3, 3, layout=layout)
 
 
 @every_device
-def test_an_image_does_not_touch_its_neighbours() -> None:
+def test_images_are_independent() -> None:
     x = torch.randn(3, 4, 5, 6)
     x[1] = math.nan
     weight = torch.randn(2, 4, 7, 7)
@@ -194,8 +194,8 @@ def test_two_runs_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
         assert torch.equal(first, second)
 
 
-def test_when_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where it was measured to be faster, in evaluation, and nowhere else."""
+def test_when_the_kernel_is_launched(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In evaluation, for shapes for which it was measured to be faster."""
     x, weight = torch.randn(2, 12, 5, 9), torch.randn(3, 12, 7, 7)
     assert "has not been measured to be faster for ShapeClass(dtype=torch.float32, kernel_size=7, " in (
         convolution.unsupported(x, weight)
@@ -214,10 +214,10 @@ def test_when_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "kernel sizes (3, 5, 7, 9, 11), not 13" in convolution.unsupported(x, torch.randn(3, 12, 13, 13))
 
 
-def test_gradients_take_the_convolution_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What lies between the convolution and the norm is kept for them."""
+def test_training_saves_the_output_of_the_convolution(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The backward pass needs it: the one launch, which does not store it, is not used."""
     monkeypatch.setattr(convolution, "forced", True)
-    monkeypatch.setattr(convolution, "convolution_norm", lambda *_: pytest.fail("nothing was kept"))
+    monkeypatch.setattr(convolution, "convolution_norm", lambda *_: pytest.fail("nothing was saved"))
     module = pair(channels=12, kernel_size=5)[0].eval()
     module(torch.randn(2, 12, 5, 4)).sum().backward()
 

@@ -1,4 +1,4 @@
-"""Memory of a training step by Triton's kernels, counted in maps: what they allocate is what a GPU would."""
+"""Memory of a training step by Triton's kernels, in maps. On the CPU they allocate the same as on a GPU."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ pytestmark = [
 
 
 def peak_bytes(step: Callable[[], object]) -> int:
-    """The most that was allocated at once during a step, beside what was there before."""
+    """The largest memory at one time during a step, less that before it."""
     gc.collect()
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as profiler:
         step()
@@ -39,14 +39,17 @@ def peak_bytes(step: Callable[[], object]) -> int:
 
 
 def training_step(module: nn.Module, x: Tensor) -> None:
-    """With the result alive until the end, as where another layer has kept it."""
+    """The result is alive until the end, as where the next layer has saved it."""
     out = module(x)
     torch.autograd.grad(out, [x, *module.parameters()], torch.ones_like(out))
 
 
 def allocate_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """oneDNN's convolutions copy maps into other layouts, which cuDNN's don't; and the interpreter, which
-    holds the arguments of kernels in cycles, need not run: what kernels compute does not matter here."""
+    """Replace convolutions and kernels by functions that only allocate.
+
+    oneDNN's convolutions copy maps into other layouts, unlike cuDNN's, and Triton's interpreter keeps the
+    arguments of kernels in reference cycles.
+    """
 
     def convolve(x: Tensor, weight: Tensor, padding: int) -> Tensor:
         return x.new_empty((len(x), len(weight), *x.shape[2:])).contiguous(memory_format=memory_format(x))
@@ -68,9 +71,10 @@ def allocate_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_training_step_takes_half_of_the_memory(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At the peak 5.25 maps: the result, its gradient, what is kept of both convolutions (1.25) and two more.
+    """At the peak 5.25 maps: the result, its gradient, the saved outputs of both convolutions (1.25) and two.
 
-    Eager has 10.75. The gradients of weights and their parts, which do not grow with the map, come on top.
+    Eager PyTorch has 10.75. The gradients of weights and their parts, which do not grow with the map, are
+    added.
     """
     x = torch.randn(4, 16, 24, 33, dtype=dtype, requires_grad=True)
     plain, fused = PlainAttention(16, kernel_size=5).to(dtype), GCSA(16, kernel_size=5).to(dtype)

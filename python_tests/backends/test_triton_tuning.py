@@ -60,7 +60,7 @@ class Device:
 
 
 class OnCuda:
-    """What the choice asks of a tensor."""
+    """The attributes of a tensor that the choice reads."""
 
     is_cuda = True
     device, dtype = torch.device("cuda", 0), torch.float32
@@ -74,7 +74,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[int, float]], Devic
         monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: device.capturing)
         return device
 
-    monkeypatch.setattr(tuning, "_chosen", {})
+    monkeypatch.setattr(tuning, "chosen", {})
     monkeypatch.setattr(tuning, "enabled", True)
     return start
 
@@ -83,7 +83,7 @@ Start = Callable[[dict[int, float]], Device]
 
 
 def run(device: Device, *shape_class: object, x: Any = OnCuda) -> list[int]:
-    """What a call launches."""
+    """The configurations that a call launches, by num_stages."""
     device.launched.clear()
     tuning.launch_fastest(shape_class, CONFIGURATIONS, device.launch, x)
     return list(device.launched)
@@ -110,7 +110,7 @@ def test_the_fastest_is_launched_from_then_on(
         assert run(device, "kernel", 64) == [fastest]
 
 
-def test_every_shape_class_device_and_dtype_is_measured_on_its_own(start: Start) -> None:
+def test_every_shape_class_device_and_dtype_is_measured(start: Start) -> None:
     device = start({3: 1.0, 2: 0.5, 4: 0.7})
     assert run(device, "kernel", 64)[-1] == 2
     device.milliseconds = {3: 0.5, 2: 1.0, 4: 0.7}
@@ -142,7 +142,7 @@ def test_nothing_is_measured_while_a_graph_is_captured(start: Start) -> None:
 
 
 def test_captures_of_other_threads_are_not_disturbed(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All that is measured is measured in the relaxed mode of capturing (2), and the mode is given back."""
+    """Measurements run in the relaxed mode of capturing (2). The mode is then restored."""
     device, modes = start({3: 1.0, 2: 0.5, 4: 0.7}), [0]
 
     class Driver:
@@ -151,7 +151,7 @@ def test_captures_of_other_threads_are_not_disturbed(start: Start, monkeypatch: 
             mode._obj.value = previous
             return 0
 
-    monkeypatch.setattr(tuning, "_driver", Driver)
+    monkeypatch.setattr(tuning, "cuda_driver", Driver)
     launch, during = device.launch, []
     monkeypatch.setattr(device, "launch", lambda *a: during.append(modes[0]) or launch(*a))
     run(device, "kernel", 64)
@@ -171,14 +171,14 @@ def test_nothing_is_measured_where_it_is_switched_off(start: Start, monkeypatch:
     assert run(start({3: 1.0, 2: 0.5, 4: 0.7}), "kernel", 64) == [3]
 
 
-def test_an_error_of_the_first_configuration_is_told(start: Start) -> None:
+def test_an_error_of_the_first_configuration_is_raised(start: Start) -> None:
     with pytest.raises(tuning.OutOfResources):
         run(start({2: 0.5, 4: 0.7}), "kernel", 64)
 
 
 @pytest.fixture
 def take(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], set[str]]]:
-    """Take the configuration of that number, or the last one, everywhere; the kernels that had a choice."""
+    """Launch the configuration of this number, or the last one; returns the kernels with a choice."""
 
     def take(number: int) -> set[str]:
         kernels: set[str] = set()

@@ -1,4 +1,4 @@
-"""replace_attention and GCSA.from_module in other people's models."""
+"""replace_attention and GCSA.from_module in models with public attention modules."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_nested_model_computes_the_same(training: bool) -> None:
     assert replace_attention(model) == 0, "a second time there is nothing left to exchange"
 
 
-def test_parameters_and_buffers_are_the_very_same() -> None:
+def test_parameters_and_buffers_are_the_same_objects() -> None:
     model = net()
     before = list(model.named_parameters()), list(model.named_buffers()), model.state_dict()
     values = [v.clone() for v in before[2].values()]
@@ -87,7 +87,7 @@ def test_parameters_and_buffers_are_the_very_same() -> None:
         assert torch.equal(value, now)
 
 
-def test_an_optimizer_made_before_goes_on_working() -> None:
+def test_an_optimizer_from_before_still_works() -> None:
     models = [net(), None]
     models[1] = copy.deepcopy(models[0])
     x = torch.randn(2, 3, 6, 5)
@@ -106,7 +106,7 @@ def test_an_optimizer_made_before_goes_on_working() -> None:
 
 
 @pytest.mark.parametrize("kind", [WithResidual, WithDropout])
-def test_a_module_that_computes_something_else_is_left_alone(kind: type[PlainAttention]) -> None:
+def test_a_module_that_computes_something_else_is_kept(kind: type[PlainAttention]) -> None:
     other = kind(8)
     model = nn.Sequential(nn.Identity(), other, PlainAttention(8), nn.Sequential(other))
     with pytest.warns(UserWarning, match=rf"leaves .*1 alone: {kind.__name__}") as caught:
@@ -115,7 +115,7 @@ def test_a_module_that_computes_something_else_is_left_alone(kind: type[PlainAtt
     assert model[1] is other is model[3][0] and type(model[2]) is GCSA
 
 
-def test_modules_with_other_layers_are_none_of_its_business() -> None:
+def test_modules_with_other_layers_are_kept() -> None:
     variants = [PlainAttention(8) for _ in range(7)]
     variants[0].spatial_attention[4] = nn.GroupNorm(2, 8)
     variants[1].channel_attention.append(nn.Dropout())
@@ -153,7 +153,7 @@ def test_the_root_cannot_be_exchanged_in_place() -> None:
 
 @pytest.mark.parametrize("groups", [1, 2, 3, 4, 6])
 @pytest.mark.parametrize("sigmoid", [True, False])
-def test_groups_and_sigmoid_are_found_out(groups: int, sigmoid: bool) -> None:
+def test_groups_and_sigmoid_are_found(groups: int, sigmoid: bool) -> None:
     plain = PlainAttention(12, groups=groups, channel_sigmoid=sigmoid, kernel_size=3)
     randomize_statistics(plain)
     fused = GCSA.from_module(plain)
@@ -205,7 +205,7 @@ def test_hooks_are_kept_and_not_called_for_the_exchange() -> None:
     assert len(seen) == 5, "a handle from before the exchange removes its hook"
 
 
-def test_a_hook_that_changes_the_result_goes_on_changing_it() -> None:
+def test_a_hook_still_changes_the_result() -> None:
     plain = PlainAttention(8)
     plain.register_forward_hook(lambda m, args, out: out * 3)
     plain.spatial_attention[4].register_forward_hook(lambda m, args, out: out + 1)
@@ -236,7 +236,7 @@ def test_synchronised_batch_norm_is_kept() -> None:
     torch.testing.assert_close(model(x), expected)
 
 
-def test_no_warning_where_all_is_well() -> None:
+def test_no_warning() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert replace_attention(nn.Sequential(PlainAttention(16))) == 1

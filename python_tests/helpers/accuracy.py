@@ -1,12 +1,12 @@
-"""How exact a fused result has to be, decided once for all tests.
+"""The largest error that a fused result may have, in all tests.
 
-Every result is compared with the definition computed in float64. Rounding errors depend on the input, so
-the yardstick is what plain PyTorch makes of the same input in the same dtype: a fused result may be off by at
-most 1.5 times plain PyTorch's largest error, plus a floor, relative to the largest value. The floor is a few
-roundings of the dtype: where plain PyTorch happens to be exact, another order of summation need not be wrong.
+Every result is compared with the definition in float64. Rounding errors depend on the input, so the error may
+be at most 1.5 times the largest error of plain PyTorch on the same input in the same dtype, plus a floor
+relative to the largest value. The floor is a few roundings of the dtype: where plain PyTorch is exact by
+chance, another order of summation is not wrong.
 
-A whole module in training amplifies the rounding errors of its early layers by chance, plain PyTorch's as
-well as ours, with an average ratio of 1; there the factor is MODULE_FACTOR.
+A whole module in training amplifies the rounding errors of its early layers, those of plain PyTorch as well,
+by factors that depend on chance and have an average ratio of 1: there the factor is MODULE_FACTOR.
 """
 
 from __future__ import annotations

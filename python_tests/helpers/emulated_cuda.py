@@ -45,7 +45,7 @@ def _hash(*parts: bytes) -> str:
 
 @functools.cache
 def build() -> Path:
-    """Compile what has changed since the last time; the module's path.
+    """Compile the sources that have changed; returns the path of the module.
 
     Raises:
         RuntimeError: a source does not compile; the message is the compiler's.

@@ -1,4 +1,4 @@
-"""Compile the Triton kernels for a GPU that need not be there, and tell what the machine code uses.
+"""Compile the Triton kernels for a GPU, on a machine that needs none, and print what the machine code uses.
 
 Run as a program, without TRITON_INTERPRET: prints one JSON object per kernel, with its registers per thread,
 bytes of local memory per thread ("stack": spilled registers), and the widths in bits of its accesses

@@ -14,7 +14,7 @@ CPUINFO = Path("/proc/cpuinfo")
 
 
 def skip_unless_it_runs(isa: str) -> None:
-    """Others than gcsa_ext say what the processor has, or kernels that are never picked would not show."""
+    """The answer is not gcsa_ext's: a kernel that gcsa_ext wrongly never selects would be skipped."""
     if isa not in gcsa_ext.info()["build"]["isas"]:
         pytest.skip(f"gcsa_ext was built for a processor architecture, or by a compiler, that has no {isa}")
     if CPUINFO.exists():

@@ -47,7 +47,7 @@ LAYOUTS: dict[str, Callable[[tuple[int, ...], torch.dtype], Tensor]] = {
 }
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 SIZES = ((2, 8, 5, 7), (1, 12, 1, 1), (3, 17, 3, 20), (2, 36, 9, 9), (1, 3, 33, 1))
-"""Among them maps of one position, of one column, and numbers of channels that fill no vector register."""
+"""With maps of one position and of one column, and numbers of channels that fill no vector register."""
 
 
 def expected_format(x: Tensor) -> torch.memory_format:

@@ -1,4 +1,4 @@
-"""Modules that need Triton: where it is not installed tests are skipped, a broken one fails them."""
+"""Imports of modules that need Triton: without Triton tests are skipped, with a broken one they fail."""
 
 from __future__ import annotations
 

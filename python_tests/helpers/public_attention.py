@@ -1,4 +1,4 @@
-"""GCSA and GAM as their users have them: plain modules, written without a look at gcsa_ext."""
+"""GCSA and GAM as public repositories have them: plain modules, independent of gcsa_ext."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ class WithResidual(PlainAttention):
 
 
 class WithDropout(PlainAttention):
-    """The same result in evaluation alone."""
+    """The same result in evaluation, another one in training."""
 
     def forward(self, x: Tensor) -> Tensor:
         return nn.functional.dropout(super().forward(x), 0.5, self.training)
 
 
 def randomize_statistics(module: nn.Module) -> None:
-    """Batch norms as after some training, so that a forgotten one shows."""
+    """Make norms differ from the identity, so that a norm that is left out changes the result."""
     for norm in module.modules():
         if isinstance(norm, (nn.BatchNorm2d, nn.SyncBatchNorm)):
             if norm.weight is not None:

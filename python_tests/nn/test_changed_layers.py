@@ -12,7 +12,7 @@ import pytest
 import torch
 from pairs import pair
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrizations, prune
 
 from gcsa_ext import GCSA
 
@@ -64,10 +64,40 @@ def double_class(layer: nn.Module) -> None:
     layer.__class__ = Doubled
 
 
+def replace(branch: nn.Sequential, layers: dict[int, nn.Module]) -> None:
+    for number, layer in layers.items():
+        branch[number] = layer
+
+
+def remove_hidden_units(gate: nn.Sequential) -> None:
+    for name in ("weight", "bias"):
+        setattr(gate[0], name, nn.Parameter(getattr(gate[0], name)[:2].detach()))
+    gate[2].weight = nn.Parameter(gate[2].weight[:, :2].detach())
+
+
 CHANGES: dict[str, Callable[[nn.Sequential, nn.Sequential], object]] = {
     "new layer": lambda gate, spatial: spatial.__setitem__(0, fresh("spatial_attention")[0]),
     "layer of another kind": lambda gate, spatial: gate.__setitem__(1, nn.GELU()),
+    "Linear for ReLU": lambda gate, spatial: replace(gate, {1: nn.Linear(4, 4)}),
+    "linear layers without bias": lambda gate, spatial: replace(
+        gate, {0: nn.Linear(16, 4, bias=False), 2: nn.Linear(4, 16, bias=False)}
+    ),
+    "fewer hidden units": lambda gate, spatial: remove_hidden_units(gate),
+    "pruning": lambda gate, spatial: prune.l1_unstructured(gate[0], "weight", 0.5),
+    "spectral norm": lambda gate, spatial: parametrizations.spectral_norm(gate[0]),
+    "parametrization of the gate": lambda gate, spatial: normalise_weight(gate[2]),
+    "group norms": lambda gate, spatial: replace(spatial, {1: nn.GroupNorm(1, 4), 4: nn.GroupNorm(4, 16)}),
+    "instance norm": lambda gate, spatial: replace(spatial, {4: nn.InstanceNorm2d(16, affine=True)}),
+    "identity norms": lambda gate, spatial: replace(spatial, {1: nn.Identity(), 4: nn.Identity()}),
+    "groups of a convolution": lambda gate, spatial: replace(
+        spatial, {0: nn.Conv2d(16, 4, 3, padding=1, groups=4, padding_mode="reflect")}
+    ),
     "one more layer": lambda gate, spatial: spatial.append(nn.Tanh()),
+    "one more layer in each branch": lambda gate, spatial: (
+        gate.append(nn.Tanh()),
+        spatial.append(nn.Hardtanh()),
+    ),
+    "one layer less in each branch": lambda gate, spatial: (gate.pop(1), spatial.pop(1)),
     "layers in another order": lambda gate, spatial: reorder(spatial, "02134"),
     "class of a layer": lambda gate, spatial: double_class(gate[2]),
     "state of a layer": lambda gate, spatial: replace_state(spatial[1], eps=0.7),
@@ -84,6 +114,10 @@ CHANGES: dict[str, Callable[[nn.Sequential, nn.Sequential], object]] = {
     "padding": lambda gate, spatial: set_all(
         spatial[0], padding_mode="circular", _reversed_padding_repeated_twice=[3, 3, 3, 3]
     ),
+    "forward of both last layers": lambda gate, spatial: (
+        set_all(gate[2], forward=lambda x: x.repeat_interleave(4, -1)),
+        set_all(spatial[4], forward=lambda x: x - 0.5),
+    ),
     "forward of a layer": lambda gate, spatial: set_all(spatial[0], forward=lambda x: x[:, :4]),
     "forward of a branch": lambda gate, spatial: set_all(spatial, forward=lambda x: x.flip(1)),
     "hook of a layer": lambda gate, spatial: spatial[1].register_forward_hook(lambda *args: args[2] + 1),
@@ -94,14 +128,23 @@ CHANGES: dict[str, Callable[[nn.Sequential, nn.Sequential], object]] = {
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_changes_of_the_layers(change: Callable[[nn.Sequential, nn.Sequential], object]) -> None:
     fused, plain = (m.eval() for m in pair(channels=16))
-    x = torch.randn(2, 16, 9, 8)
+    x, grad = torch.randn(2, 2, 16, 9, 8)
     with torch.no_grad():
         before = fused(x)
         for module in (fused, plain):
+            torch.manual_seed(4)
             change(module.channel_attention, module.spatial_attention)
         after = fused(x)
         torch.testing.assert_close(after, plain(x), rtol=1e-4, atol=1e-5)
     assert not torch.allclose(before, after, rtol=1e-4, atol=1e-5)
+    results = []
+    for module in (fused, plain):
+        leaf = x.clone().requires_grad_()
+        out = module.train()(leaf)
+        out.backward(grad)
+        results.append([out, leaf.grad, *(p.grad for p in module.parameters() if p.grad is not None)])
+    torch.testing.assert_close(*results, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(fused.eval()(x), plain.eval()(x), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["channel_attention", "spatial_attention"])

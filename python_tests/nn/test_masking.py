@@ -19,7 +19,7 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 
 def both(spectrogram: Tensor, seed: int, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Our result and torchaudio's, and the random state that each leaves."""
+    """The results of gcsa_ext and of torchaudio, and the random state after each."""
     results, states = [], []
     for kind in (FrequencyMasking, torchaudio.transforms.FrequencyMasking):
         torch.manual_seed(seed)
@@ -69,7 +69,7 @@ def test_other_memory_layouts() -> None:
 @pytest.mark.parametrize("p", [0.0, 0.01, 0.2, 0.5, 1.0])
 @pytest.mark.parametrize("iid", [True, False])
 def test_share_of_bins_that_a_band_may_cover(p: float, iid: bool) -> None:
-    """torchaudio's functions have p, its transform has not."""
+    """Compared with torchaudio's functions: its transform has no p."""
     spectrogram = torch.randn(4, 2, 40, 3)
     like = torchaudio.functional.mask_along_axis_iid if iid else torchaudio.functional.mask_along_axis
     for seed in range(20):
@@ -96,7 +96,7 @@ def test_several_bands_are_drawn_one_after_the_other(iid: bool) -> None:
 @pytest.mark.parametrize("shape", [(257, 1), (2, 3, 1000, 1)], ids=str)
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_kernel_and_plain_tensors_agree_on_bands(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    """Where a gradient is wanted, bands are computed from the random numbers by PyTorch's own arithmetic."""
+    """With a gradient plain PyTorch computes the bands from the random numbers."""
     spectrogram = torch.randn(shape, dtype=dtype)
     leaf = spectrogram.clone().requires_grad_()
     for iid in (False, True)[: len(shape) - 1]:
@@ -151,12 +151,12 @@ def test_value() -> None:
     assert torch.equal(found, torch.where(zero == 0, -11.5, zero))
 
 
-def test_shared_bands_are_alike_and_own_bands_are_not() -> None:
+def test_bands_are_shared_unless_iid() -> None:
     spectrogram = torch.randn(64, 1, 40, 5).abs() + 0.1
     torch.manual_seed(0)
-    shared, own = (FrequencyMasking(30, iid_masks=iid)(spectrogram) == 0 for iid in (False, True))
+    shared, iid = (FrequencyMasking(30, iid_masks=masks)(spectrogram) == 0 for masks in (False, True))
     assert (shared == shared[0]).all()
-    assert not (own == own[0]).all()
+    assert not (iid == iid[0]).all()
 
 
 def test_nothing_happens_in_evaluation() -> None:
@@ -230,7 +230,7 @@ def test_empty_spectrograms(shape: tuple[int, ...]) -> None:
         assert FrequencyMasking(4, iid_masks=iid)(torch.randn(shape)).shape == shape
 
 
-def test_numbers_that_are_no_int() -> None:
+def test_widths_that_are_no_int() -> None:
     x, results = torch.randn(3, 20, 5), []
     for widest, bands in ((7, 2), (7.0, 2), (torch.tensor(7), 2)):
         torch.manual_seed(3)

@@ -1,8 +1,8 @@
 """GCSA under bfloat16 autocast and in bfloat16: as exact as plain PyTorch with the same rounding.
 
-Where the processor has matrix registers (AMX) these calls have kernels of their own, with sizes at which
-they do something else: bundles of narrow maps, pairs of taps for few channels, maps wider than the sums of
-one row, weights that are rounded in several passes, threads with images of their own.
+Processors with matrix registers (AMX) have separate kernels for these calls. The shapes take all of their
+branches: bundles of narrow maps, pairs of taps for few channels, maps wider than one row of sums, weights
+that are rounded in several passes, one image per thread.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ SHAPES = (
 
 
 def without_kinks(module: nn.Module) -> nn.Module:
-    """Shifts what the relu of the spatial gate gets: rounding may not move it to the other side, which would
-    change gradients by more than any rounding does."""
+    """Shift the input of the relu of the spatial gate away from 0, where rounding would move values across
+    the kink and change gradients by more than a rounding error."""
     norm = module.get_submodule("spatial_attention.1")
     with torch.no_grad():
         norm.bias.fill_(8.0)[::4] = -8.0
@@ -77,7 +77,7 @@ def test_as_exact_as_plain_pytorch(shape: tuple[int, int, int, int, int], traini
 @pytest.mark.usefixtures("keep_threads")
 @pytest.mark.parametrize("shape", [(4, 16, 50, 41, 5), (2, 48, 12, 9, 7), (1, 20, 30, 30, 3)], ids=str)
 def test_threads(shape: tuple[int, int, int, int, int]) -> None:
-    """More threads than blocks of outputs, and images enough for threads to have their own."""
+    """More threads than blocks of outputs, and an image for each thread."""
     N, C, H, W, kernel = shape
     module = without_kinks(pair(channels=C, kernel_size=kernel)[0].train())
     x, grad = torch.randn(N, C, H, W), torch.randn(N, C, H, W)
@@ -92,8 +92,8 @@ def test_threads(shape: tuple[int, int, int, int, int]) -> None:
             torch.testing.assert_close(a, b, rtol=2.0**-7, atol=2.0**-7 * a.abs().max().item())
 
 
-def test_images_do_not_touch_each_other() -> None:
-    """They lie between each other where maps are narrow."""
+def test_images_are_independent() -> None:
+    """The kernels interleave the rows of narrow images."""
     module = pair(channels=24, kernel_size=5)[0].eval()
     x = torch.randn(7, 24, 6, 7)
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
@@ -115,7 +115,7 @@ def test_autocast_off_means_float32() -> None:
         torch.testing.assert_close(fused(x), plain(x), rtol=1e-4, atol=1e-5)
 
 
-def test_the_backward_pass_may_be_inside() -> None:
+def test_backward_pass_inside_of_autocast() -> None:
     module = without_kinks(pair(channels=24)[0].train())
     x, grad = torch.randn(2, 24, 9, 11, requires_grad=True), torch.randn(2, 24, 9, 11)
     gradients = []

@@ -151,7 +151,7 @@ FORWARDS = {
 @pytest.mark.parametrize("name", FORWARDS)
 @pytest.mark.parametrize("number", [0, 1, -1])
 def test_a_tensor_exchanged_between_the_passes(name: str, number: int) -> None:
-    """Which autograd does not notice."""
+    """Autograd does not notice that `.data` was set."""
     tensors, out = FORWARDS[name]()
     given = tensors[number]
     given.data = given.data[tuple(slice(0, length - 2) for length in given.shape)].contiguous()
@@ -165,7 +165,7 @@ def test_a_tensor_exchanged_between_the_passes(name: str, number: int) -> None:
 @pytest.mark.parametrize("name", FORWARDS)
 @pytest.mark.parametrize("sizes", [(4, 1, 1), (1, 2, 1), (1, 1, 2)], ids=str)
 def test_maps_exchanged_between_the_passes(name: str, sizes: tuple[int, int, int]) -> None:
-    """For others that fit the weights, but not the gradient."""
+    """Maps of other sizes fit the weights, but not the gradient."""
     tensors, out = FORWARDS[name]()
     for given in tensors[: 2 if name == "norm_gate" else 1]:
         given.data = given.data.repeat(sizes[0], 1, *sizes[1:])

@@ -31,7 +31,7 @@ def fresh_compiler() -> Iterator[None]:
 
 
 def attention(training: bool, kernel_size: int = 5) -> GCSA:
-    """As one operator, or with a kernel_size of 3 as several."""
+    """With a kernel_size of 3 it is several operators, else one."""
     module = GCSA(8, groups=2, kernel_size=kernel_size)
     randomize_statistics(module)
     return module.train(training)
@@ -92,7 +92,7 @@ def test_gcsa_channels_last() -> None:
 @every_device
 @every_backend
 def test_inductor_trains_through_the_operators() -> None:
-    """Between them no convolution, for whose sizes inductor compiles anew, but something to fuse."""
+    """Inductor fuses what is between the operators. A convolution there would be compiled for each size."""
 
     def loss(x: Tensor, *weights: Tensor) -> Tensor:
         z = functional.channel_gate(x, *weights, groups=4)
@@ -190,7 +190,7 @@ def test_export() -> None:
 def test_autocast_is_as_exact_as_plain_pytorch_under_autocast(
     groups: int, dtype: torch.dtype, training: bool
 ) -> None:
-    """In the best of some inputs: in the others a relu that flips by rounding makes outliers of either."""
+    """The smallest error over some inputs: in others, rounding moves a value across the relu's kink."""
     errors: dict[str, tuple[list[Tensor], list[Tensor]]] = {}
     for seed in range(12):
         torch.manual_seed(seed)
@@ -219,7 +219,7 @@ def test_autocast_is_as_exact_as_plain_pytorch_under_autocast(
         assert found <= 2.0 * allowed + 2.0**-8, name
 
 
-def test_autocast_casts_what_it_should_and_nothing_else() -> None:
+def test_dtypes_under_autocast() -> None:
     x, w1, b1, w2, b2 = (torch.randn(s) for s in ((2, 8, 3, 5), (2, 8), (2,), (8, 2), (8,)))
     with torch.autocast("cpu", torch.bfloat16):
         mixed = functional.channel_gate(x.bfloat16(), w1, b1, w2.bfloat16(), b2, 2)

@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from convolution_checks import arguments, check, step
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from layouts import DTYPES, LAYOUTS, expected_format
 from torch import Tensor
@@ -38,7 +38,7 @@ FORMATS = (torch.contiguous_format, torch.channels_last)
 
 @pytest.fixture(params=["fft", "direct"])
 def algorithm(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Each of both, whatever the rule says."""
+    """Force each of both algorithms."""
     monkeypatch.setattr(cpu, "explain_convolution", lambda x, weight: (request.param, "it is forced"))
     name: str = request.param
     return name
@@ -108,20 +108,23 @@ def test_threads(shape: tuple[int, int, int, int, int], threads: int) -> None:
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@pytest.mark.usefixtures("fft")
+@settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(
     st.tuples(*(st.integers(1, most) for most in (5, 20, 20, 24, 24))),
     st.sampled_from(KERNELS),
     st.sampled_from((torch.float32, torch.float64)),
     st.sampled_from(("contiguous", "channels_last", "transposed")),
 )
-def _any_shape(shape: tuple[int, int, int, int, int], kernel: int, dtype: torch.dtype, layout: str) -> None:
+def test_any_shape(
+    shape: tuple[int, int, int, int, int], kernel: int, dtype: torch.dtype, layout: str
+) -> None:
     check(arguments(shape, kernel, dtype, layout))
-
-
-def test_any_shape(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "explain_convolution", lambda x, weight: ("fft", "it is forced"))
-    _any_shape()
 
 
 @pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 1), (0, 2), (1, 2)], ids=str)
@@ -149,7 +152,7 @@ def test_without_bias(algorithm: str) -> None:
 
 
 @pytest.mark.parametrize("shape", [(0, 6, 5, 9, 7), (2, 6, 5, 0, 7), (2, 6, 5, 9, 0)], ids=str)
-def test_nothing_in_nothing_out(shape: tuple[int, int, int, int, int]) -> None:
+def test_empty_maps(shape: tuple[int, int, int, int, int]) -> None:
     N, C, outputs, H, W = shape
     x, weight, bias = (
         torch.randn(s, requires_grad=True) for s in ((N, C, H, W), (outputs, C, 7, 7), (outputs,))
@@ -161,7 +164,7 @@ def test_nothing_in_nothing_out(shape: tuple[int, int, int, int, int]) -> None:
         assert parameter.grad is not None and torch.equal(parameter.grad, torch.zeros_like(parameter))
 
 
-def test_kernels_without_a_tile_are_torchs() -> None:
+def test_torch_computes_kernels_without_a_tile() -> None:
     for kernel in (1, 13):
         x, weight, bias = arguments((2, 6, 5, 9, 7), kernel)
         expected = F.conv2d(x, weight, bias, padding=kernel // 2)
@@ -172,7 +175,7 @@ def test_kernels_without_a_tile_are_torchs() -> None:
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("N", [3, 40])
-def test_samples_do_not_touch_each_other(N: int, threads: int, layout: str) -> None:
+def test_samples_are_independent(N: int, threads: int, layout: str) -> None:
     torch.set_num_threads(threads)
     x, weight, bias = arguments((N, 8, 5, 11, 6), 7, layout=layout)
     grad = torch.randn(N, 5, 11, 6)
@@ -190,7 +193,7 @@ def test_samples_do_not_touch_each_other(N: int, threads: int, layout: str) -> N
     assert torch.equal(grad_x[others], clean[1][others])
 
 
-def test_words_of_the_rule() -> None:
+def test_explanations() -> None:
     def words(C: int, outputs: int, kernel: int, N: int, H: int, W: int) -> str:
         return functional.explain_convolution(
             torch.empty(N, C, H, W), torch.empty(outputs, C, kernel, kernel)
@@ -218,7 +221,7 @@ def test_words_of_the_rule() -> None:
 
 
 @pytest.mark.parametrize("kernel", [3, 7])
-def test_the_rule_is_followed(kernel: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_explanations_are_true(kernel: int, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = arguments((2, 16, 12, 9, 7), kernel)
     called: list[str] = []
     direct = reference.conv2d_same
@@ -234,9 +237,9 @@ def test_the_rule_is_followed(kernel: int, monkeypatch: pytest.MonkeyPatch) -> N
     assert bool(called) == (kernel == 3)
 
 
-def test_the_rule_for_matrix_registers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On any machine: it says what is done where the processor has them."""
-    monkeypatch.setattr(cpu, "_HAS_AMX", True)
+def test_explanations_with_matrix_registers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On any processor: nothing is computed."""
+    monkeypatch.setattr(cpu, "HAS_AMX", True)
 
     def words(C: int, outputs: int, kernel: int, *sizes: int, dtype: torch.dtype = torch.bfloat16) -> str:
         x = torch.empty(sizes[0], C, *sizes[1:], dtype=dtype)
@@ -262,7 +265,7 @@ def test_the_rule_for_matrix_registers(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_autocast_casts_as_torchs_convolution(dtype: torch.dtype, algorithm: str) -> None:
     x, weight, bias = arguments((2, 6, 5, 9, 7), 5)
     x = x.to(dtype)
-    if dtype == torch.float64:  # which torch leaves alone
+    if dtype == torch.float64:  # torch does not cast it
         weight, bias = weight.double(), bias.double()
     leaf = weight.clone().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):

@@ -125,7 +125,7 @@ def test_an_input_computed_from_another_is_not_counted_twice(training: bool) -> 
 
 @pytest.mark.parametrize("kernel_size", [3, 5])
 def test_gradient_penalty_through_gcsa(kernel_size: int) -> None:
-    """The usual use of second derivatives: the norm of the input's gradient as a loss."""
+    """A gradient penalty, the norm of the input's gradient, is the usual reason for second derivatives."""
     module = gcsa_ext.GCSA(8, groups=4, kernel_size=kernel_size).double()
     grads = []
     x = double(2, 8, 5, 4)

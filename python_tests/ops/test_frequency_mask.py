@@ -20,7 +20,7 @@ DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def bands(*shape: int, freq: int) -> tuple[Tensor, Tensor]:
-    """Bands of which some are empty, and some begin before or end behind the spectrogram."""
+    """Random bands. Some are empty; some begin before the first bin or end behind the last."""
     return torch.randint(-3, freq + 3, shape), torch.randint(-2, freq, shape)
 
 
@@ -265,7 +265,7 @@ def test_dtypes_and_devices_that_do_not_fit() -> None:
 
 
 def test_a_result_of_many_megabytes_keeps_its_memory() -> None:
-    """From 32 MiB on the memory of results is used again, when they are gone."""
+    """From 32 MiB on, a later result takes the memory of a deleted one, and only of a deleted one."""
     spectrogram = torch.randn(4, 1024, 2050)
     start, width = torch.tensor([3]), torch.tensor([100])
     first = functional.frequency_mask(spectrogram, start, width)

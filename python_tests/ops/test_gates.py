@@ -108,7 +108,7 @@ def test_norm_gate_of_two_layouts(u_layout: str, z_layout: str) -> None:
 
 
 @every_backend
-def test_norm_gate_of_two_dtypes_counts_the_wider() -> None:
+def test_norm_gate_of_two_dtypes_has_the_wider() -> None:
     u, z = torch.randn(2, 5, 4, 6, dtype=torch.bfloat16), torch.randn(2, 5, 4, 6)
     found = functional.norm_gate(u, z, training=True)
     assert found.dtype == torch.float32
@@ -134,7 +134,7 @@ def test_norm_gate_of_bfloat16_maps_with_vectors_of_any_dtype(
 @every_device
 @every_backend
 def test_running_statistics_may_change_before_the_backward_pass() -> None:
-    """An evaluation pass, a training pass, then backward through the first: some losses do that."""
+    """Some losses run an evaluation pass, a training pass, and then backward through the first."""
     u, z, weight, bias = norm_gate_arguments("contiguous", (2, 5, 4, 6), torch.float32)
     u.requires_grad_()
     mean, var = torch.randn(5), torch.rand(5) + 0.5
@@ -252,7 +252,7 @@ def test_empty_maps(shape: tuple[int, ...], dtype: torch.dtype, backend: str) ->
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_expanded_and_strided_gradients(layout: str) -> None:
-    """sum() hands back one expanded number, transpose() a strided gradient."""
+    """The gradient of sum() is one expanded number; that of permute() is strided."""
     shape = (2, 6, 4, 5)
     scale = torch.randn(5, 4, 6, 2, dtype=torch.float64)
     for fused, plain, arguments in (
@@ -310,7 +310,7 @@ def test_threads_change_nothing_but_the_order_of_sums() -> None:
 
 @every_device
 @every_backend
-def test_inputs_are_left_alone() -> None:
+def test_inputs_are_not_changed() -> None:
     for fused, arguments in (
         (gate(2)[0], channel_gate_arguments(torch.randn(2, 8, 5, 3), 3)),
         (norm()[0], norm_gate_arguments("channels_last", (2, 8, 5, 3), torch.float32)),

@@ -82,7 +82,7 @@ def blocks(channels: int, filters: int, positions: int, dtype: torch.dtype, prec
     }
 
 
-def _splits(x: Tensor, tiles: int, steps: int) -> int:
+def count_splits(x: Tensor, tiles: int, steps: int) -> int:
     """The number of programs that share the sum of one output tile.
 
     More than one give every multiprocessor work on small maps. Each has at least 8 steps, since with fewer
@@ -118,7 +118,7 @@ def convolution_norm(
     tile = blocks(sizes.channels, filters, sizes.positions, x.dtype, precision)
     along_p, along_o = triton.cdiv(sizes.positions, tile["BLOCK_P"]), triton.cdiv(filters, tile["BLOCK_O"])
     steps = kernel_size**2 * triton.cdiv(sizes.channels, tile["BLOCK_C"])
-    per_split = triton.cdiv(steps, _splits(x, along_p * along_o, steps))
+    per_split = triton.cdiv(steps, count_splits(x, along_p * along_o, steps))
     splits = triton.cdiv(steps, per_split)
     partial = None
     if splits > 1:

@@ -106,7 +106,7 @@ def backward_blocks(channels: int, hidden: int, dtype: torch.dtype) -> Configura
     return table[power_of_two(hidden, 16)].constants(channels, hidden)
 
 
-def _contiguous_groups(groups: int, x: Tensor, layout: torch.memory_format, blocks: Configuration) -> int:
+def contiguous_groups(groups: int, x: Tensor, layout: torch.memory_format, blocks: Configuration) -> int:
     """The kernels' constant GROUPS: `groups` if tiles are in the order of the channels of x, else 0.
 
     It is 0 for float32. Products on ordinary units leave no registers for the transposition, and gathering
@@ -155,7 +155,7 @@ def channel_gate(
             OUT_LAST=is_last(out_layout),
             SIGMOID=sigmoid,
             PRECISION=precision(x),
-            GROUPS=_contiguous_groups(groups, x, layout, blocks),
+            GROUPS=contiguous_groups(groups, x, layout, blocks),
             **blocks,
         )
 
@@ -191,7 +191,7 @@ def channel_gate_backward(
         "GRAD_LAST": is_last(grad_layout),
         "SIGMOID": sigmoid,
         "PRECISION": precision(x),
-        "GROUPS": _contiguous_groups(groups, x, layout, blocks),
+        "GROUPS": contiguous_groups(groups, x, layout, blocks),
     }
     settings = (*sizes.arguments, h, groups)
     along_p, along_c = triton.cdiv(sizes.positions, blocks["BLOCK_P"]), triton.cdiv(C, blocks["BLOCK_C"])
@@ -239,7 +239,7 @@ def elementwise_blocks(channels: int, *layouts: torch.memory_format) -> list[Con
     return [norm_blocks(channels, *layouts, values=values) for values in (1024, 2048)]
 
 
-def _splits(x: Tensor, along_p: int, along_c: int) -> int:
+def count_splits(x: Tensor, along_p: int, along_c: int) -> int:
     """The number of programs that share the positions of a block of channels."""
     return min(along_p, -(-programs(x, 4) // along_c))
 
@@ -250,7 +250,7 @@ def batch_statistics(u: Tensor, offset: Tensor | None, layout: torch.memory_form
     blocks = norm_blocks(sizes.channels, layout)
     along_p = triton.cdiv(sizes.positions, blocks["BLOCK_P"])
     along_c = triton.cdiv(sizes.channels, blocks["BLOCK_C"])
-    parts = _splits(u, along_p, along_c)
+    parts = count_splits(u, along_p, along_c)
     mean, var = (u.new_empty(sizes.channels, dtype=torch.float32) for _ in range(2))
     partial = u.new_empty((3, parts, sizes.channels), dtype=torch.float32) if parts > 1 else None
     batch_norm.batch_statistics[(parts, along_c)](
@@ -354,7 +354,7 @@ def norm_backward(
     if two_passes or need_sums or grad_weight is not None or grad_bias is not None:
         blocks = configurations[0]  # always the same blocks, since the order of a sum depends on them
         along_p, along_c = triton.cdiv(sizes.positions, blocks["BLOCK_P"]), triton.cdiv(C, blocks["BLOCK_C"])
-        parts = _splits(u, along_p, along_c)
+        parts = count_splits(u, along_p, along_c)
         partial = u.new_empty((parts, 2 * C), dtype=torch.float32)
         sums = u.new_empty(2 * C, dtype=torch.float32)
         outputs = (None, None) if two_passes else (grad_u, grad_z)

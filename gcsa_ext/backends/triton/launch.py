@@ -14,7 +14,7 @@ from torch import Tensor
 from gcsa_ext.backends.gpu.support import tf32
 from gcsa_ext.backends.triton.kernels import tile
 
-_LARGEST_32_BITS = 2**31 - 2**16
+LARGEST_32_BITS = 2**31 - 2**16
 """Fewer positions than this fit in 32 bits, including those of the last block that are outside of the map."""
 
 
@@ -53,7 +53,7 @@ class Sizes(NamedTuple):
     @property
     def constants(self) -> dict[str, Any]:
         """The kernels' constants of the same names."""
-        return {"UNIT": self.unit, "WIDE": self.positions >= _LARGEST_32_BITS}
+        return {"UNIT": self.unit, "WIDE": self.positions >= LARGEST_32_BITS}
 
 
 def is_last(layout: torch.memory_format) -> bool:

@@ -26,7 +26,7 @@ does not replace the first one, which is known to fit in registers."""
 enabled = True
 """Whether configurations are timed. Tests that compile hundreds of kernels and call each once set False."""
 
-_chosen: dict[Hashable, Configuration] = {}
+chosen: dict[Hashable, Configuration] = {}
 
 
 def launch_fastest(
@@ -49,21 +49,21 @@ def launch_fastest(
         x: a tensor on the device, of the dtype that the kernel computes with.
     """
     key = (x.device, x.dtype, *shape_class)
-    configuration = _chosen.get(key)
+    configuration = chosen.get(key)
     if configuration is None:
         configurations = list(configurations)
         if len(configurations) == 1:
-            configuration = _chosen[key] = configurations[0]
+            configuration = chosen[key] = configurations[0]
         elif enabled and x.is_cuda and not torch.cuda.is_current_stream_capturing():
             with _relaxed_capture_mode():
-                configuration = _chosen[key] = _fastest(configurations, launch)
+                configuration = chosen[key] = fastest(configurations, launch)
         else:
             configuration = configurations[0]
     launch(configuration)
 
 
 @cache
-def _driver() -> ctypes.CDLL | None:
+def cuda_driver() -> ctypes.CDLL | None:
     """The CUDA driver, or None where it cannot be loaded, as with AMD's GPUs."""
     try:
         return ctypes.CDLL("libcuda.so.1")
@@ -78,7 +78,7 @@ def _relaxed_capture_mode() -> Iterator[None]:
     In the default capture mode of CUDA and torch.cuda.graph such calls fail and invalidate the capture,
     unless the calling thread has set the relaxed mode for itself.
     """
-    driver = _driver()
+    driver = cuda_driver()
     if driver is None:
         yield
         return
@@ -92,7 +92,7 @@ def _relaxed_capture_mode() -> Iterator[None]:
             driver.cuThreadExchangeStreamCaptureMode(ctypes.byref(mode))
 
 
-def _fastest(
+def fastest(
     configurations: Iterable[Configuration], launch: Callable[[Configuration], None]
 ) -> Configuration:
     best, *others = configurations
