@@ -48,8 +48,9 @@ def test_limits_of_a_zen5_are_not_judged_elsewhere() -> None:
         (1.0, "at most", 1.12, True),
         (None, "at least", 4.3, None),
     ]
-    (verdict,) = against.judge("it", times, (1, 64, 7, 7), True, False)
-    assert verdict.note == "the limit is for a Zen 5; here 1.50, eager 1.5e+03 ms"
+    _, verdict = against.judge("it", times, (8, 64, 56, 56), True, False)
+    assert verdict.note.startswith("the limit is for a Zen 5; here ")
+    assert judged((1, 64, 7, 7), True, False, **times) == [(1.5, "at least", 1.5, True)]
 
 
 @pytest.fixture
