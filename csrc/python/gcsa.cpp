@@ -3,6 +3,7 @@
 #include "params/gcsa.h"
 
 #include <array>
+#include <iterator>
 #include <utility>
 
 #include "cpu/dispatch.h"
@@ -41,7 +42,6 @@ enum Field {
     FIELDS
 };
 constexpr int differentiable = NORM2_BIAS + 1;
-constexpr int statistics = 4;
 
 // The operands, each dense in the dtype that the kernels take, and the call that they make.
 class Operands {
@@ -101,43 +101,40 @@ class Operands {
     std::array<Layout, VAR2 + 1> layouts_{};
 };
 
-// The result; with `save` both convolutions' outputs in the kernels' own layout; mean and variance of both normalisations,
-// those of the batch always, given ones as copies with `save`. What is left out is an empty tensor.
-py::tuple forward(const py::tuple& a, bool save) {
+// The result; both convolutions' outputs in the kernels' own layout; mean and variance of both normalisations, those of the
+// batch or copies of the given ones.
+py::tuple forward(const py::tuple& a) {
     require(a.size() == FIELDS, "the fields of gcsa_ext.ops.gcsa.Arguments");
     Operands operands(a, a[MEAN1].is_none(), a[MEAN2].is_none());
     GcsaForward& call = operands.call;
     const py::object out = empty(operands.shape, operands.dtype, operands.layout(X));
-    call.gate.out = address(out);
-    py::object u1, u2;
-    if (save) {
-        u1 = empty(operands.saved_shape(operands.hidden), operands.dtype);
-        u2 = empty(operands.saved_shape(operands.shape[1]), operands.dtype);
-        call.u1 = address(u1), call.u2 = address(u2);
-    } else {
-        u1 = empty({0}, operands.dtype), u2 = empty({0}, operands.dtype);
-    }
-    const std::pair<void**, int64_t> slots[statistics] = {
-        {&call.norm1.mean, operands.hidden},
-        {&call.norm1.var, operands.hidden},
-        {&call.norm2.mean, operands.shape[1]},
-        {&call.norm2.var, operands.shape[1]},
-    };
-    py::object used[statistics];
-    for (int i = 0; i < statistics; ++i) {
-        const bool given = !operands.operand(MEAN1 + i).is_none();
-        if (given) {
-            used[i] = save ? operands.operand(MEAN1 + i).attr("clone")() : empty({0}, operands.sums);
-        } else {
-            used[i] = empty({slots[i].second}, operands.sums);
-            *slots[i].first = address(used[i]);
-        }
+    const py::object u1 = empty(operands.saved_shape(operands.hidden), operands.dtype);
+    const py::object u2 = empty(operands.saved_shape(operands.shape[1]), operands.dtype);
+    call.gate.out = address(out), call.u1 = address(u1), call.u2 = address(u2);
+    void** const slots[] = {&call.norm1.mean, &call.norm1.var, &call.norm2.mean, &call.norm2.var};
+    py::object used[std::size(slots)];
+    for (size_t i = 0; i < std::size(slots); ++i) {
+        const py::object& given = operands.operand(MEAN1 + static_cast<int>(i));
+        const int64_t channels = i < 2 ? operands.hidden : operands.shape[1];
+        used[i] = given.is_none() ? empty({channels}, operands.sums) : given.attr("clone")();
+        *slots[i] = address(used[i]);
     }
     {
         const py::gil_scoped_release release;
         cpu::kernels().gcsa_forward(call);
     }
     return py::make_tuple(out, u1, u2, used[0], used[1], used[2], used[3]);
+}
+
+// The result alone; all statistics are given.
+py::object inference(const py::tuple& a) {
+    Operands operands(a, false, false);
+    for (int i = MEAN1; i <= VAR2; ++i) require(!operands.operand(i).is_none(), "mean and var of both normalisations");
+    py::object out = empty(operands.shape, operands.dtype, operands.layout(X));
+    operands.call.gate.out = address(out);
+    const py::gil_scoped_release release;
+    cpu::kernels().gcsa_forward(operands.call);
+    return out;
 }
 
 // The gradients of the differentiable operands, None where not needed. Mean and variance in the arguments, `u1` and `u2` are
@@ -182,6 +179,7 @@ py::tuple backward(
 const Binding binding([](py::module_& module) {
     module.def("gcsa", &forward);
     module.def("gcsa_backward", &backward);
+    module.def("gcsa_inference", &inference);
 });
 
 }  // namespace

@@ -166,6 +166,7 @@ if native.extension is not None:
         "frequency_mask_": frequency_mask_,
         "gcsa": native.extension.gcsa,
         "gcsa_backward": native.extension.gcsa_backward,
+        "gcsa_inference": native.extension.gcsa_inference,
         "norm_gate": native.extension.norm_gate,
         "norm_gate_backward": native.extension.norm_gate_backward,
         "saved_shape": saved_shape,

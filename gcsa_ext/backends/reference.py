@@ -143,27 +143,25 @@ def saved_shape(channels: int, x: Tensor) -> tuple[int, ...]:
     return cpu.saved_shape(channels, x) if x.device.type == "cpu" else (N, channels, H * W)
 
 
-def gcsa(a: Arguments, save: bool) -> tuple[Tensor, ...]:
+def gcsa(a: Arguments) -> tuple[Tensor, ...]:
     """See reference.gcsa.
-
-    Args:
-        a: the arguments.
-        save: whether a backward pass will follow.
 
     Returns:
         * The result, in the layout of x.
-        * The outputs of both convolutions, each of `saved_shape` with `save`, otherwise empty. Here they are
-          full of NaN, so that a kernel that reads them by mistake is noticed.
-        * mean1, var1, mean2 and (biased) var2. Given statistics are copied with `save`, otherwise empty.
+        * The outputs of both convolutions, each of `saved_shape`, for the backward pass. Here they are full
+          of NaN, so that a kernel that reads them by mistake is noticed.
+        * mean1, var1, mean2 and (biased) var2 that it used. Given statistics are copied.
     """
     out, *used = reference.gcsa(*a[:-1])
-    shapes = (saved_shape(c, a.x) if save else (0,) for c in (a.w1.shape[0], a.x.shape[1]))
+    shapes = (saved_shape(channels, a.x) for channels in (a.w1.shape[0], a.x.shape[1]))
     saved = (a.x.new_full(shape, torch.nan) for shape in shapes)
-    statistics = (
-        value.clone() if save or given is None else value.new_empty(0)
-        for value, given in zip(used, a.statistics, strict=True)
-    )
-    return out.contiguous(memory_format=memory_format(a.x)), *saved, *statistics
+    return out.contiguous(memory_format=memory_format(a.x)), *saved, *(value.clone() for value in used)
+
+
+def gcsa_inference(a: Arguments) -> Tensor:
+    """The result of `gcsa` alone; all statistics are given."""
+    out, *_ = reference.gcsa(*a[:-1])
+    return out.contiguous(memory_format=memory_format(a.x))
 
 
 def gcsa_backward(
@@ -206,6 +204,7 @@ operators: Mapping[str, Callable[..., Any]] = {
     "frequency_mask_": frequency_mask_,
     "gcsa": gcsa,
     "gcsa_backward": gcsa_backward,
+    "gcsa_inference": gcsa_inference,
     "norm_gate": norm_gate,
     "norm_gate_backward": norm_gate_backward,
     "saved_shape": saved_shape,

@@ -149,9 +149,12 @@ def _fused(x: Tensor, weighted: Layers, groups: int, channel_sigmoid: bool) -> T
     eps = weighted.norm1.eps, weighted.norm2.eps
     mixed = x.is_cpu and is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
     a = Arguments(*(x, *weights, *statistics, *eps, groups, channel_sigmoid, mixed))
-    save = is_grad_enabled() and any(t is not None and t.requires_grad for t in a.differentiable)
     out: Tensor
-    out, _, _, *used = torch.ops.gcsa_ext.gcsa.default(*a, save)
+    differentiates = is_grad_enabled() and any(t is not None and t.requires_grad for t in a.differentiable)
+    if not differentiates and a.mean1 is not None and a.mean2 is not None:
+        out = torch.ops.gcsa_ext.gcsa_inference.default(*a)
+        return out
+    out, _, _, *used = torch.ops.gcsa_ext.gcsa.default(*a)
     values = x.numel() // x.shape[1]
     for norm, mean, var in ((weighted.norm1, *used[:2]), (weighted.norm2, *used[2:])):
         if norm.training and norm.track_running_stats:

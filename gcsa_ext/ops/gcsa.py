@@ -63,10 +63,23 @@ def _check(a: Arguments) -> None:
 
 
 def _forward(*args: Any) -> tuple[Tensor, ...]:
-    a = Arguments(*args[:-1])
+    a = Arguments(*args)
     _check(a)
-    out: tuple[Tensor, ...] = backends.select("gcsa", a.x)(a, args[-1])
+    results: tuple[Tensor, ...] = backends.select("gcsa", a.x)(a)
+    return results
+
+
+def _inference(*args: Any) -> Tensor:
+    a = Arguments(*args)
+    _check(a)
+    out: Tensor = backends.select("gcsa_inference", a.x)(a)
     return out
+
+
+def _inference_fake(*args: Any) -> Tensor:
+    a = Arguments(*args)
+    _check(a)
+    return torch.empty_like(a.x, memory_format=memory_format(a.x))
 
 
 def _saved_shapes(a: Arguments) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -76,16 +89,11 @@ def _saved_shapes(a: Arguments) -> tuple[tuple[int, ...], tuple[int, ...]]:
 
 
 def _forward_fake(*args: Any) -> tuple[Tensor, ...]:
-    a, save = Arguments(*args[:-1]), args[-1]
-    _check(a)
+    a = Arguments(*args)
     h, C = a.w1.shape[0], a.x.shape[1]
     dtype = reference.accumulator_dtype(a.x.dtype)
-    statistics = (
-        a.x.new_empty(channels if save or given is None else 0, dtype=dtype)
-        for channels, given in zip((h, h, C, C), a.statistics, strict=True)
-    )
-    saved = (a.x.new_empty(shape) for shape in (_saved_shapes(a) if save else (0, 0)))
-    return torch.empty_like(a.x, memory_format=memory_format(a.x)), *saved, *statistics
+    statistics = (a.x.new_empty(channels, dtype=dtype) for channels in (h, h, C, C))
+    return _inference_fake(*args), *map(a.x.new_empty, _saved_shapes(a)), *statistics
 
 
 def _backward(
@@ -132,10 +140,15 @@ def _backward_fake(
 
 
 registration.define(
-    f"gcsa({_INPUTS}, Tensor? mean1, Tensor? var1, Tensor? mean2, Tensor? var2, {_SETTINGS}, bool save) "
+    f"gcsa({_INPUTS}, Tensor? mean1, Tensor? var1, Tensor? mean2, Tensor? var2, {_SETTINGS}) "
     "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     _forward,
     _forward_fake,
+)
+registration.define(
+    f"gcsa_inference({_INPUTS}, Tensor mean1, Tensor var1, Tensor mean2, Tensor var2, {_SETTINGS}) -> Tensor",
+    _inference,
+    _inference_fake,
 )
 registration.define(
     "gcsa_backward(Tensor grad_out, Tensor u1, Tensor u2, bool batch_statistics1, bool batch_statistics2, "
@@ -148,18 +161,13 @@ registration.define(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    a, ctx.save = Arguments(*inputs[:-1]), inputs[-1]
-    _, u1, u2, *returned = output
+    a = Arguments(*inputs)
+    _, *others = output
     ctx.batch = a.mean1 is None, a.mean2 is None
     ctx.settings = a.eps1, a.eps2, a.groups, a.sigmoid, a.mixed
-    ctx.mark_non_differentiable(u1, u2, *returned)
-    ctx.set_materialize_grads(False)  # else autograd would allocate zeros as gradients of u1 and u2
-    # Given statistics may change before the backward pass. With `save` the operator returns copies of them.
-    statistics = (
-        copied if ctx.save or given is None else given
-        for copied, given in zip(returned, a.statistics, strict=True)
-    )
-    ctx.save_for_backward(*a.differentiable, u1, u2, *statistics)
+    ctx.mark_non_differentiable(*others)
+    ctx.set_materialize_grads(False)  # no zeros, as large as u1 and u2, for what has no gradient
+    ctx.save_for_backward(*a.differentiable, *others)
 
 
 def _autograd(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
@@ -174,7 +182,7 @@ def _autograd(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Tensor | None
     grads: Sequence[Tensor | None]
     # With create_graph=True the gradient must itself be differentiable. That of the reference is, to any
     # order.
-    if torch.is_grad_enabled() or not ctx.save:
+    if torch.is_grad_enabled():
         grads = backends.reference.gcsa_backward(grad_out, a, u1, u2, ctx.batch, need)
     else:
         grads = torch.ops.gcsa_ext.gcsa_backward(grad_out, u1, u2, *ctx.batch, list(need), *a)

@@ -59,7 +59,7 @@ def test_any_subset_of_gradients(batch: tuple[bool, bool]) -> None:
     tensors = operator_arguments()
     used = torch.randn(3), torch.rand(3) + 0.3, torch.randn(8), torch.rand(8) + 0.3
     given = [None if batch[i // 2] else value for i, value in enumerate(used)]
-    _, u1, u2, *used = torch.ops.gcsa_ext.gcsa(*tensors, *given, *SETTINGS, True)
+    _, u1, u2, *used = torch.ops.gcsa_ext.gcsa(*tensors, *given, *SETTINGS)
     grad_out = torch.randn_like(tensors[0])
 
     def backward(need: list[bool]) -> tuple[Tensor, ...]:
@@ -77,9 +77,9 @@ def test_opcheck_of_the_attention(dtype: torch.dtype) -> None:
     for layout in (torch.contiguous_format, torch.channels_last):
         tensors = operator_arguments(dtype)
         tensors[0] = tensors[0].contiguous(memory_format=layout)
-        _, *kept = torch.ops.gcsa_ext.gcsa(*tensors, *4 * (None,), *SETTINGS, True)
+        _, *kept = torch.ops.gcsa_ext.gcsa(*tensors, *4 * (None,), *SETTINGS)
         arguments = (torch.randn_like(tensors[0]), *kept[:2], True, True, 13 * [True])
         opcheck("gcsa_backward", *arguments, *tensors, *kept[2:], *SETTINGS)
         for tensor in tensors:
             tensor.requires_grad_()
-        opcheck("gcsa", *tensors, *4 * (None,), *SETTINGS, True)
+        opcheck("gcsa", *tensors, *4 * (None,), *SETTINGS)

@@ -75,7 +75,7 @@ def test_more_hidden_units_than_a_program_holds() -> None:
     results = []
     for backend in ("triton", "reference"):
         with gcsa_ext.use_backend(backend):
-            out = torch.ops.gcsa_ext.gcsa(*arguments, *4 * (None,), 1e-2, 1e-2, 2, True, False, True)[0]
+            out = torch.ops.gcsa_ext.gcsa(*arguments, *4 * (None,), 1e-2, 1e-2, 2, True, False)[0]
             results.append((out, *torch.autograd.grad(out.sin().sum(), arguments)))
     torch.testing.assert_close(*results, rtol=1e-3, atol=1e-4)
 

@@ -49,7 +49,8 @@ def mask_operands() -> dict[str, Any]:
 
 
 FUNCTIONS: dict[str, tuple[Callable[[], dict[str, Any]], Callable[..., Any]]] = {
-    "gcsa": (gcsa_operands, lambda *values: _C.gcsa(Arguments(*values), True)),
+    "gcsa": (gcsa_operands, lambda *values: _C.gcsa(Arguments(*values))),
+    "gcsa_inference": (gcsa_operands, lambda *values: _C.gcsa_inference(Arguments(*values))),
     "channel_gate": (gate_operands, lambda *values: _C.channel_gate(*values)),
     "norm_gate": (norm_operands, lambda *values: _C.norm_gate(*values)),
     "convolution": (convolution_operands, lambda *values: _C.convolution(*values)),
@@ -96,7 +97,8 @@ def test_a_map_of_another_dtype_raises(function: str, dtype: torch.dtype) -> Non
 @pytest.mark.parametrize("function", FUNCTIONS)
 def test_a_missing_operand_raises(function: str) -> None:
     operands, call = FUNCTIONS[function]
-    optional = {"bias"} if function == "convolution" else OPTIONAL
+    statistics = {"mean1", "var1", "mean2", "var2"} if function == "gcsa_inference" else set()
+    optional = {"bias"} if function == "convolution" else OPTIONAL - statistics
     for name, value in operands().items():
         if name not in optional and not isinstance(value, bool):
             with pytest.raises((ValueError, TypeError, AttributeError, RuntimeError)):
@@ -114,7 +116,9 @@ def test_groups_that_do_not_divide_the_channels_raise(function: str, groups: int
 def test_a_plain_tuple_of_other_things_raises() -> None:
     for operands in ((), (1, 2, 3), tuple(range(len(Arguments._fields)))):
         with pytest.raises((ValueError, TypeError, AttributeError)):
-            _C.gcsa(operands, False)
+            _C.gcsa(operands)
+        with pytest.raises((ValueError, TypeError, AttributeError)):
+            _C.gcsa_inference(operands)
 
 
 def large_result() -> Tensor:

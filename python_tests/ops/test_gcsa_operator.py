@@ -135,17 +135,19 @@ def test_opcheck(dtype: torch.dtype, mixed: bool, batch: tuple[bool, bool]) -> N
     tensors = operator_arguments(dtype)
     settings = (*SETTINGS[:-1], mixed)
     given = [None if batch[i // 2] else value.to(dtype, copy=True) for i, value in enumerate(STATISTICS)]
-    _, u1, u2, *used = torch.ops.gcsa_ext.gcsa(*tensors, *given, *settings, True)
+    _, u1, u2, *used = torch.ops.gcsa_ext.gcsa(*tensors, *given, *settings)
     grad_out = torch.randn_like(tensors[0])
     for need in (13 * [True], [i % 3 == 0 for i in range(13)]):
         opcheck("gcsa_backward", grad_out, u1, u2, *batch, need, *tensors, *used, *settings)
-    opcheck("gcsa", *tensors, *given, *settings, False)
+    opcheck("gcsa", *tensors, *given, *settings)
+    if batch == (False, False):
+        opcheck("gcsa_inference", *tensors, *given, *settings)
     without = [*tensors[:6], None, tensors[7], None, None, None, *tensors[11:]]
     for arguments in (tensors, without):
         for tensor in arguments:
             if tensor is not None:
                 tensor.requires_grad_()
-        opcheck("gcsa", *arguments, *given, *settings, True)
+        opcheck("gcsa", *arguments, *given, *settings)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +167,7 @@ def test_opcheck(dtype: torch.dtype, mixed: bool, batch: tuple[bool, bool]) -> N
     ],
 )
 def test_bad_input(number: int, value: Any, error: type[Exception], message: str) -> None:
-    arguments = [*operator_arguments(), *4 * (None,), *SETTINGS, False]
+    arguments = [*operator_arguments(), *4 * (None,), *SETTINGS]
     arguments[number] = value
     with pytest.raises(error, match="gcsa: expected .*" + message):
         torch.ops.gcsa_ext.gcsa(*arguments)
@@ -173,7 +175,7 @@ def test_bad_input(number: int, value: Any, error: type[Exception], message: str
 
 def test_statistics_are_constants() -> None:
     given = [value.clone().requires_grad_() for value in STATISTICS]
-    out = torch.ops.gcsa_ext.gcsa(*operator_arguments(), *given, *SETTINGS, True)[0]
+    out = torch.ops.gcsa_ext.gcsa(*operator_arguments(), *given, *SETTINGS)[0]
     with pytest.raises(RuntimeError, match="mean and var are constants"):
         out.sum().backward()
 
@@ -262,12 +264,12 @@ def test_reference_backend_computes_the_same(training: bool, calls: list[str]) -
         expected = step(other, x, grad)
         tensors = [t.requires_grad_() for t in operator_arguments(torch.float64)]
         given = 4 * [None] if training else [value.double() for value in STATISTICS]
-        plain = torch.ops.gcsa_ext.gcsa(*tensors, *given, *SETTINGS, True)
+        plain = torch.ops.gcsa_ext.gcsa(*tensors, *given, *SETTINGS)
         plain_grads = torch.autograd.grad(plain[0].sin().sum(), tensors)
     assert calls == []
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(fused.state_dict(), other.state_dict())
-    kernel = torch.ops.gcsa_ext.gcsa(*tensors, *given, *SETTINGS, True)
+    kernel = torch.ops.gcsa_ext.gcsa(*tensors, *given, *SETTINGS)
     torch.testing.assert_close((kernel[0], *kernel[3:]), (plain[0], *plain[3:]))
     assert [t.shape for t in kernel] == [t.shape for t in plain]
     torch.testing.assert_close(torch.autograd.grad(kernel[0].sin().sum(), tensors), plain_grads)
@@ -378,7 +380,7 @@ def test_more_hidden_channels_than_channels(threads: int) -> None:
     results = []
     for backend in ("cpu", "reference"):
         with gcsa_ext.use_backend(backend):
-            out = torch.ops.gcsa_ext.gcsa(*inputs, *8 * (None,), 1e-5, 1e-5, 1, True, False, True)[0]
+            out = torch.ops.gcsa_ext.gcsa(*inputs, *8 * (None,), 1e-5, 1e-5, 1, True, False)[0]
             weights = [inputs[i] for i in (0, 1, 3, 5, 7)]
             results.append((out, *torch.autograd.grad(out.sin().sum(), weights)))
     torch.testing.assert_close(*results, rtol=1e-6, atol=1e-7)

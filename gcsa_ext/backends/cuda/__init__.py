@@ -49,16 +49,16 @@ def _unsupported_gpu(device: torch.device) -> str | None:
 _operators = Operators(gates)
 
 
-def gcsa(a: Arguments, save: bool) -> tuple[Tensor, ...]:
-    """See backends/reference.py. Small maps in evaluation take one launch, all others one or more a layer."""
-    return small_gcsa(a) if takes(a, save) else _operators.attention.forward(a, save)
+def gcsa_inference(a: Arguments) -> Tensor:
+    """See backends/reference.py. Small maps take one launch, all others one or more a layer."""
+    return small_gcsa(a) if takes(a) else _operators.attention.inference(a)
 
 
 operators: Mapping[str, Callable[..., Any]] = {
     **_operators.functions(),
     "frequency_mask": mask.frequency_mask,
     "frequency_mask_": mask.frequency_mask_,
-    "gcsa": gcsa,
+    "gcsa_inference": gcsa_inference,
 }
 
 __all__ = ["operators", "unsupported"]

@@ -135,11 +135,25 @@ class Attention:
         self._gates = gates
         self._convolution = convolution
 
-    def forward(self, a: Arguments, save: bool) -> tuple[Tensor, ...]:
-        """See reference.gcsa; arguments and results as those of backends/reference.py."""
-        layout, padding = convolution_layout(a.x), a.conv1_weight.shape[-1] // 2
+    def forward(self, a: Arguments) -> tuple[Tensor, ...]:
+        """See gcsa of backends/reference.py."""
         saved: list[Tensor] = []
         used: list[Tensor] = []
+        out = self._compute(a, lambda u: saved.append(u), lambda mean, var: used.extend((mean, var)))
+        return out, *saved, *used
+
+    def inference(self, a: Arguments) -> Tensor:
+        """See gcsa_inference of backends/reference.py."""
+        return self._compute(a)
+
+    def _compute(
+        self,
+        a: Arguments,
+        save: Callable[[Tensor], None] | None = None,
+        use: Callable[[Tensor, Tensor], None] | None = None,
+    ) -> Tensor:
+        """The result. `save` gets the output of each convolution, `use` the statistics that normalise it."""
+        layout, padding = convolution_layout(a.x), a.conv1_weight.shape[-1] // 2
         with _on_device_of(a.x):
             x = a.x.contiguous(memory_format=memory_format(a.x))
             gate = [w.contiguous() for w in a.gate]
@@ -147,26 +161,25 @@ class Attention:
             u = z
             layers, gated_maps, out_layouts = _layers(a), (None, z), (layout, memory_format(x))
             for layer, gated, out_layout in zip(layers, gated_maps, out_layouts, strict=True):
-                fused = None if save or layer.mean is None else self._fused_convolution(u, layer.weight)
+                fused = None if save is not None else self._fused_convolution(u, layer.weight)
                 if fused is None:
                     u = F.conv2d(u, layer.weight.to(x.dtype, memory_format=layout), padding=padding)
                     u = u.contiguous(memory_format=layout)
                 mean, var = layer.mean, layer.var
                 if mean is None or var is None:
                     mean, var = self._gates.batch_statistics(u, layer.offset, layout)
-                    used += mean, var
-                elif save:
-                    used += mean.clone(), var.clone()
-                else:
-                    used += mean.new_empty(0), var.new_empty(0)
-                saved.append(to_saved(u, layout) if save else x.new_empty(0))
+                elif use is not None:
+                    mean, var = mean.clone(), var.clone()
+                if save is not None and use is not None:
+                    save(to_saved(u, layout))
+                    use(mean, var)
                 norm = layer._replace(mean=mean, var=var).norm()
                 if fused is None:
                     u = self._gates.norm_forward(u, gated, norm, layout, out_layout)
                 else:
                     weight = layer.weight.to(x.dtype, memory_format=torch.channels_last)
                     u = fused.convolution_norm(u, weight, gated, norm, layout, out_layout)
-        return u, *saved, *used
+        return u
 
     def backward(
         self,

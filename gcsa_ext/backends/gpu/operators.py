@@ -35,6 +35,7 @@ class Operators:
             "channel_gate_backward": self.channel_gate_backward,
             "conv2d_same_backward": conv2d_same_backward,
             "gcsa": self.attention.forward,
+            "gcsa_inference": self.attention.inference,
             "gcsa_backward": self.attention.backward,
             "norm_gate": self.norm_gate,
             "norm_gate_backward": self.norm_gate_backward,
