@@ -120,7 +120,10 @@ def test_without(name: str, errors: dict[str, list[str | None]]) -> None:
     assert error is None or error_of_torch is not None, error
 
 
-def test_most_names_count(errors: dict[str, list[str | None]]) -> None:
-    """The test would be empty if torch needed all names itself."""
-    right = [name for name in NAMES if errors[name][0] is None]
-    assert "torch._C._are_functorch_transforms_active" in right and len(right) > len(NAMES) / 3
+def test_names_with_a_substitute(errors: dict[str, list[str | None]]) -> None:
+    """gcsa_ext/transforms.py does without them, even where torch does not. Most other names count, too."""
+    right = {name for name in NAMES if errors[name][0] is None}
+    assert {
+        "torch._C._are_functorch_transforms_active",
+        "torch.autograd.forward_ad._current_level",
+    } <= right and len(right) > len(NAMES) / 3
