@@ -72,19 +72,19 @@ def emulated_cuda() -> Iterator[ModuleType]:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the kernels of the operator gcsa, forward and backward, that were called; not of the
-    reference."""
+    """Which kernels of gcsa were called, "gcsa" (for training or inference) and "gcsa_backward"; not those of
+    the reference."""
     names: list[str] = []
 
     def recorded(name: str, kernel: Callable[..., Any]) -> Callable[..., Any]:
         def record(*args: Any) -> Any:
-            names.append(name)
+            names.append(name.removesuffix("_inference"))
             return kernel(*args)
 
         return record
 
     for backend in (gcsa_ext.backends.cpu, gcsa_ext.backends.triton, gcsa_ext.backends.cuda):
-        for name in ("gcsa", "gcsa_backward"):
+        for name in ("gcsa", "gcsa_inference", "gcsa_backward"):
             if name in backend.operators:
                 monkeypatch.setitem(backend.operators, name, recorded(name, backend.operators[name]))
     return names

@@ -44,7 +44,8 @@ def pytest_command(*options: str) -> list[str]:
     command += ["-p", "no:cacheprovider", "-p", "no:benchmark", "-W", "default"]
     if importlib.util.find_spec("pytest_timeout") is None:
         command += ["-o", "timeout=0"]
-    return [*command, *options, str(ROOT / "python_tests" / "backends" / "test_gpu.py")]
+    folders = [str(ROOT / "python_tests" / name) for name in ("ops", "nn", "backends")]
+    return [*command, *options, "-m", "gpu", *folders]
 
 
 def run_tests(seconds: Callable[[], float], log: Path) -> dict[str, Any]:
