@@ -116,8 +116,7 @@ class Case:
     @property
     def chosen_backend(self) -> str:
         """The backend that gcsa_ext takes for the operator unless another one is forced."""
-        chosen = backends.select(self.operator, torch.device(self.device), self.dtype, self.shape, warn=False)
-        return next(name for name in backends.ORDER if getattr(backends, name) is chosen)
+        return backends.choose(self.operator, torch.device(self.device), self.dtype, warn=False)
 
     def ours(self, every_backend: bool = False) -> list[str]:
         """The contenders of gcsa_ext; ratios are about the first.
