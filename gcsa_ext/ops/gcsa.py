@@ -6,7 +6,7 @@ other attention layer by layer.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -139,12 +139,10 @@ def _backward_fake(
     return tuple(map(gradient, Arguments(*args).differentiable, need))
 
 
-registration.define(
-    f"gcsa({_INPUTS}, Tensor? mean1, Tensor? var1, Tensor? mean2, Tensor? var2, {_SETTINGS}) "
-    "-> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    _forward,
-    _forward_fake,
-)
+_ALL_INPUTS = f"{_INPUTS}, Tensor? mean1, Tensor? var1, Tensor? mean2, Tensor? var2, {_SETTINGS}"
+_SEVEN_TENSORS = "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+
+registration.define(f"gcsa_forward({_ALL_INPUTS}) -> {_SEVEN_TENSORS}", _forward, _forward_fake)
 registration.define(
     f"gcsa_inference({_INPUTS}, Tensor mean1, Tensor var1, Tensor mean2, Tensor var2, {_SETTINGS}) -> Tensor",
     _inference,
@@ -160,36 +158,52 @@ registration.define(
 )
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    a = Arguments(*inputs)
-    _, *others = output
-    ctx.batch = a.mean1 is None, a.mean2 is None
-    ctx.settings = a.eps1, a.eps2, a.groups, a.sigmoid, a.mixed
-    ctx.mark_non_differentiable(*others)
-    ctx.set_materialize_grads(False)  # no zeros, as large as u1 and u2, for what has no gradient
-    ctx.save_for_backward(*a.differentiable, *others)
+class _Gcsa(torch.autograd.Function):
+    """gcsa_forward with its gradient, gcsa_backward.
+
+    It is written out since torch.library.register_autograd looks up the schema of every argument in every
+    call, which for 22 arguments takes longer than a small map.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *args: Any) -> tuple[Tensor, ...]:
+        a = Arguments(*args)
+        out, *others = torch.ops.gcsa_ext.gcsa_forward.default(*a)
+        ctx.batch = a.mean1 is None, a.mean2 is None
+        ctx.settings = a.eps1, a.eps2, a.groups, a.sigmoid, a.mixed
+        ctx.mark_non_differentiable(*others)
+        ctx.set_materialize_grads(False)  # no zeros, as large as u1 and u2, for what has no gradient
+        ctx.save_for_backward(*a.differentiable, *others)
+        return out, *others
+
+    @staticmethod
+    def backward(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+        if grad_out is None:
+            return len(ctx.needs_input_grad) * (None,)
+        need, constants = ctx.needs_input_grad[:DIFFERENTIABLE], ctx.needs_input_grad[DIFFERENTIABLE:]
+        if any(constants):
+            raise RuntimeError("gcsa: mean and var are constants and have no gradient; detach them")
+        *inputs, u1, u2, mean1, var1, mean2, var2 = ctx.saved_tensors
+        a = Arguments(*(*inputs, mean1, var1, mean2, var2, *ctx.settings))
+        grads: Sequence[Tensor | None]
+        # With create_graph=True the gradient must be differentiable. The definition's is, to any order.
+        if torch.is_grad_enabled():
+            grads = backends.reference.gcsa_backward(grad_out, a, u1, u2, ctx.batch, need)
+        else:
+            grads = torch.ops.gcsa_ext.gcsa_backward.default(grad_out, u1, u2, *ctx.batch, list(need), *a)
+            grads = [grad if needed else None for grad, needed in zip(grads, need, strict=True)]
+        return *grads, *len(constants) * (None,)
 
 
-def _autograd(ctx: Any, grad_out: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    if grad_out is None:
-        return len(ctx.needs_input_grad) * (None,)
-    need, constants = ctx.needs_input_grad[:DIFFERENTIABLE], ctx.needs_input_grad[DIFFERENTIABLE:]
-    if any(constants):
-        raise RuntimeError("gcsa: mean and var are constants and have no gradient; detach them")
-    saved = ctx.saved_tensors  # torch.utils.checkpoint lets it be read only once
-    *inputs, u1, u2, mean1, var1, mean2, var2 = saved
-    a = Arguments(*(*inputs, mean1, var1, mean2, var2, *ctx.settings))
-    grads: Sequence[Tensor | None]
-    # With create_graph=True the gradient must itself be differentiable. That of the reference is, to any
-    # order.
-    if torch.is_grad_enabled():
-        grads = backends.reference.gcsa_backward(grad_out, a, u1, u2, ctx.batch, need)
-    else:
-        grads = torch.ops.gcsa_ext.gcsa_backward(grad_out, u1, u2, *ctx.batch, list(need), *a)
-        grads = [grad if needed else None for grad, needed in zip(grads, need, strict=True)]
-    return *grads, *len(constants) * (None,)
+def _gcsa(*args: Any) -> tuple[Tensor, ...]:
+    differentiates = (
+        torch.is_grad_enabled()
+        and not torch.is_inference_mode_enabled()
+        and any(isinstance(value, Tensor) and value.requires_grad for value in args[:17])
+    )
+    function: Callable[..., tuple[Tensor, ...]] = torch.ops.gcsa_ext.gcsa_forward.default
+    return _Gcsa.apply(*args) if differentiates else function(*args)  # type: ignore[no-any-return, no-untyped-call]
 
 
-torch.library.register_autograd(
-    "gcsa_ext::gcsa", _autograd, setup_context=_setup_context, lib=registration.LIBRARY
-)
+registration.LIBRARY.define(f"gcsa({_ALL_INPUTS}) -> {_SEVEN_TENSORS}", tags=(torch.Tag.pt2_compliant_tag,))
+registration.LIBRARY.impl("gcsa", _gcsa, "CompositeImplicitAutograd")
