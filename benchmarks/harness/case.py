@@ -116,8 +116,7 @@ class Case:
     @property
     def chosen_backend(self) -> str:
         """The backend that gcsa_ext takes for the operator unless another one is forced."""
-        chosen = backends.select(self.operator, torch.device(self.device), self.dtype, self.shape, warn=False)
-        return next(name for name in backends.ORDER if getattr(backends, name) is chosen)
+        return backends.choose(self.operator, torch.device(self.device), self.dtype, warn=False)
 
     def ours(self, every_backend: bool = False) -> list[str]:
         """The contenders of gcsa_ext; ratios are about the first.
@@ -127,16 +126,12 @@ class Case:
         """
         names = [OURS]
         if every_backend:
-            operator, device, left_out = (
-                self.operator,
-                torch.device(self.device),
-                ("reference", self.chosen_backend),
-            )
-            others = [name for name in backends.ORDER if name not in left_out]
+            device, left_out = torch.device(self.device), ("reference", self.chosen_backend)
             names += [
                 f"{OURS} {name}"
-                for name in others
-                if backends.unsupported(name, operator, device, self.dtype) is None
+                for name in backends.ORDER
+                if name not in left_out
+                and backends.unsupported(name, self.operator, device, self.dtype) is None
             ]
         return names + [name + LAST for name in names if self.layouts]
 

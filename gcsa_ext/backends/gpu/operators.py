@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gcsa_ext.backends.gpu.attention import Attention, contiguous, convolution_backward
-from gcsa_ext.backends.gpu.launches import Convolution, Gates, Norm
+from gcsa_ext.backends.gpu.launches import Gates, Norm
 from gcsa_ext.backends.gpu.maps import saved_shape
 from gcsa_ext.layout import memory_format
 
@@ -22,11 +22,11 @@ def conv2d_same_backward(
 
 
 class Operators:
-    """The operators by the kernels of `gates`; for `convolution` see `Attention`."""
+    """The operators by the kernels of `gates`."""
 
-    def __init__(self, gates: Gates, convolution: Convolution | None = None) -> None:
+    def __init__(self, gates: Gates) -> None:
         self._gates = gates
-        self.attention = Attention(gates, convolution)
+        self.attention = Attention(gates)
 
     def functions(self) -> Mapping[str, Callable[..., Any]]:
         """The functions that the backend registers, by the names of the operators."""
