@@ -9,10 +9,9 @@ Every result is appended to results.jsonl at once, and report.md is written anew
 sources, GPU, driver and torch goes on where the first one stopped; other results are replaced. Parts that
 failed are tried once more, after all others.
 
-``--only TEXT`` measures the parts with TEXT in their name, for example ``--only convolution``. Where several
+``--only TEXT`` measures the parts with TEXT in their name, for example ``--only channel_gate``. Where several
 backends have kernels for the GPU, "gcsa_ext" is the chosen one, and "gcsa_ext cuda" (or triton) another.
-report.md says what to enter for FASTER in gcsa_ext/backends/triton/convolution.py, and by which backend an
-operator is faster, for PREFERRED_ON_GPUS in gcsa_ext/backends.
+report.md says by which backend an operator is faster.
 
 ``--sanitize`` instead runs the operators' tests on the CUDA kernels under NVIDIA's compute-sanitizer, which
 finds accesses out of bounds (memcheck) and races in shared memory (racecheck).
@@ -56,15 +55,12 @@ from harness.operators import (  # noqa: E402
     frequency_mask_case,
     gcsa_case,
     norm_gate_case,
-    randn,
 )
 from harness.package import build  # noqa: E402
 from harness.results import Part, Results, failure_of  # noqa: E402
 from harness.run import Timed, run  # noqa: E402
-from harness.timing import measure  # noqa: E402
 
 from gcsa_ext import backends, info  # noqa: E402
-from gcsa_ext.backends import triton  # noqa: E402
 
 
 def sources() -> str:
@@ -234,41 +230,6 @@ def first_call(backend: str, shape: tuple[int, ...], dtype: str) -> dict[str, An
     return {"seconds": float(result.stdout)}
 
 
-def compare_convolutions(
-    shape: tuple[int, ...], filters: int, dtype: torch.dtype, device: str, rounds: int
-) -> dict[str, Any]:
-    """A convolution with norm and gate, as CUDA graphs: torch's and a pass over the map, or in one launch.
-
-    The first convolution of an attention has fewer filters than channels and a ReLU behind its norm.
-    """
-    N, C, H, W = shape
-    layout = backends.gpu.convolution_layout(randn(shape, dtype, device))
-    x = randn(shape, dtype, device).to(memory_format=layout)
-    z = randn((N, filters, H, W), dtype, device).to(memory_format=layout) if filters > C else None
-    weight = (randn((filters, C, 7, 7), device=device) / (49 * C) ** 0.5).to(dtype)
-    offset, scale, shift, mean = (randn((filters,), device=device) for _ in range(4))
-    norm = triton.gates.Norm(scale, shift, mean, torch.rand_like(mean) + 0.5, offset, 1e-5)
-    inside, taps = weight.to(memory_format=layout), weight.to(memory_format=torch.channels_last)
-
-    def torchs() -> tuple[torch.Tensor, ...]:
-        u = torch.nn.functional.conv2d(x, inside, padding=3).contiguous(memory_format=layout)
-        return (triton.gates.norm_forward(u, z, norm, layout, layout),)
-
-    def one_launch() -> tuple[torch.Tensor, ...]:
-        return (triton.convolution.convolution_norm(x, taps, z, norm, layout, layout),)
-
-    calls: dict[str, Any] = {"torch": torchs, "one launch": one_launch}
-    with torch.no_grad():
-        error = relative_error([t.float() for t in one_launch()], [t.float() for t in torchs()])
-        if device == "cuda":
-            calls = {name: captured(call) for name, call in calls.items()}
-        options = {"least_rounds": rounds, "most_rounds": rounds, "least_span": 0.003}
-        spans = measure(calls, 0.0, synchronize=synchronize, **options)
-    seconds = {name: sorted(span)[len(span) // 2] for name, span in spans.items()}
-    shape_class = repr(triton.convolution.ShapeClass.of(x, weight))
-    return {"shape_class": shape_class, "shape": shape, "seconds": seconds, "error": error}
-
-
 def all_parts(
     arguments: argparse.Namespace, device: str, test_seconds: Callable[[], float]
 ) -> Iterator[Part]:
@@ -302,13 +263,6 @@ def all_parts(
             name = f"first training step, nothing compiled, {backend} {dtype} {shape_name(shape)}"
             yield Part("first call", name, partial(first_call, backend, shape, dtype))
     yield from map(row, other_cases(device))
-    for dtype, batches in ((torch.bfloat16, (1, 8, 256)), (torch.float32, (1, 8))):
-        for N in batches if on_gpu else (1,) if triton.INTERPRETED else ():
-            for C, H, W in MAPS if on_gpu else ((16, 6, 5),):
-                for inputs, filters in ((C, C // 4), (C // 4, C)):
-                    shape = (N, inputs, H, W)
-                    find = partial(compare_convolutions, shape, filters, dtype, device, rounds)
-                    yield Part("convolution", f"convolution {dtype} {shape} to {filters}", find)
 
 
 def _arguments() -> argparse.Namespace:

@@ -126,16 +126,12 @@ class Case:
         """
         names = [OURS]
         if every_backend:
-            operator, device, left_out = (
-                self.operator,
-                torch.device(self.device),
-                ("reference", self.chosen_backend),
-            )
-            others = [name for name in backends.ORDER if name not in left_out]
+            device, left_out = torch.device(self.device), ("reference", self.chosen_backend)
             names += [
                 f"{OURS} {name}"
-                for name in others
-                if backends.unsupported(name, operator, device, self.dtype) is None
+                for name in backends.ORDER
+                if name not in left_out
+                and backends.unsupported(name, self.operator, device, self.dtype) is None
             ]
         return names + [name + LAST for name in names if self.layouts]
 

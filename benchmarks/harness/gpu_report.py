@@ -1,4 +1,4 @@
-"""report.md of ``python benchmarks/gpu.py``: limits met and missed, speeds, memory, what to enter where."""
+"""report.md of ``python benchmarks/gpu.py``: limits met and missed, speeds, memory."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def report(identity: dict[str, Any], results: Results, left: Sequence[Part]) -> 
     lines += table(
         ["part", "chosen", "milliseconds", "fastest"],
         by_backend(rows),
-        "Our backends, for PREFERRED_ON_GPUS:",
+        "Our backends:",
     )
     lines += table(
         ["shape", "contender", "kept for the backward pass", "peak"],
@@ -147,25 +147,6 @@ def report(identity: dict[str, Any], results: Results, left: Sequence[Part]) -> 
         ],
         "Memory of a training step of GCSA, in times the input:",
     )
-    convolutions = results.of("convolution")
-    ratios = [c["seconds"]["torch"] / c["seconds"]["one launch"] for c in convolutions]
-    lines += table(
-        ["shape class", "torch, us", "one launch, us", "ratio", "difference"],
-        [
-            [
-                c["shape_class"],
-                *(f"{1e6 * s:.4g}" for s in c["seconds"].values()),
-                f"{q:.2f}",
-                f"{c['error']:.1e}",
-            ]
-            for c, q in zip(convolutions, ratios, strict=True)
-        ],
-        "Convolution of 7x7 with norm and gate: torch's and a pass, or one launch:",
-    )
-    faster = [c["shape_class"] for c, q in zip(convolutions, ratios, strict=True) if q > 1.05]
-    if faster:
-        lines += ["", "Faster in one launch, for FASTER in gcsa_ext/backends/triton/convolution.py:", ""]
-        lines += ["```python", *(f"{name}," for name in faster), "```"]
     failures = [f"- {r['name']}: {r['raised']}" for r in results.records.values() if "raised" in r]
     failures += [f"- {row['name']} {name}: {why}" for row in rows for name, why in row["dropped"].items()]
     lines += ["", "Failed:", "", *failures] if failures else []

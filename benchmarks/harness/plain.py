@@ -9,17 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gcsa_ext.nn import GCSA, FrequencyMasking
+from gcsa_ext.reference import channel_shuffle
 
 try:
     import torchaudio
 except ImportError:
     torchaudio = None
-
-
-def channel_shuffle(x: Tensor, groups: int) -> Tensor:
-    """Interleave groups of channels, (N, C, H, W)."""
-    N, C, H, W = x.shape
-    return x.reshape(N, groups, C // groups, H, W).transpose(1, 2).reshape(N, C, H, W)
 
 
 def channel_gate(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, groups: int) -> Tensor:

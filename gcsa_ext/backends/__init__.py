@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -43,31 +43,6 @@ ORDER = tuple(_BACKENDS)
 """The backends, best first."""
 
 
-class Preference(NamedTuple):
-    """A backend that was measured to be faster on GPUs than those before it in ORDER."""
-
-    operator: str
-    backend: str
-    takes: Callable[[Sequence[int], torch.dtype], bool]
-    """Whether the preference holds for a first tensor of this shape and dtype."""
-
-
-PREFERRED_ON_GPUS: tuple[Preference, ...] = ()
-"""The first preference that holds decides. ``python benchmarks/gpu.py`` measures on a GPU and prints what to
-enter here. None has been measured."""
-
-
-def _order(
-    operator: str, device: torch.device, dtype: torch.dtype, shape: Sequence[int] | None
-) -> tuple[str, ...]:
-    """The backends in the order in which they are tried."""
-    if device.type == "cuda" and shape is not None:
-        for preference in PREFERRED_ON_GPUS:
-            if preference.operator == operator and preference.takes(shape, dtype):
-                return preference.backend, *ORDER
-    return ORDER
-
-
 def _backend(name: str) -> Backend:
     """The backend of this name, or ValueError."""
     if name not in _BACKENDS:
@@ -90,7 +65,6 @@ def choose(
     operator: str,
     device: torch.device,
     dtype: torch.dtype,
-    shape: Sequence[int] | None = None,
     warn: bool = True,
 ) -> str:
     """The name of the backend that runs `operator` on tensors of this device and dtype.
@@ -98,7 +72,6 @@ def choose(
     Args:
         operator: the name of the operator.
         device, dtype: of the operator's first tensor.
-        shape: of the operator's first tensor; without it PREFERRED_ON_GPUS is left out.
         warn: warn if only the reference can run it; once for each reason.
 
     Raises:
@@ -111,7 +84,7 @@ def choose(
             raise RuntimeError(f"{operator}: backend {forced.name!r} is forced but cannot run: {reason}")
         return forced.name
     reasons = []
-    for name in _order(operator, device, dtype, shape):
+    for name in ORDER:
         reason = _BACKENDS[name].unsupported(operator, device, dtype)
         if reason is None:
             break
@@ -132,7 +105,7 @@ def select(operator: str, x: Tensor, warn: bool = True) -> Callable[..., Any]:
 
     It is that of the backend which `choose` names, or that of the reference if this backend lacks it.
     """
-    name = choose(operator, x.device, x.dtype, x.shape, warn)
+    name = choose(operator, x.device, x.dtype, warn)
     function = _BACKENDS[name].operators.get(operator)
     return reference.function(operator) if function is None else function
 
@@ -173,9 +146,7 @@ def forced_backend() -> str | None:
 
 __all__ = [
     "ORDER",
-    "PREFERRED_ON_GPUS",
     "Backend",
-    "Preference",
     "choose",
     "cpu",
     "cuda",

@@ -1,10 +1,34 @@
-"""The operands of the operators gcsa and frequency_mask, as the backends take them."""
+"""The arguments of the operators, as named tuples, and the bands of frequency_mask as kernels take them."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 from torch import Tensor
+
+
+class ChannelGateArguments(NamedTuple):
+    """The arguments of reference.channel_gate, in its order, which is that of the schema; shapes as there."""
+
+    x: Tensor
+    w1: Tensor
+    b1: Tensor
+    w2: Tensor
+    b2: Tensor
+    groups: int
+    sigmoid: bool = True
+
+
+class NormGateArguments(NamedTuple):
+    """The arguments of reference.norm_gate, in its order, which is that of the schema; shapes as there."""
+
+    u: Tensor
+    z: Tensor
+    weight: Tensor | None
+    bias: Tensor | None
+    mean: Tensor | None
+    var: Tensor | None
+    eps: float
 
 
 class Arguments(NamedTuple):

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gcsa_ext import reference
 from gcsa_ext.backends import cpu
-from gcsa_ext.backends.operands import Arguments
+from gcsa_ext.backends.operands import Arguments, ChannelGateArguments, NormGateArguments
 from gcsa_ext.layout import memory_format
 
 
@@ -45,69 +45,47 @@ def differentiate(
     return tuple(next(grads) if need else None for need in needs_grad)
 
 
-def channel_gate(
-    x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, groups: int, sigmoid: bool
-) -> Tensor:
+def channel_gate(*args: Any) -> Tensor:
     """See reference.channel_gate; the result is in the layout of x."""
-    out = reference.channel_gate(x, w1, b1, w2, b2, groups, sigmoid)
-    return out.contiguous(memory_format=memory_format(x))
+    a = ChannelGateArguments(*args)
+    return reference.channel_gate(*a).contiguous(memory_format=memory_format(a.x))
 
 
-def channel_gate_backward(
-    grad_out: Tensor,
-    x: Tensor,
-    w1: Tensor,
-    b1: Tensor,
-    w2: Tensor,
-    b2: Tensor,
-    groups: int,
-    sigmoid: bool,
-    need_x: bool,
-    need_weights: bool,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients of x, w1, b1, w2, b2, None where not needed."""
-    inputs = (x, w1, b1, w2, b2, groups, sigmoid)
+def channel_gate_backward(grad_out: Tensor, *args: Any) -> tuple[Tensor | None, ...]:
+    """The gradients of x, w1, b1, w2, b2, None where not needed.
+
+    Args:
+        grad_out: gradient of the result.
+        args: those of `channel_gate`, then whether the gradient of x and those of the weights are needed.
+    """
+    *inputs, need_x, need_weights = args
     needs = (need_x, *4 * (need_weights,), False, False)
-    grads = differentiate(reference.channel_gate, inputs, needs, grad_out)
-    return grads[0], grads[1], grads[2], grads[3], grads[4]
+    return differentiate(reference.channel_gate, inputs, needs, grad_out)[:5]
 
 
-def norm_gate(
-    u: Tensor,
-    z: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean: Tensor | None,
-    var: Tensor | None,
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
+def norm_gate(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     """See reference.norm_gate; also copies of the used mean and (biased) variance, in the dtype of sums."""
-    out = reference.norm_gate(u, z, weight, bias, mean, var, eps)
-    dtype = reference.accumulator_dtype(u.dtype)
-    if mean is None or var is None:
-        used_var, used_mean = torch.var_mean(u.to(dtype), (0, 2, 3), correction=0)
+    a = NormGateArguments(*args)
+    dtype = reference.accumulator_dtype(a.u.dtype)
+    if a.mean is None or a.var is None:
+        var, mean = torch.var_mean(a.u.to(dtype), (0, 2, 3), correction=0)
     else:
-        used_mean, used_var = mean.to(dtype, copy=True), var.to(dtype, copy=True)
-    return out.contiguous(memory_format=memory_format(z)), used_mean, used_var
+        mean, var = a.mean.to(dtype, copy=True), a.var.to(dtype, copy=True)
+    return reference.norm_gate(*a).contiguous(memory_format=memory_format(a.z)), mean, var
 
 
-def norm_gate_backward(
-    grad_out: Tensor,
-    u: Tensor,
-    z: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean: Tensor,
-    var: Tensor,
-    eps: float,
-    batch_statistics: bool,
-    *need: bool,
-) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients of u, z, weight, bias, None where not needed."""
-    statistics = (None, None) if batch_statistics else (mean, var)
-    inputs = (u, z, weight, bias, *statistics, eps)
-    grads = differentiate(reference.norm_gate, inputs, (*need, False, False, False), grad_out)
-    return grads[0], grads[1], grads[2], grads[3]
+def norm_gate_backward(grad_out: Tensor, *args: Any) -> tuple[Tensor | None, ...]:
+    """The gradients of u, z, weight, bias, None where not needed.
+
+    Args:
+        grad_out: gradient of the result.
+        args: those of `norm_gate`, with the statistics that it used; then whether these are those of the
+            batch, and which of the four gradients are needed.
+    """
+    a, (batch_statistics, *need) = NormGateArguments(*args[:7]), args[7:]
+    if batch_statistics:
+        a = a._replace(mean=None, var=None)
+    return differentiate(reference.norm_gate, a, (*need, False, False, False), grad_out)[:4]
 
 
 def conv2d_same(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

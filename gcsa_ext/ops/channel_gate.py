@@ -9,12 +9,14 @@ from torch import Tensor
 
 from gcsa_ext import reference
 from gcsa_ext.backends import select
+from gcsa_ext.backends.operands import ChannelGateArguments
 from gcsa_ext.backends.reference import differentiate as differentiate_reference
 from gcsa_ext.layout import memory_format
 from gcsa_ext.ops import registration
 
 
-def _check(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, groups: int) -> None:
+def _check(a: ChannelGateArguments) -> None:
+    x, w1, b1, w2, b2, groups, _ = a
     if x.dim() != 4:
         raise ValueError(f"channel_gate: expected x of shape (N, C, H, W), got {tuple(x.shape)}")
     if not x.is_floating_point():
@@ -39,54 +41,30 @@ def _check(x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, groups: in
             )
 
 
-def _forward(
-    x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, groups: int, sigmoid: bool = True
-) -> Tensor:
-    _check(x, w1, b1, w2, b2, groups)
-    out: Tensor = select("channel_gate", x)(x, w1, b1, w2, b2, groups, sigmoid)
+def _forward(*args: Any) -> Tensor:
+    a = ChannelGateArguments(*args)
+    _check(a)
+    out: Tensor = select("channel_gate", a.x)(*a)
     return out
 
 
-def _forward_fake(
-    x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, groups: int, sigmoid: bool = True
-) -> Tensor:
-    _check(x, w1, b1, w2, b2, groups)
-    return torch.empty_like(x, memory_format=memory_format(x))
+def _forward_fake(*args: Any) -> Tensor:
+    a = ChannelGateArguments(*args)
+    _check(a)
+    return torch.empty_like(a.x, memory_format=memory_format(a.x))
 
 
-def _backward(
-    grad_out: Tensor,
-    x: Tensor,
-    w1: Tensor,
-    b1: Tensor,
-    w2: Tensor,
-    b2: Tensor,
-    groups: int,
-    sigmoid: bool,
-    need_x: bool,
-    need_weights: bool,
-) -> tuple[Tensor, ...]:
-    _check(x, w1, b1, w2, b2, groups)
-    registration.check_gradient("channel_gate", grad_out, x.shape, x)
-    differentiate = select("channel_gate_backward", x)
-    grads = differentiate(grad_out, x, w1, b1, w2, b2, groups, sigmoid, need_x, need_weights)
-    return tuple(x.new_empty(0) if grad is None else grad for grad in grads)
+def _backward(grad_out: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    a = ChannelGateArguments(*args[:7])
+    _check(a)
+    registration.check_gradient("channel_gate", grad_out, a.x.shape, a.x)
+    grads = select("channel_gate_backward", a.x)(grad_out, *args)
+    return tuple(a.x.new_empty(0) if grad is None else grad for grad in grads)
 
 
-def _backward_fake(
-    grad_out: Tensor,
-    x: Tensor,
-    w1: Tensor,
-    b1: Tensor,
-    w2: Tensor,
-    b2: Tensor,
-    groups: int,
-    sigmoid: bool,
-    need_x: bool,
-    need_weights: bool,
-) -> tuple[Tensor, ...]:
+def _backward_fake(grad_out: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    x, *weights, _groups, _sigmoid, need_x, need_weights = args
     grad_x = torch.empty_like(x, memory_format=memory_format(x)) if need_x else x.new_empty(0)
-    weights = (w1, b1, w2, b2)
     return grad_x, *(w.new_empty(w.shape if need_weights else 0) for w in weights)
 
 

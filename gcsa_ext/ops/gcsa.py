@@ -142,7 +142,9 @@ def _backward_fake(
 _ALL_INPUTS = f"{_INPUTS}, Tensor? mean1, Tensor? var1, Tensor? mean2, Tensor? var2, {_SETTINGS}"
 _SEVEN_TENSORS = "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
 
-registration.define(f"gcsa_forward({_ALL_INPUTS}) -> {_SEVEN_TENSORS}", _forward, _forward_fake)
+# Both compute the same. gcsa has a gradient; gcsa_forward is what its autograd formula calls.
+for _name in ("gcsa", "gcsa_forward"):
+    registration.define(f"{_name}({_ALL_INPUTS}) -> {_SEVEN_TENSORS}", _forward, _forward_fake)
 registration.define(
     f"gcsa_inference({_INPUTS}, Tensor mean1, Tensor var1, Tensor mean2, Tensor var2, {_SETTINGS}) -> Tensor",
     _inference,
@@ -196,14 +198,11 @@ class _Gcsa(torch.autograd.Function):
 
 
 def _gcsa(*args: Any) -> tuple[Tensor, ...]:
-    differentiates = (
-        torch.is_grad_enabled()
-        and not torch.is_inference_mode_enabled()
-        and any(isinstance(value, Tensor) and value.requires_grad for value in args[:17])
+    differentiates = torch.is_grad_enabled() and any(
+        isinstance(value, Tensor) and value.requires_grad for value in args[:17]
     )
     function: Callable[..., tuple[Tensor, ...]] = torch.ops.gcsa_ext.gcsa_forward.default
-    return _Gcsa.apply(*args) if differentiates else function(*args)  # type: ignore[no-any-return, no-untyped-call]
+    return _Gcsa.apply(*args) if differentiates else function(*args)  # type: ignore[no-untyped-call]
 
 
-registration.LIBRARY.define(f"gcsa({_ALL_INPUTS}) -> {_SEVEN_TENSORS}", tags=(torch.Tag.pt2_compliant_tag,))
-registration.LIBRARY.impl("gcsa", _gcsa, "CompositeImplicitAutograd")
+registration.LIBRARY.impl("gcsa", _gcsa, "Autograd")

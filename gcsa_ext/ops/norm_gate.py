@@ -9,14 +9,14 @@ from torch import Tensor
 
 from gcsa_ext import reference
 from gcsa_ext.backends import select
+from gcsa_ext.backends.operands import NormGateArguments
 from gcsa_ext.backends.reference import differentiate as differentiate_reference
 from gcsa_ext.layout import memory_format
 from gcsa_ext.ops import registration
 
 
-def _check(
-    u: Tensor, z: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None, var: Tensor | None
-) -> None:
+def _check(a: NormGateArguments) -> None:
+    u, z, weight, bias, mean, var, _ = a
     if u.dim() != 4 or u.shape != z.shape:
         raise ValueError(
             "norm_gate: expected u and z of one shape (N, C, H, W), "
@@ -45,80 +45,36 @@ def _check(
         raise ValueError("norm_gate: expected both mean and var, or neither")
 
 
-def _forward(
-    u: Tensor,
-    z: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean: Tensor | None,
-    var: Tensor | None,
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    _check(u, z, weight, bias, mean, var)
-    out, used_mean, used_var = select("norm_gate", u)(u, z, weight, bias, mean, var, eps)
+def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    a = NormGateArguments(*args)
+    _check(a)
+    out, used_mean, used_var = select("norm_gate", a.u)(*a)
     return out, used_mean, used_var
 
 
-def _forward_fake(
-    u: Tensor,
-    z: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean: Tensor | None,
-    var: Tensor | None,
-    eps: float,
-) -> tuple[Tensor, Tensor, Tensor]:
-    _check(u, z, weight, bias, mean, var)
-    out = torch.empty_like(z, memory_format=memory_format(z))
-    statistics = u.new_empty(u.shape[1], dtype=reference.accumulator_dtype(u.dtype))
+def _forward_fake(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
+    a = NormGateArguments(*args)
+    _check(a)
+    out = torch.empty_like(a.z, memory_format=memory_format(a.z))
+    statistics = a.u.new_empty(a.u.shape[1], dtype=reference.accumulator_dtype(a.u.dtype))
     return out, statistics, torch.empty_like(statistics)
 
 
-def _backward(
-    grad_out: Tensor,
-    u: Tensor,
-    z: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean: Tensor,
-    var: Tensor,
-    eps: float,
-    batch_statistics: bool,
-    need_u: bool,
-    need_z: bool,
-    need_weight: bool,
-    need_bias: bool,
-) -> tuple[Tensor, ...]:
-    _check(u, z, weight, bias, mean, var)
-    registration.check_gradient("norm_gate", grad_out, z.shape, z)
-    need = (need_u, need_z, need_weight, need_bias)
-    grads = select("norm_gate_backward", u)(
-        grad_out, u, z, weight, bias, mean, var, eps, batch_statistics, *need
-    )
-    return tuple(u.new_empty(0) if grad is None else grad for grad in grads)
+def _backward(grad_out: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    a = NormGateArguments(*args[:7])
+    _check(a)
+    registration.check_gradient("norm_gate", grad_out, a.z.shape, a.z)
+    grads = select("norm_gate_backward", a.u)(grad_out, *args)
+    return tuple(a.u.new_empty(0) if grad is None else grad for grad in grads)
 
 
-def _backward_fake(
-    grad_out: Tensor,
-    u: Tensor,
-    z: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean: Tensor,
-    var: Tensor,
-    eps: float,
-    batch_statistics: bool,
-    need_u: bool,
-    need_z: bool,
-    need_weight: bool,
-    need_bias: bool,
-) -> tuple[Tensor, ...]:
-    layout = memory_format(z)
-    return (
-        torch.empty_like(u, memory_format=layout) if need_u else u.new_empty(0),
-        torch.empty_like(z, memory_format=layout) if need_z else u.new_empty(0),
-        weight.new_empty(weight.shape) if need_weight and weight is not None else u.new_empty(0),
-        bias.new_empty(bias.shape) if need_bias and bias is not None else u.new_empty(0),
+def _backward_fake(grad_out: Tensor, *args: Any) -> tuple[Tensor, ...]:
+    a, (_batch_statistics, *need) = NormGateArguments(*args[:7]), args[7:]
+    layout = memory_format(a.z)
+    layouts = (layout, layout, torch.contiguous_format, torch.contiguous_format)
+    return tuple(
+        a.u.new_empty(0) if tensor is None or not needed else torch.empty_like(tensor, memory_format=layout)
+        for tensor, needed, layout in zip(a[:4], need, layouts, strict=True)
     )
 
 

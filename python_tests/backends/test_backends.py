@@ -259,29 +259,3 @@ def test_package_without_its_compiled_module(tmp_path: Path) -> None:
     assert reason in message and lines[1].startswith(reason)
     assert f"missing: {reason}" in printed
     assert "forced: channel_gate: backend 'cpu' is forced but cannot run: " + reason in printed
-
-
-def test_preferences_on_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A preferred backend comes before the others of ORDER, if it can run."""
-    missing = {"cpu"}
-    for name in ("cpu", "triton", "cuda"):
-        module = getattr(backends, name)
-        monkeypatch.setattr(module, "unsupported", lambda *_, name=name: "no" if name in missing else None)
-    preference = backends.Preference(
-        "gcsa", "cuda", lambda shape, dtype: shape[2] <= 14 and dtype.itemsize == 2
-    )
-    monkeypatch.setattr(backends, "PREFERRED_ON_GPUS", (preference,))
-    gpu, shape = torch.device("cuda"), (8, 512, 7, 7)
-    assert backends.choose("gcsa", gpu, torch.bfloat16, shape) == "cuda"
-    for other in (
-        ("gcsa", gpu, torch.float32, shape),
-        ("gcsa", gpu, torch.bfloat16, (8, 64, 56, 56)),
-        ("norm_gate", gpu, torch.bfloat16, shape),
-        ("gcsa", gpu, torch.bfloat16),
-        ("gcsa", torch.device("cpu"), torch.bfloat16, shape),
-    ):
-        assert backends.choose(*other) == "triton"
-    missing.add("cuda")
-    assert backends.choose("gcsa", gpu, torch.bfloat16, shape) == "triton"
-    missing.add("triton")
-    assert backends.choose("gcsa", gpu, torch.bfloat16, shape, warn=False) == "reference"

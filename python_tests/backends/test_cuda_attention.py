@@ -49,6 +49,12 @@ def gate_weights(channels: int, hidden: int, dtype: torch.dtype) -> list[Tensor]
     return [(torch.randn(shape) / math.sqrt(shape[-1])).to(dtype) for shape in shapes]
 
 
+def moved(t: Tensor) -> Tensor:
+    """A copy that begins one element behind the beginning of its memory."""
+    storage = torch.empty(t.numel() + 1, dtype=t.dtype)
+    return storage.as_strided(t.shape, t.stride(), 1).copy_(t)
+
+
 # ---- The channel gate
 
 
@@ -141,10 +147,6 @@ def test_sums_over_maps_that_are_not_aligned(
     channels: int, hidden: int, batch: int, moved_grad: bool
 ) -> None:
     """Alignment decides the tiles, the number of partial sums, the kernels and their workspace."""
-
-    def moved(t: Tensor) -> Tensor:
-        return torch.empty(t.numel() + 1, dtype=t.dtype)[1:].view(t.shape).copy_(t)
-
     x, grad = (torch.randn(batch, channels, 7, 7).bfloat16() for _ in range(2))
     weights = gate_weights(channels, hidden, torch.bfloat16)
     settings = 4, True, CONTIGUOUS, CONTIGUOUS, True, True
@@ -162,11 +164,6 @@ def test_sums_over_maps_that_are_not_aligned(
 @pytest.mark.parametrize("layout", [CONTIGUOUS, CHANNELS_LAST], ids=str)
 def test_maps_and_weights_that_are_not_aligned(shape: tuple[int, ...], layout: torch.memory_format) -> None:
     """A contiguous view may begin at any element. The results have the same bits."""
-
-    def moved(t: Tensor) -> Tensor:
-        storage = torch.empty(t.numel() + 1, dtype=t.dtype)
-        return storage[1:].as_strided(t.shape, t.stride(), 1).copy_(t)
-
     x, grad = (torch.randn(shape).bfloat16().contiguous(memory_format=layout) for _ in range(2))
     weights = gate_weights(shape[1], 6, torch.bfloat16)
     views, moved_weights = [moved(t) for t in (x, grad)], [moved(w) for w in weights]

@@ -15,7 +15,7 @@ from gcsa_ext import GCSA, functional, reference
 # these wait for ever or raise an error. So the parent computes the expected results, and a child only calls
 # the operators.
 SETUP = """
-    import os, torch, gcsa_ext
+    import torch, gcsa_ext
     from gcsa_ext import functional, reference
     torch.set_num_threads(2)
     operators = torch.ops.gcsa_ext
@@ -90,19 +90,9 @@ def test_fork() -> None:
     printed = python(
         SETUP
         + """
+    from subprocesses import holds_in_a_fork
     for _ in range(3):
-        child = os.fork()
-        if child == 0:
-            ok = False
-            try:
-                ok = right(2) and right(3)
-                grandchild = os.fork()
-                if grandchild == 0:
-                    os._exit(0 if right(4) else 1)
-                ok = ok and os.waitpid(grandchild, 0)[1] == 0
-            finally:
-                os._exit(0 if ok else 1)
-        assert os.waitpid(child, 0)[1] == 0
+        assert holds_in_a_fork(lambda: right(2) and right(3) and holds_in_a_fork(lambda: right(4)))
         assert right(5)
     print("done")
     """

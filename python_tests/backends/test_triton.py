@@ -193,7 +193,7 @@ def test_machine_code_for_a_gpu_keeps_to_registers_and_moves_16_bytes_at_once(tm
     program = (HELPERS / "gpu_code.py").read_text()
     printed = python(program, timeout=500.0, TRITON_INTERPRET="0", TRITON_CACHE_DIR=str(tmp_path))
     kernels = [json.loads(line) for line in printed.splitlines()]
-    assert len(kernels) > 90
+    assert len(kernels) > 130
     for kernel in kernels:
         assert kernel["stack"] == 0, kernel
         if kernel["kernel"].startswith(("norm,", "mask,")):

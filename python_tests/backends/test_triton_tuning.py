@@ -15,7 +15,6 @@ import gcsa_ext
 from gcsa_ext import GCSA, functional
 
 tuning = imported("gcsa_ext.backends.triton.tuning")
-convolution = imported("gcsa_ext.backends.triton.convolution")
 gates = imported("gcsa_ext.backends.triton.gates")
 mask = imported("gcsa_ext.backends.triton.mask")
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -188,7 +187,7 @@ def take(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], set[str]]]
             assert 2 <= len(configurations) <= 3
             launch(configurations[min(number, len(configurations) - 1)])
 
-        for module in (gates, mask, convolution):
+        for module in (gates, mask):
             monkeypatch.setattr(module, "launch_fastest", launch)
         return kernels
 
@@ -198,10 +197,7 @@ def take(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[int], set[str]]]
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="with a GPU kernels are compiled: see test_gpu.py")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_every_configuration_gives_the_same_bits(
-    dtype: torch.dtype, take: Callable[[int], set[str]], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(convolution, "forced", True)
+def test_every_configuration_gives_the_same_bits(dtype: torch.dtype, take: Callable[[int], set[str]]) -> None:
     module = GCSA(12, kernel_size=5).to(dtype)
     x = torch.randn(2, 12, 11, 19, dtype=dtype, requires_grad=True)
     start, width = torch.tensor([3]), torch.tensor([4])
@@ -216,6 +212,6 @@ def test_every_configuration_gives_the_same_bits(
         masked = functional.frequency_mask(x, start, width, 1.0)
         results.append((out, evaluated, masked, *grads))
         expected = "channel_gate", "channel_gate_backward", "norm_forward", "norm_backward"
-        assert kernels == {*expected, "convolution_norm", "frequency_mask"}
+        assert kernels == {*expected, "frequency_mask"}
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))

@@ -18,8 +18,6 @@ from harness.ceilings import Ceilings
 from harness.operators import norm_gate_case
 from harness.results import Part, Results
 
-from gcsa_ext.backends.triton import convolution as triton_convolution
-
 Main = Callable[..., int]
 
 
@@ -55,11 +53,9 @@ def test_without_a_gpu(
         assert row["dropped"] == {} and len(row["seconds"]) == len(row["errors"]) >= 2
         bound = 2.0**-6 if row["dtype"] == "torch.bfloat16" else 1e-5
         assert all(error < bound for name, error in row["errors"].items() if name.startswith("gcsa_ext")), row
-    convolutions = [record for record in found if record["kind"] == "convolution"]
-    assert len(convolutions) == 4 and all(record["error"] < 2.0**-6 for record in convolutions)
 
     report = (tmp_path / "report.md").read_text()
-    for name in ("measure_row", "measure_ceilings", "compare_convolutions"):
+    for name in ("measure_row", "measure_ceilings"):
         monkeypatch.setattr(gpu, name, lambda *_: pytest.fail("measured twice"))
     assert main() == 0
     assert records(tmp_path) == found and (tmp_path / "report.md").read_text() == report
@@ -123,7 +119,7 @@ def test_parts_on_a_gpu_come_in_the_order_of_their_weight(monkeypatch: pytest.Mo
     arguments = SimpleNamespace(rounds=1, no_tests=False, no_compile=False, out=Path())
     parts = list(gpu.all_parts(arguments, "cuda", lambda: 1.0))
     kinds = list(dict.fromkeys(part.kind for part in parts))
-    assert kinds == ["info", "tests", "ceilings", "row", "memory", "first call", "convolution"]
+    assert kinds == ["info", "tests", "ceilings", "row", "memory", "first call"]
     assert parts[3].name == "GCSA train forward + backward 256x64x56x56 bfloat16"
     assert len({part.name for part in parts}) == len(parts)
     assert max(i for i, part in enumerate(parts) if part.kind == "row") > kinds.index("first call") + 20
@@ -177,8 +173,6 @@ def test_the_report_reads_well(tmp_path: Path) -> None:
     measured = row("GCSA train forward + backward", (8, 4, 5, 6), seconds, bytes=2e9, flops=1e9)
     measured["dropped"] = {"eager channels_last": "RuntimeError: no"}
     measured["errors"]["eager"] = 2e-3
-    shape_class = repr(triton_convolution.ShapeClass(torch.bfloat16, 7, 16, 64, 32))
-    convolution = {"shape": [1], "error": 1e-3, "seconds": {"torch": 3e-5, "one launch": 2e-5}}
     step = {"shape": [8, 4, 5, 6], "contender": "eager", "input": 10, "kept": 65, "peak": 100}
     found = results(
         tmp_path,
@@ -186,7 +180,6 @@ def test_the_report_reads_well(tmp_path: Path) -> None:
         ceilings=[{"bandwidth": 4e12, "rate": {"torch.bfloat16": 8e14}}],
         row=[measured],
         memory=[step, {**step, "contender": "gcsa_ext", "kept": 15, "peak": 52}, {"raised": "OutOfMemory"}],
-        convolution=[{**convolution, "shape_class": shape_class}],
         first_call=[{"name": "first training step, triton", "seconds": 12.5}],
     )
     identity = {"device": "a GPU", "driver": "1.2", "dry_run": False}
@@ -204,8 +197,6 @@ def test_the_report_reads_well(tmp_path: Path) -> None:
     )
     assert "| first training step, triton | **12.5** | at most 10 s | **no** |" in text
     assert "of the copy bandwidth" not in text  # of a small map, of which caches hold all
-    assert f"| {shape_class} | 30 | 20 | 1.50 | 1.0e-03 |" in text
-    assert f"```python\n{shape_class},\n```" in text
     assert "1 parts are left" in text
 
 
@@ -235,9 +226,9 @@ def test_every_backend_is_measured(emulated_cuda: ModuleType) -> None:
     calls: list[str] = []
     with pytest.MonkeyPatch.context() as patched:
         for name in ("cpu", "cuda"):
-            module = getattr(gpu.backends, name)
-            kernel = module.norm_gate
-            patched.setattr(module, "norm_gate", lambda *a, n=name, k=kernel: calls.append(n) or k(*a))
+            operators = getattr(gpu.backends, name).operators
+            kernel = operators["norm_gate"]
+            patched.setitem(operators, "norm_gate", lambda *a, n=name, k=kernel: calls.append(n) or k(*a))
         found = [case.build(name)() for name in ("gcsa_ext", "gcsa_ext cuda channels_last")]
     assert calls == ["cpu", "cuda"]
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)

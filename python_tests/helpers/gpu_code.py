@@ -3,10 +3,6 @@
 Run as a program, without TRITON_INTERPRET: prints one JSON object per kernel, with its registers per thread,
 bytes of local memory per thread ("stack": spilled registers), and the widths in bits of its accesses
 to global memory.
-
-With ``--first-call 8x64x56x56 float32``: compiles what a first training step and a first evaluation of GCSA
-launch, all configurations that are tried, and prints the seconds that this takes. Kernels on disk are taken
-from there: set TRITON_CACHE_DIR to an empty folder.
 """
 
 from __future__ import annotations
@@ -14,10 +10,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
-import sys
-import sysconfig
 import tempfile
-import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
@@ -25,26 +18,21 @@ from typing import Any
 import torch
 import triton
 from triton.backends.compiler import GPUTarget
-from triton.backends.nvidia import driver as nvidia
 from triton.compiler import ASTSource
-from triton.runtime import driver
-from triton.runtime.jit import JITFunction
 
-from gcsa_ext.backends import triton as backend
-from gcsa_ext.backends.triton import convolution, gates, mask
+from gcsa_ext.backends.triton import gates, mask
 from gcsa_ext.backends.triton.kernels import batch_norm, channel_gate, frequency_mask, tile
-from gcsa_ext.backends.triton.kernels import convolution as convolution_kernels
 
 ELEMENTS = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 MAPS = (
     *("x", "z", "u", "out", "grad", "grad_x", "grad_u", "grad_z", "spectrogram"),
-    *("taps", "hidden_out", "g1_out", "hidden_in", "g1_in"),
+    *("hidden_out", "g1_out", "hidden_in", "g1_in"),
 )
 INTEGERS = (
     *("position_units", "P_UNITS", "C", "h", "groups", "parts", "rows", "freq", "time", "bands", "bits"),
-    *("size1", "size2", "size3", "size4", "W", "filters", "steps_per_split", "splits"),
+    *("size1", "size2", "size3", "size4"),
 )
-ALIGNED = ("C", "time", "filters")
+ALIGNED = ("C", "time")
 """Numbers that are divisible by 16 here, like all addresses."""
 
 
@@ -152,20 +140,6 @@ def norm_kernels(
         )
 
 
-def convolution_kernels_of(
-    dtype: torch.dtype, precision: str, channels: int, filters: int, stages: int
-) -> Iterator[tuple[str, Any]]:
-    """The first convolution of an attention has no gate, the second one has; each alone, and split."""
-    last = dtype.itemsize == 2
-    constants = {"UNIT": 16, "WIDE": False, "LAST": last, "OUT_LAST": last}
-    blocks = convolution.blocks(channels, filters, 2**20, dtype, precision)
-    without = {"z"} if filters < channels else set()
-    whole = {**constants, "KERNEL": 7, "PRECISION": precision, "num_stages": stages, **blocks}
-    for name, missing in (("whole", "partial"), ("split", "out")):
-        kernel = convolution_kernels.convolution_norm
-        yield name, compile_kernel(kernel, ELEMENTS[dtype], whole, {*without, missing})
-
-
 def unusual_calls() -> Iterator[tuple[str, Any]]:
     """Arguments that are missing, numbers that are 1 (they become constants), positions beyond 32 bits."""
     gate = {"UNIT": 1, "X_LAST": False, "SIGMOID": False, "PRECISION": "tf32", "groups": 1, "GROUPS": 0}
@@ -209,13 +183,6 @@ def unusual_calls() -> Iterator[tuple[str, Any]]:
                     f"{kernel.fn.__name__}, {name} {missing}",
                     compile_kernel(kernel, "fp32", {**constants, **few}, missing),
                 )
-        taps = {**norm, "OUT_LAST": True, "BLOCK_P": 16, "BLOCK_O": 16, **few}
-        last = {**taps, "KERNEL": 3, "PRECISION": "ieee", "BLOCK_C": 16}
-        missing = ("z", "scale", "shift", "offset", "partial")
-        yield (
-            f"convolution, {name}",
-            compile_kernel(convolution_kernels.convolution_norm, "fp32", last, missing),
-        )
     pieces = {"size2": 1, "size3": 0, "size4": 0, "BLOCK_ROWS": 128, "BLOCK": 16}
     missing = ("total", "out2", "out3", "out4")
     yield "sum_partials, few pieces", compile_kernel(tile.sum_partials, "fp32", pieces, missing)
@@ -240,20 +207,6 @@ def every_kernel() -> Iterator[tuple[str, Any]]:
             for out_layout in layouts:
                 for name, compiled in norm_kernels(dtype, u_layout, out_layout):
                     yield f"norm, {name}, {u_layout} to {out_layout}, {element}", compiled
-    for dtype, precision in (
-        (torch.bfloat16, "ieee"),
-        (torch.float32, "tf32"),
-        (torch.float32, "ieee"),
-    ):
-        for channels, filters in ((64, 16), (128, 512)):
-            for name, compiled in convolution_kernels_of(dtype, precision, channels, filters, 3):
-                yield f"convolution, {name}, {channels} to {filters}, {dtype}, {precision}", compiled
-    for stages in (2, 4):
-        for name, compiled in convolution_kernels_of(torch.bfloat16, "ieee", 512, 128, stages):
-            yield f"convolution, {name}, 512 to 128, {stages} stages", compiled
-    constants = {"UNIT": 16, "WIDE": False, "LAST": True, "OUT_LAST": False, "BLOCK_P": 16, "BLOCK_O": 64}
-    kernel = convolution_kernels.finish_convolution_norm
-    yield "convolution, finish", compile_kernel(kernel, "bf16", constants)
     constants = {"BLOCK_C": 16, "BLOCK_PARTS": 128}
     yield "merge_statistics", compile_kernel(batch_norm.merge_statistics, "fp32", constants)
     constants = {"BLOCK_ROWS": 128, "BLOCK": 16}
@@ -269,90 +222,6 @@ def every_kernel() -> Iterator[tuple[str, Any]]:
             yield f"mask, {name}, i{bits}", compiled
 
 
-class Hopper:
-    """What Triton asks of a driver before it compiles."""
-
-    def get_current_target(self) -> GPUTarget:
-        return GPUTarget("cuda", 90, 32)
-
-    def get_current_device(self) -> int:
-        return 0
-
-    def get_current_stream(self, device: int) -> int:
-        return 0
-
-
-def compile_launcher(compiled: Any, known: set[str]) -> None:
-    """Of the C that Triton writes for each signature of a kernel, what is not `known`."""
-    arguments = compiled.src.fn.arg_names
-    constants = {
-        (arguments.index(name),) if isinstance(name, str) else name: value
-        for name, value in compiled.src.constants.items()
-    }
-    code = nvidia.make_launcher(constants, dict(compiled.src.signature), None)
-    if code in known:
-        return
-    known.add(code)
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder) / "launcher.c"
-        source.write_text(code)
-        includes = [f"-I{path}" for path in (*nvidia.include_dirs, sysconfig.get_paths()["include"])]
-        options = ["-O3", "-shared", "-fPIC", "-Wno-psabi", *includes]
-        subprocess.run(["gcc", source, *options, "-o", source.with_suffix(".so")], check=True)
-
-
-def first_call(shape: tuple[int, ...], dtype: torch.dtype) -> None:
-    """Print what each kernel takes to compile; see above. Tensors have no memory, and nothing is launched."""
-    found: list[tuple[str, dict[str, int], float, float]] = []
-    kernels: dict[int, Any] = {}
-    launchers: set[str] = set()
-    tried: set[Any] = set()
-    run = JITFunction.run
-
-    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
-        start = time.perf_counter()
-        compiled = run(self, *args, grid=grid, warmup=True, **options)
-        middle = time.perf_counter()
-        if id(compiled) not in kernels:
-            kernels[id(compiled)] = compiled
-            compile_launcher(compiled, launchers)
-            blocks = {k: v for k, v in options.items() if k.startswith(("BLOCK", "num_"))}
-            found.append((self.__name__, blocks, middle - start, time.perf_counter() - middle))
-
-    def launch_all(shape_class: Any, configurations: Any, launch: Any, x: torch.Tensor) -> None:
-        for configuration in configurations if shape_class not in tried else configurations[:1]:
-            launch(configuration)
-        tried.add(shape_class)
-
-    driver.set_active(Hopper())
-    JITFunction.run = compile_only
-    gates.launch_fastest = launch_all
-    gates.programs = lambda _, per_multiprocessor: 132 * per_multiprocessor
-    C, h = shape[1], shape[1] // 4
-    with torch.device("meta"):
-        x = torch.empty(shape, dtype=dtype)
-        gate = [torch.empty(sizes, dtype=dtype) for sizes in ((h, C), (h,), (C, h), (C,))]
-        convolutions = [torch.empty(sizes, dtype=dtype) for sizes in ((h, C, 7, 7), (h,), (C, h, 7, 7), (C,))]
-        vectors = [torch.empty(channels) for channels in (h, h, C, C)]
-        settings = (1e-5, 1e-5), 4, True, False
-        out, u1, u2, *used = backend.gcsa(x, gate, convolutions, vectors, 4 * [None], *settings, True)
-        needed = (True, True), *settings, 13 * [True]
-        backend.gcsa_backward(out, x, gate, convolutions, vectors, used, (u1, u2), *needed)
-        training = len(found)
-        backend.gcsa(x, gate, convolutions, vectors, vectors, *settings, False)
-    for name, blocks, kernel, launcher in found:
-        print(f"{kernel:.2f} s, its launcher {launcher:.2f} s: {name} {blocks}")
-    seconds = [sum(map(sum, (row[2:] for row in rows))) for rows in (found[:training], found[training:])]
-    print(
-        f"{len(found)} kernels, {len(launchers)} launchers; training {seconds[0]:.2f} s, then evaluation",
-        end=" ",
-    )
-    print(f"{seconds[1]:.2f} s")
-
-
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--first-call"]:
-        first_call(tuple(map(int, sys.argv[2].split("x"))), getattr(torch, sys.argv[3]))
-        sys.exit()
     for name, compiled in every_kernel():
         print(json.dumps({"kernel": name, **usage(compiled)}), flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,6 +21,13 @@ def pair(dtype: torch.dtype = torch.float32, **options: Any) -> tuple[GCSA, Plai
     fused = GCSA(**options)
     fused.load_state_dict(plain.state_dict())
     return fused.to(dtype), plain.to(dtype)
+
+
+def replace_norms(module: nn.Module, indices: Sequence[int] = (1, 4), **options: Any) -> None:
+    """New batch norms with these options, at these places of the spatial branch."""
+    branch = module.spatial_attention
+    for i in indices:
+        branch[i] = nn.BatchNorm2d(branch[i].num_features, **options)
 
 
 def step(module: nn.Module, x: Tensor, grad: Tensor) -> list[Tensor]:

@@ -12,7 +12,7 @@ import torch
 from accuracy import assert_as_accurate
 from devices import every_backend, every_device
 from layouts import LAYOUTS, expected_format
-from pairs import assert_same_step, pair, step
+from pairs import assert_same_step, pair, replace_norms, step
 from public_attention import PlainAttention, randomize_statistics
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -102,13 +102,6 @@ NORM_OPTIONS = {
 }
 
 
-def with_norms(module: nn.Module, **options: Any) -> nn.Module:
-    branch = module.spatial_attention
-    for i in (1, 4):
-        branch[i] = nn.BatchNorm2d(branch[i].num_features, **options)
-    return module
-
-
 @every_device
 @pytest.mark.parametrize(
     ("backend", "dtype"),
@@ -118,7 +111,10 @@ def with_norms(module: nn.Module, **options: Any) -> nn.Module:
 )
 @pytest.mark.parametrize("name", NORM_OPTIONS)
 def test_batch_norm_keeps_its_full_meaning(name: str, dtype: torch.dtype, backend: str) -> None:
-    fused, plain = (with_norms(m, **NORM_OPTIONS[name]).to(dtype) for m in pair(channels=12))
+    fused, plain = pair(channels=12)
+    for module in (fused, plain):
+        replace_norms(module, **NORM_OPTIONS[name])
+        module.to(dtype)
     randomize_statistics(plain)
     fused.load_state_dict(plain.state_dict())
     for module in (fused, plain):

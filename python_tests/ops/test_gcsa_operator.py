@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,7 +15,7 @@ from devices import every_backend
 from gcsa_operands import SETTINGS, STATISTICS, operator_arguments
 from instruction_sets import ISAS, skip_unless_it_runs
 from opchecks import opcheck
-from pairs import assert_same_step, pair, step
+from pairs import assert_same_step, pair, replace_norms, step
 from subprocesses import python
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -217,18 +217,12 @@ def test_one_norm_in_training(first: bool, dtype: torch.dtype) -> None:
         assert norm.num_batches_tracked == (1 if norm.training else 0)
 
 
-def with_norms(module: nn.Module, indices: Sequence[int] = (1, 4), **options: Any) -> None:
-    branch = module.spatial_attention
-    for i in indices:
-        branch[i] = nn.BatchNorm2d(branch[i].num_features, **options)
-
-
 OPTIONS: dict[str, Callable[[nn.Module], None]] = {
-    "cumulative average": lambda m: with_norms(m, momentum=None),
-    "no running statistics": lambda m: with_norms(m, track_running_stats=False),
-    "one without": lambda m: with_norms(m, [1], track_running_stats=False),
-    "not affine": lambda m: with_norms(m, affine=False),
-    "one not affine": lambda m: with_norms(m, [4], affine=False),
+    "cumulative average": lambda m: replace_norms(m, momentum=None),
+    "no running statistics": lambda m: replace_norms(m, track_running_stats=False),
+    "one without": lambda m: replace_norms(m, [1], track_running_stats=False),
+    "not affine": lambda m: replace_norms(m, affine=False),
+    "one not affine": lambda m: replace_norms(m, [4], affine=False),
     "no bias of convolutions": lambda m: [setattr(m.spatial_attention[i], "bias", None) for i in (0, 3)],
     "one bias of convolutions": lambda m: setattr(m.spatial_attention[3], "bias", None),
     "large eps": lambda m: setattr(norms(m)[0], "eps", 0.4),

@@ -4,8 +4,8 @@ A backend implements the protocol `Gates` and, if it can, `Convolution`; `Operat
 functions that the backend registers. Convolutions that no kernel of the backend computes are torch's.
 """
 
-from gcsa_ext.backends.gpu.launches import Convolution, Gates, Norm, NormGradients
+from gcsa_ext.backends.gpu.launches import Gates, Norm, NormGradients
 from gcsa_ext.backends.gpu.maps import convolution_layout
 from gcsa_ext.backends.gpu.operators import Operators
 
-__all__ = ["Convolution", "Gates", "Norm", "NormGradients", "Operators", "convolution_layout"]
+__all__ = ["Gates", "Norm", "NormGradients", "Operators", "convolution_layout"]

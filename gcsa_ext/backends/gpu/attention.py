@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gcsa_ext.backends import reference
-from gcsa_ext.backends.gpu.launches import Convolution, Gates, Norm, NormGradients
+from gcsa_ext.backends.gpu.launches import Gates, Norm, NormGradients
 from gcsa_ext.backends.gpu.maps import convolution_layout, from_saved, to_saved
 from gcsa_ext.backends.operands import Arguments
 from gcsa_ext.layout import memory_format
@@ -126,14 +126,12 @@ def _like(grad: Tensor | None, parameter: Tensor | None) -> Tensor | None:
 class Attention:
     """The operator gcsa by the kernels of `gates`.
 
-    In evaluation a convolution is computed by `convolution`, if there is one that supports the layer,
-    otherwise by torch. All convolutions leave out their bias, which the normalisation adds. Folding running
+    Torch computes the convolutions. They leave out their bias, which the normalisation adds. Folding running
     statistics into the weights would therefore save nothing.
     """
 
-    def __init__(self, gates: Gates, convolution: Convolution | None = None) -> None:
+    def __init__(self, gates: Gates) -> None:
         self._gates = gates
-        self._convolution = convolution
 
     def forward(self, a: Arguments) -> tuple[Tensor, ...]:
         """See gcsa of backends/reference.py."""
@@ -161,10 +159,8 @@ class Attention:
             u = z
             layers, gated_maps, out_layouts = _layers(a), (None, z), (layout, memory_format(x))
             for layer, gated, out_layout in zip(layers, gated_maps, out_layouts, strict=True):
-                fused = None if save is not None else self._fused_convolution(u, layer.weight)
-                if fused is None:
-                    u = F.conv2d(u, layer.weight.to(x.dtype, memory_format=layout), padding=padding)
-                    u = u.contiguous(memory_format=layout)
+                u = F.conv2d(u, layer.weight.to(x.dtype, memory_format=layout), padding=padding)
+                u = u.contiguous(memory_format=layout)
                 mean, var = layer.mean, layer.var
                 if mean is None or var is None:
                     mean, var = self._gates.batch_statistics(u, layer.offset, layout)
@@ -174,11 +170,7 @@ class Attention:
                     save(to_saved(u, layout))
                     use(mean, var)
                 norm = layer._replace(mean=mean, var=var).norm()
-                if fused is None:
-                    u = self._gates.norm_forward(u, gated, norm, layout, out_layout)
-                else:
-                    weight = layer.weight.to(x.dtype, memory_format=torch.channels_last)
-                    u = fused.convolution_norm(u, weight, gated, norm, layout, out_layout)
+                u = self._gates.norm_forward(u, gated, norm, layout, out_layout)
         return u
 
     def backward(
@@ -254,11 +246,6 @@ class Attention:
             _like(grad_bias2, a.conv2_bias),
             *(grads1.weight, grads1.bias, grads2.weight, grads2.bias),
         ]
-
-    def _fused_convolution(self, x: Tensor, weight: Tensor) -> Convolution | None:
-        """The backend's convolution if it supports this layer, else None."""
-        supported = self._convolution is not None and self._convolution.unsupported(x, weight) is None
-        return self._convolution if supported else None
 
     def channel_gate(
         self, x: Tensor, gate: Sequence[Tensor], groups: int, sigmoid: bool, layout: torch.memory_format

@@ -1,4 +1,4 @@
-"""The launches that a backend for GPUs implements, as the protocols `Gates` and `Convolution`."""
+"""The launches that a backend for GPUs implements, as the protocol `Gates`."""
 
 from __future__ import annotations
 
@@ -130,22 +130,3 @@ class Gates(Protocol):
         `grad`, the gradient of the result, is in `grad_layout`, all other maps are in `layout`. With
         `batch_statistics` norm.mean and norm.var depend on u, otherwise they are constants.
         """
-
-
-class Convolution(Protocol):
-    """A convolution with the normalisation and the gate behind it in one launch."""
-
-    def unsupported(self, x: Tensor, weight: Tensor, /) -> str | None:
-        """Why torch's convolution is to compute it instead, or None if this one is."""
-
-    def convolution_norm(
-        self,
-        x: Tensor,
-        weight: Tensor,
-        z: Tensor | None,
-        norm: Norm,
-        layout: torch.memory_format,
-        out_layout: torch.memory_format,
-        /,
-    ) -> Tensor:
-        """`Gates.norm_forward` of u = conv(x, weight); x and z in `layout`, weight in channels_last."""

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from gcsa_ext.backends.gpu.attention import Attention, contiguous, convolution_backward
-from gcsa_ext.backends.gpu.launches import Convolution, Gates, Norm
+from gcsa_ext.backends.gpu.launches import Gates, Norm
 from gcsa_ext.backends.gpu.maps import saved_shape
+from gcsa_ext.backends.operands import ChannelGateArguments, NormGateArguments
 from gcsa_ext.layout import memory_format
 
 
@@ -22,11 +23,11 @@ def conv2d_same_backward(
 
 
 class Operators:
-    """The operators by the kernels of `gates`; for `convolution` see `Attention`."""
+    """The operators by the kernels of `gates`."""
 
-    def __init__(self, gates: Gates, convolution: Convolution | None = None) -> None:
+    def __init__(self, gates: Gates) -> None:
         self._gates = gates
-        self.attention = Attention(gates, convolution)
+        self.attention = Attention(gates)
 
     def functions(self) -> Mapping[str, Callable[..., Any]]:
         """The functions that the backend registers, by the names of the operators."""
@@ -42,99 +43,65 @@ class Operators:
             "saved_shape": saved_shape,
         }
 
-    def channel_gate(
-        self, x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, groups: int, sigmoid: bool
-    ) -> Tensor:
+    def channel_gate(self, *args: Any) -> Tensor:
         """See reference.channel_gate."""
-        layout = memory_format(x)
-        if x.numel() == 0:
-            return torch.empty_like(x, memory_format=layout)
-        with torch.cuda.device_of(x):
-            x, weights = x.contiguous(memory_format=layout), [w.contiguous() for w in (w1, b1, w2, b2)]
-            return self.attention.channel_gate(x, weights, groups, sigmoid, layout)
+        a = ChannelGateArguments(*args)
+        layout = memory_format(a.x)
+        if a.x.numel() == 0:
+            return torch.empty_like(a.x, memory_format=layout)
+        with torch.cuda.device_of(a.x):
+            x, weights = a.x.contiguous(memory_format=layout), [w.contiguous() for w in a[1:5]]
+            return self.attention.channel_gate(x, weights, a.groups, a.sigmoid, layout)
 
-    def channel_gate_backward(
-        self,
-        grad_out: Tensor,
-        x: Tensor,
-        w1: Tensor,
-        b1: Tensor,
-        w2: Tensor,
-        b2: Tensor,
-        groups: int,
-        sigmoid: bool,
-        need_x: bool,
-        need_weights: bool,
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-        """The gradients of x, w1, b1, w2, b2, None where not needed."""
-        layout = memory_format(x)
-        weights = [w.contiguous() for w in (w1, b1, w2, b2)]
-        if x.numel() == 0:
-            grad_x: Tensor | None = torch.empty_like(x, memory_format=layout) if need_x else None
-            grads = [torch.zeros_like(w) if need_weights else None for w in weights]
-        else:
-            with torch.cuda.device_of(x):
-                x, grad_out = x.contiguous(memory_format=layout), grad_out.contiguous(memory_format=layout)
-                grad_x, grads = self.attention.channel_gate_backward(
-                    grad_out, x, weights, groups, sigmoid, layout, need_x, need_weights
-                )
-        return grad_x, grads[0], grads[1], grads[2], grads[3]
-
-    def norm_gate(
-        self,
-        u: Tensor,
-        z: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        mean: Tensor | None,
-        var: Tensor | None,
-        eps: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """See reference.norm_gate; also copies of the used mean and (biased) variance, float32 (C,)."""
-        layout = memory_format(z)
-        if u.numel() == 0:
-            used = [
-                u.new_zeros(u.shape[1], dtype=torch.float32) if v is None else v.to(torch.float32, copy=True)
-                for v in (mean, var)
-            ]
-            return torch.empty_like(z, memory_format=layout), used[0], used[1]
-        with torch.cuda.device_of(u):
-            u, z = u.contiguous(memory_format=layout), z.contiguous(memory_format=layout)
-            if mean is None or var is None:
-                used_mean, used_var = self._gates.batch_statistics(u, None, layout)
-            else:
-                used_mean, used_var = (v.to(torch.float32, copy=True).contiguous() for v in (mean, var))
-            norm = Norm(contiguous(weight), contiguous(bias), used_mean, used_var, None, eps)
-            return self._gates.norm_forward(u, z, norm, layout, layout), used_mean, used_var
-
-    def norm_gate_backward(
-        self,
-        grad_out: Tensor,
-        u: Tensor,
-        z: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        mean: Tensor,
-        var: Tensor,
-        eps: float,
-        batch_statistics: bool,
-        *need: bool,
-    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-        """The gradients of u, z, weight, bias, None where not needed.
-
-        mean and var are the statistics that the forward pass used.
-        """
-        layout = memory_format(z)
-        weight, bias = contiguous(weight), contiguous(bias)
-        if u.numel() == 0:
-            grads = (
-                torch.empty_like(u, memory_format=layout),
-                torch.empty_like(z, memory_format=layout),
-                None if weight is None else torch.zeros_like(weight),
-                None if bias is None else torch.zeros_like(bias),
+    def channel_gate_backward(self, grad_out: Tensor, *args: Any) -> tuple[Tensor | None, ...]:
+        """See backends/reference.py."""
+        a, (need_x, need_weights) = ChannelGateArguments(*args[:7]), args[7:]
+        layout = memory_format(a.x)
+        weights = [w.contiguous() for w in a[1:5]]
+        if a.x.numel() == 0:
+            grad_x = torch.empty_like(a.x, memory_format=layout) if need_x else None
+            return grad_x, *(torch.zeros_like(w) if need_weights else None for w in weights)
+        with torch.cuda.device_of(a.x):
+            x, grad_out = (t.contiguous(memory_format=layout) for t in (a.x, grad_out))
+            grad_x, grads = self.attention.channel_gate_backward(
+                grad_out, x, weights, a.groups, a.sigmoid, layout, need_x, need_weights
             )
-            return tuple(grad if needed else None for grad, needed in zip(grads, need, strict=True))  # type: ignore[return-value]
-        with torch.cuda.device_of(u):
-            u, z, grad_out = (t.contiguous(memory_format=layout) for t in (u, z, grad_out))
-            norm = Norm(weight, bias, mean.contiguous(), var.contiguous(), None, eps)
+        return grad_x, *grads
+
+    def norm_gate(self, *args: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """See reference.norm_gate; also copies of the used mean and (biased) variance, float32 (C,)."""
+        a = NormGateArguments(*args)
+        layout = memory_format(a.z)
+        if a.u.numel() == 0:
+            used = [
+                a.u.new_zeros(a.u.shape[1], dtype=torch.float32)
+                if v is None
+                else v.to(torch.float32, copy=True)
+                for v in (a.mean, a.var)
+            ]
+            return torch.empty_like(a.z, memory_format=layout), used[0], used[1]
+        with torch.cuda.device_of(a.u):
+            u, z = (t.contiguous(memory_format=layout) for t in (a.u, a.z))
+            if a.mean is None or a.var is None:
+                mean, var = self._gates.batch_statistics(u, None, layout)
+            else:
+                mean, var = (v.to(torch.float32, copy=True).contiguous() for v in (a.mean, a.var))
+            norm = Norm(contiguous(a.weight), contiguous(a.bias), mean, var, None, a.eps)
+            return self._gates.norm_forward(u, z, norm, layout, layout), mean, var
+
+    def norm_gate_backward(self, grad_out: Tensor, *args: Any) -> tuple[Tensor | None, ...]:
+        """See backends/reference.py."""
+        a, (batch_statistics, *need) = NormGateArguments(*args[:7]), args[7:]
+        layout = memory_format(a.z)
+        if a.u.numel() == 0:
+            grads = (
+                *(torch.empty_like(t, memory_format=layout) for t in (a.u, a.z)),
+                *(None if v is None else torch.zeros_like(v) for v in (a.weight, a.bias)),
+            )
+            return tuple(grad if needed else None for grad, needed in zip(grads, need, strict=True))
+        with torch.cuda.device_of(a.u):
+            u, z, grad_out = (t.contiguous(memory_format=layout) for t in (a.u, a.z, grad_out))
+            assert a.mean is not None and a.var is not None
+            mean, var = a.mean.contiguous(), a.var.contiguous()
+            norm = Norm(contiguous(a.weight), contiguous(a.bias), mean, var, None, a.eps)
             return self._gates.norm_backward(grad_out, u, z, norm, batch_statistics, need, layout, layout)[:4]

@@ -27,16 +27,11 @@ def too_old(kernels: str, device: torch.device) -> str | None:
     return f"{kernels} need compute capability 8.0, {device} has {properties.major}.{properties.minor}"
 
 
-def tf32(x: Tensor, switch: Any = None) -> bool:
-    """Whether float32 operands are rounded to tf32 before they are multiplied: where torch's own are.
-
-    Args:
-        switch: where torch keeps the setting, torch.backends.cudnn.conv for convolutions; by default
-            torch.backends.cuda.matmul.
-    """
+def tf32(x: Tensor) -> bool:
+    """Whether float32 operands are rounded to tf32 before they are multiplied: where torch's own are."""
     if x.dtype != torch.float32:
         return False
-    switch = torch.backends.cuda.matmul if switch is None else switch
+    switch: Any = torch.backends.cuda.matmul
     # allow_tf32 raises an error once the newer fp32_precision was set.
     if hasattr(switch, "fp32_precision"):
         return bool(switch.fp32_precision == "tf32")

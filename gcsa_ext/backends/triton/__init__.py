@@ -19,11 +19,11 @@ load_error: str | None = None
 INTERPRETED = False
 operators: Mapping[str, Callable[..., Any]] = {}
 try:
-    from gcsa_ext.backends.triton import convolution, gates, mask, tuning
+    from gcsa_ext.backends.triton import gates, mask, tuning
     from gcsa_ext.backends.triton.interpreter import INTERPRETED, compute_as_a_gpu_does
 
     operators = {
-        **Operators(gates, convolution).functions(),
+        **Operators(gates).functions(),
         "frequency_mask": mask.frequency_mask,
         "frequency_mask_": mask.frequency_mask_,
     }
@@ -36,8 +36,7 @@ except Exception as error:  # a broken installation may raise any exception
 def unsupported(operator: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """Why this backend cannot run `operator` on such tensors, or None if it can.
 
-    Even where it can, torch computes a convolution for which `convolution.unsupported` gives a reason, and a
-    channel gate of more than gates.LARGEST_HIDDEN hidden units.
+    Even where it can, torch computes a channel gate of more than gates.LARGEST_HIDDEN hidden units.
 
     Under TRITON_INTERPRET=1, which is for tests, the backend takes tensors on the CPU too, but only if it is
     forced, since the interpreter is very slow.
@@ -58,4 +57,4 @@ def unsupported(operator: str, device: torch.device, dtype: torch.dtype) -> str 
     return unsupported_dtype("triton", operator, dtype)
 
 
-__all__ = ["convolution", "operators", "tuning", "unsupported"]
+__all__ = ["operators", "tuning", "unsupported"]

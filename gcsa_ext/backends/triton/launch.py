@@ -65,12 +65,6 @@ def precision(x: Tensor) -> str:
     return "tf32" if tf32(x) else "ieee"
 
 
-def convolution_precision(x: Tensor) -> str:
-    """`precision` of convolutions, which torch sets separately, in older versions for all of cuDNN."""
-    cudnn: Any = torch.backends.cudnn
-    return "tf32" if tf32(x, cudnn.conv if hasattr(cudnn, "conv") else cudnn) else "ieee"
-
-
 @functools.cache
 def _multiprocessors(device: torch.device) -> int:
     return int(torch.cuda.get_device_properties(device).multi_processor_count)

@@ -1,23 +1,9 @@
 """Synthetic talking faces as media files. They need no licence and no download.
 
-Neither the face nor the voice alone tells all eight emotions apart, but together they do:
-
-=========  ===============  ===================
-emotion    face             voice
-=========  ===============  ===================
-Neutral    plain            calm
-Anger      frowning         aroused
-Disgust    frowning         calm
-Fear       startled         trembling
-Happiness  smiling          aroused
-Sadness    sorrowful        calm
-Surprise   startled         aroused
-Other      plain            whispering
-=========  ===============  ===================
-
-Emotions with the same entry in a column are drawn from the same distribution there. Lips move with the
-syllables; there is no other dependence between the columns. The table is made up for tests and says nothing
-about people.
+Neither the face nor the voice alone tells all eight emotions apart, but together they do. Emotions with the
+same entry in `FACE_OF` are drawn from the same distribution of faces, those with the same entry in `VOICE_OF`
+from that of voices. Lips move with the syllables; there is no other dependence between face and voice. The
+entries are made up for tests and say nothing about people.
 """
 
 from fractions import Fraction
@@ -36,28 +22,21 @@ from gcsa_ext.extra import import_extra
 av = import_extra("av")
 cv2 = import_extra("cv2")
 
-FACE_OF = {
-    "Neutral": "plain",
-    "Anger": "frowning",
-    "Disgust": "frowning",
-    "Fear": "startled",
-    "Happiness": "smiling",
-    "Sadness": "sorrowful",
-    "Surprise": "startled",
-    "Other": "plain",
+_FACE_AND_VOICE = {
+    "Neutral": ("plain", "calm"),
+    "Anger": ("frowning", "aroused"),
+    "Disgust": ("frowning", "calm"),
+    "Fear": ("startled", "trembling"),
+    "Happiness": ("smiling", "aroused"),
+    "Sadness": ("sorrowful", "calm"),
+    "Surprise": ("startled", "aroused"),
+    "Other": ("plain", "whispering"),
 }
+
+FACE_OF = {emotion: face for emotion, (face, _) in _FACE_AND_VOICE.items()}
 """What each emotion's face shows: emotions with the same entry look alike."""
 
-VOICE_OF = {
-    "Neutral": "calm",
-    "Anger": "aroused",
-    "Disgust": "calm",
-    "Fear": "trembling",
-    "Happiness": "aroused",
-    "Sadness": "calm",
-    "Surprise": "aroused",
-    "Other": "whispering",
-}
+VOICE_OF = {emotion: voice for emotion, (_, voice) in _FACE_AND_VOICE.items()}
 """How each emotion's voice speaks: emotions with the same entry sound alike."""
 
 EXPRESSIONS = {

@@ -119,31 +119,12 @@ def merge_statistics(partial, offset, mean, var, C, parts, BLOCK_C: tl.constexpr
 
 
 @triton.jit
-def load_norm(weight, bias, mean, var, offset, eps, channel, is_channel):
+def _load_norm(weight, bias, mean, var, offset, eps, channel, is_channel):
     """mean - offset, rstd, weight and bias, each as a column (channels, 1)."""
     shift = load_vector(mean, channel, is_channel, 0.0) - load_vector(offset, channel, is_channel, 0.0)
     rstd = tl.div_rn(1.0, tl.sqrt_rn(load_vector(var, channel, is_channel, 1.0) + eps))
     scale = load_vector(weight, channel, is_channel, 1.0)
     return shift[:, None], rstd[:, None], scale[:, None], load_vector(bias, channel, is_channel, 0.0)[:, None]
-
-
-@triton.jit
-def store_activated(
-    out, v, z, channel, is_channel, position, is_position, C, P,
-    Z_LAST: tl.constexpr, OUT_LAST: tl.constexpr, ADD: tl.constexpr,
-):  # fmt: skip
-    """Write ``z * sigmoid(v)``, or ``relu(v)`` where z is None, for a tile v (channels, positions).
-
-    If ADD, the tile is added to `out`.
-    """
-    if z is None:
-        result = tl.where(v < 0.0, 0.0, v)
-    else:
-        gated = load_tile(z, channel, is_channel, position, is_position, C, P, Z_LAST)
-        result = gated.to(tl.float32) * tl.sigmoid(v)
-    if ADD:
-        result += load_tile(out, channel, is_channel, position, is_position, C, P, OUT_LAST).to(tl.float32)
-    store_tile(out, result, channel, is_channel, position, is_position, C, P, OUT_LAST)
 
 
 @triton.jit(do_not_specialize=["position_units", "P_UNITS"])
@@ -162,10 +143,17 @@ def norm_forward(
     position, is_position = block_of_positions(tl.program_id(0), positions, BLOCK_P, WIDE)
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     is_channel = channel < C
-    shift, rstd, scale, at_zero = load_norm(weight, bias, mean, var, offset, eps, channel, is_channel)
+    shift, rstd, scale, at_zero = _load_norm(weight, bias, mean, var, offset, eps, channel, is_channel)
     tile = load_tile(u, channel, is_channel, position, is_position, C, P, LAST).to(tl.float32)
     v = (tile - shift) * rstd * scale + at_zero
-    store_activated(out, v, z, channel, is_channel, position, is_position, C, P, Z_LAST, OUT_LAST, ADD)
+    if z is None:
+        result = tl.where(v < 0.0, 0.0, v)
+    else:
+        gated = load_tile(z, channel, is_channel, position, is_position, C, P, Z_LAST)
+        result = gated.to(tl.float32) * tl.sigmoid(v)
+    if ADD:
+        result += load_tile(out, channel, is_channel, position, is_position, C, P, OUT_LAST).to(tl.float32)
+    store_tile(out, result, channel, is_channel, position, is_position, C, P, OUT_LAST)
 
 
 @triton.jit(do_not_specialize=["position_units", "P_UNITS"])
@@ -191,7 +179,7 @@ def norm_backward(
     positions = count_positions(position_units, UNIT, WIDE)
     channel = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     is_channel = channel < C
-    shift, rstd, scale, at_zero = load_norm(weight, bias, mean, var, offset, eps, channel, is_channel)
+    shift, rstd, scale, at_zero = _load_norm(weight, bias, mean, var, offset, eps, channel, is_channel)
     if sums is not None:
         values = positions.to(tl.float32)
         mean_gvx = (tl.load(sums + channel, mask=is_channel, other=0.0) / values)[:, None]
