@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch.utils.data import Dataset
@@ -62,14 +63,7 @@ class ClipDataset(Dataset[ClipSample]):
                 safetensors_torch.save_file(tensors, temporary)
             return sample
         stored = safetensors_torch.load_file(file)
-        return ClipSample(
-            frames=stored["frames"],
-            frame_mask=stored["frame_mask"],
-            spectrogram=stored["spectrogram"],
-            spectrogram_mask=stored["spectrogram_mask"],
-            present=stored["present"],
-            label=torch.tensor(clip.label, dtype=torch.int64),
-        )
+        return cast(ClipSample, {**stored, "label": torch.tensor(clip.label, dtype=torch.int64)})
 
     def cache_file(self, index: int) -> Path | None:
         """The path of the cache file of clip ``index``, which need not exist; None without a cache folder.

@@ -165,6 +165,27 @@ def label_set(classes: Sequence[str]) -> LabelSet:
     return ABAW if tuple(classes) == ABAW.classes else LabelSet("custom", tuple(classes))
 
 
+_COUNTERPARTS: dict[str, tuple[str | None, ...]] = {
+    "ABAW": ("Neutral", "Neutral", "Anger", "Disgust", "Fear", "Happiness", "Sadness", "Surprise", "Other"),
+    "RAVDESS": ("neutral", "calm", "angry", "disgust", "fearful", "happy", "sad", "surprised", None),
+    "CREMA-D": ("Neutral", "Neutral", "Anger", "Disgust", "Fear", "Happy", "Sad", None, None),
+}
+"""Classes at the same position are counterparts. Of several positions of a class the first one counts."""
+
+
+def _maps(name: str) -> dict[str, dict[str, str | None]]:
+    """The counterparts of the classes of one label set in each of the others."""
+    return {
+        other: {
+            here: there
+            for here, there in reversed([*zip(_COUNTERPARTS[name], counterparts, strict=True)])
+            if here is not None
+        }
+        for other, counterparts in _COUNTERPARTS.items()
+        if other != name
+    }
+
+
 ABAW = LabelSet(
     name="ABAW",
     classes=("Neutral", "Anger", "Disgust", "Fear", "Happiness", "Sadness", "Surprise", "Other"),
@@ -175,28 +196,7 @@ ABAW = LabelSet(
         ("Other",),
         ("Anger", "Disgust", "Fear", "Sadness"),
     ),
-    maps={
-        "RAVDESS": {
-            "Neutral": "neutral",
-            "Anger": "angry",
-            "Disgust": "disgust",
-            "Fear": "fearful",
-            "Happiness": "happy",
-            "Sadness": "sad",
-            "Surprise": "surprised",
-            "Other": None,
-        },
-        "CREMA-D": {
-            "Neutral": "Neutral",
-            "Anger": "Anger",
-            "Disgust": "Disgust",
-            "Fear": "Fear",
-            "Happiness": "Happy",
-            "Sadness": "Sad",
-            "Surprise": None,
-            "Other": None,
-        },
-    },
+    maps=_maps("ABAW"),
 )
 """The classes of the ABAW EXPR track in the order of the header line of an Aff-Wild2 annotation file. The
 coarse groups are those of arXiv 2203.13052 (CFC-SP)."""
@@ -205,28 +205,7 @@ RAVDESS = LabelSet(
     name="RAVDESS",
     classes=("neutral", "calm", "happy", "sad", "angry", "fearful", "disgust", "surprised"),
     groups=(("neutral", "calm"), ("happy",), ("surprised",), ("sad", "angry", "fearful", "disgust")),
-    maps={
-        "ABAW": {
-            "neutral": "Neutral",
-            "calm": "Neutral",
-            "happy": "Happiness",
-            "sad": "Sadness",
-            "angry": "Anger",
-            "fearful": "Fear",
-            "disgust": "Disgust",
-            "surprised": "Surprise",
-        },
-        "CREMA-D": {
-            "neutral": "Neutral",
-            "calm": "Neutral",
-            "happy": "Happy",
-            "sad": "Sad",
-            "angry": "Anger",
-            "fearful": "Fear",
-            "disgust": "Disgust",
-            "surprised": None,
-        },
-    },
+    maps=_maps("RAVDESS"),
 )
 """The classes of RAVDESS in the order of the emotion field of its file names, 01 to 08. The coarse groups are
 this project's choice, after those of :data:`ABAW`: calm was recorded as a second neutral condition."""
@@ -235,24 +214,7 @@ CREMA_D = LabelSet(
     name="CREMA-D",
     classes=("Anger", "Disgust", "Fear", "Happy", "Neutral", "Sad"),
     groups=(("Neutral",), ("Happy",), ("Anger", "Disgust", "Fear", "Sad")),
-    maps={
-        "ABAW": {
-            "Anger": "Anger",
-            "Disgust": "Disgust",
-            "Fear": "Fear",
-            "Happy": "Happiness",
-            "Neutral": "Neutral",
-            "Sad": "Sadness",
-        },
-        "RAVDESS": {
-            "Anger": "angry",
-            "Disgust": "disgust",
-            "Fear": "fearful",
-            "Happy": "happy",
-            "Neutral": "neutral",
-            "Sad": "sad",
-        },
-    },
+    maps=_maps("CREMA-D"),
 )
 """The classes of CREMA-D in the order of the codes in its file names: ANG, DIS, FEA, HAP, NEU, SAD. The
 coarse groups are this project's choice, after those of :data:`ABAW`."""

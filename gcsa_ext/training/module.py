@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -82,13 +83,7 @@ class ExpressionModule(LightningModule):
                 [predictions.visual_logits.to(self.device), predictions.audio_logits.to(self.device)],
                 predictions.present.to(self.device),
             )
-        rescored = Predictions(
-            predictions.visual_logits,
-            predictions.audio_logits,
-            fused.exp().cpu(),
-            predictions.present,
-            predictions.labels,
-        )
+        rescored = replace(predictions, probabilities=fused.exp().cpu())
         for name, scores in rescored.scores().items():
             self.log(f"val_{name}", scores.macro_f1, prog_bar=True)
 

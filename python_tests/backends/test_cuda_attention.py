@@ -22,6 +22,7 @@ from torch import Tensor
 import gcsa_ext
 from gcsa_ext import reference
 from gcsa_ext.backends.cuda import gates, launch
+from gcsa_ext.backends.gpu import ChannelGate
 from gcsa_ext.backends.operands import Arguments
 
 # The function of this name hides the module.
@@ -67,7 +68,7 @@ def test_a_value_that_is_not_finite_stays_at_its_position(
     on_a_gpu_of(monkeypatch, multiprocessors=1)
     x = torch.randn(2, 9, 40, 41).to(dtype).contiguous(memory_format=layout)
     x[0, 4, 0, 0] = math.nan
-    out = gates.channel_gate(x, gate_weights(9, 2, dtype), 3, True, layout, layout)
+    out = gates.channel_gate(x, ChannelGate(gate_weights(9, 2, dtype), 3, True), layout, layout)
     assert out[0, :, 0, 0].isnan().all() and out.isnan().sum() == 9
 
 
@@ -85,11 +86,10 @@ def check_gate(
     weights = gate_weights(shape[1], hidden, dtype)
     grad = torch.randn(shape).to(dtype).contiguous(memory_format=other)
 
-    out = gates.channel_gate(x, weights, groups, sigmoid, layout, other)
+    gate = ChannelGate(weights, groups, sigmoid)
+    out = gates.channel_gate(x, gate, layout, other)
     assert out.is_contiguous(memory_format=other)
-    grad_x, grad_weights = gates.channel_gate_backward(
-        grad, x, weights, groups, sigmoid, layout, other, True, True
-    )
+    grad_x, grad_weights = gates.channel_gate_backward(grad, x, gate, layout, other, True, True)
     assert grad_x is not None and grad_x.is_contiguous(memory_format=layout)
 
     def definition(dtype: torch.dtype) -> tuple[Tensor, ...]:
@@ -148,12 +148,10 @@ def test_sums_over_maps_that_are_not_aligned(
 ) -> None:
     """Alignment decides the tiles, the number of partial sums, the kernels and their workspace."""
     x, grad = (torch.randn(batch, channels, 7, 7).bfloat16() for _ in range(2))
-    weights = gate_weights(channels, hidden, torch.bfloat16)
-    settings = 4, True, CONTIGUOUS, CONTIGUOUS, True, True
-    grad_x, grads = gates.channel_gate_backward(grad, x, weights, *settings)
-    found_x, found = gates.channel_gate_backward(
-        moved(grad) if moved_grad else grad, moved(x), weights, *settings
-    )
+    gate = ChannelGate(gate_weights(channels, hidden, torch.bfloat16), 4, True)
+    settings = gate, CONTIGUOUS, CONTIGUOUS, True, True
+    grad_x, grads = gates.channel_gate_backward(grad, x, *settings)
+    found_x, found = gates.channel_gate_backward(moved(grad) if moved_grad else grad, moved(x), *settings)
     assert grad_x is not None and found_x is not None and torch.equal(found_x, grad_x)
     for a, b in zip(found, grads, strict=True):
         assert a is not None and b is not None
@@ -168,23 +166,21 @@ def test_maps_and_weights_that_are_not_aligned(shape: tuple[int, ...], layout: t
     weights = gate_weights(shape[1], 6, torch.bfloat16)
     views, moved_weights = [moved(t) for t in (x, grad)], [moved(w) for w in weights]
     assert all(t.data_ptr() % 16 for t in (*views, *moved_weights))
-    found = gates.channel_gate(views[0], moved_weights, 4, True, layout, layout)
-    assert torch.equal(found, gates.channel_gate(x, weights, 4, True, layout, layout))
-    grad_x, _ = gates.channel_gate_backward(
-        views[1], views[0], moved_weights, 4, True, layout, layout, True, True
-    )
-    expected, _ = gates.channel_gate_backward(grad, x, weights, 4, True, layout, layout, True, True)
+    gate, moved_gate = (ChannelGate(w, 4, True) for w in (weights, moved_weights))
+    found = gates.channel_gate(views[0], moved_gate, layout, layout)
+    assert torch.equal(found, gates.channel_gate(x, gate, layout, layout))
+    grad_x, _ = gates.channel_gate_backward(views[1], views[0], moved_gate, layout, layout, True, True)
+    expected, _ = gates.channel_gate_backward(grad, x, gate, layout, layout, True, True)
     assert grad_x is not None and expected is not None and torch.equal(grad_x, expected)
 
 
 def test_tf32_where_torch_multiplies_so(tf32: None) -> None:
     x, weights = torch.randn(2, 24, 6, 6), gate_weights(24, 20, torch.float32)
-    found = gates.channel_gate(x, weights, 4, True, CONTIGUOUS, CONTIGUOUS)
+    gate = ChannelGate(weights, 4, True)
+    found = gates.channel_gate(x, gate, CONTIGUOUS, CONTIGUOUS)
     exact = reference.channel_gate(x.double(), *(w.double() for w in weights), 4)  # type: ignore[misc]
     assert 1e-5 < (found - exact).abs().max() < 2e-3  # 10 bits of a product's operands
-    grads = gates.channel_gate_backward(
-        torch.ones_like(x), x, weights, 4, True, CONTIGUOUS, CONTIGUOUS, True, True
-    )
+    grads = gates.channel_gate_backward(torch.ones_like(x), x, gate, CONTIGUOUS, CONTIGUOUS, True, True)
     inputs = [t.double().requires_grad_() for t in (x, *weights)]
     out = reference.channel_gate(*inputs, 4)  # type: ignore[misc]
     for grad, right in zip((grads[0], *grads[1]), torch.autograd.grad(out.sum(), inputs), strict=True):
@@ -196,12 +192,11 @@ def test_weights_of_another_dtype() -> None:
     """As under autocast: weights are rounded to the dtype of x, and gradients have the dtype of weights."""
     x, grad = (torch.randn(2, 12, 5, 5).bfloat16() for _ in range(2))
     weights = gate_weights(12, 3, torch.float32)
-    rounded = [w.bfloat16() for w in weights]
-    arguments = x, 2, True, CONTIGUOUS, CONTIGUOUS
-    found = gates.channel_gate(x, weights, *arguments[1:])
-    assert torch.equal(found, gates.channel_gate(x, rounded, *arguments[1:]))
-    _, grads = gates.channel_gate_backward(grad, x, weights, *arguments[1:], False, True)
-    _, others = gates.channel_gate_backward(grad, x, rounded, *arguments[1:], False, True)
+    gate, rounded = (ChannelGate(w, 2, True) for w in (weights, [w.bfloat16() for w in weights]))
+    layouts = CONTIGUOUS, CONTIGUOUS
+    assert torch.equal(gates.channel_gate(x, gate, *layouts), gates.channel_gate(x, rounded, *layouts))
+    _, grads = gates.channel_gate_backward(grad, x, gate, *layouts, False, True)
+    _, others = gates.channel_gate_backward(grad, x, rounded, *layouts, False, True)
     for a, b in zip(grads, others, strict=True):
         assert a is not None and b is not None
         assert a.dtype == torch.float32 and torch.equal(a.bfloat16(), b)
@@ -362,11 +357,9 @@ def test_the_order_of_threads_and_blocks_changes_nothing(any_order: ModuleType) 
         found = []
         for dtype, hidden in ((torch.float32, 20), (torch.bfloat16, 70), (torch.float16, 5)):
             x = torch.randn(2, 20, 5, 7).to(dtype)
-            weights = gate_weights(20, hidden, dtype)
-            found.append(gates.channel_gate(x, weights, 4, True, CONTIGUOUS, CHANNELS_LAST))
-            grad_x, grads = gates.channel_gate_backward(
-                x.cos(), x, weights, 4, True, CONTIGUOUS, CONTIGUOUS, True, True
-            )
+            gate = ChannelGate(gate_weights(20, hidden, dtype), 4, True)
+            found.append(gates.channel_gate(x, gate, CONTIGUOUS, CHANNELS_LAST))
+            grad_x, grads = gates.channel_gate_backward(x.cos(), x, gate, CONTIGUOUS, CONTIGUOUS, True, True)
             found += [g for g in (grad_x, *grads) if g is not None]
             found += small_gcsa_module.small_gcsa(small_arguments((2, 20, 5, 5), 5, 3, dtype))
         return found

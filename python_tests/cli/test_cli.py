@@ -7,7 +7,6 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -30,13 +29,7 @@ sys.exit(max(gcsa_ext.cli.main(arguments) for arguments in {runs}))
 EXTRAS = {"av", "cv2", "lightning", "matplotlib", "rich", "safetensors", "torchaudio", "torchmetrics"}
 
 
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Run on one thread: on maps this small a second thread costs more time than it saves."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(autouse=True)
@@ -100,21 +93,8 @@ def test_training_leaves_checkpoint_and_scores(run_folder: Path) -> None:
 
 
 def test_evaluate(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    checkpoint = ["--checkpoint", str(run_folder / "out" / "model")]
-    assert (
-        main(
-            [
-                "evaluate",
-                *clip_options(run_folder),
-                *checkpoint,
-                "--out",
-                str(tmp_path),
-                "--split",
-                "validation",
-            ]
-        )
-        == 0
-    )
+    options = ["--checkpoint", str(run_folder / "out" / "model"), "--out", str(tmp_path)]
+    assert main(["evaluate", *clip_options(run_folder), *options, "--split", "validation"]) == 0
     out = capsys.readouterr().out
     assert "macro-F1" in out
     assert "8 clips" in out

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -15,6 +14,8 @@ from torch import Tensor
 
 from gcsa_ext.backends.cuda import launch
 from gcsa_ext.backends.cuda.launch import ELEMENTS, VECTOR_ELEMENTS, address, kernels, target
+from gcsa_ext.backends.gpu import ChannelGate
+from gcsa_ext.backends.gpu.maps import is_last
 from gcsa_ext.backends.gpu.support import tf32
 
 
@@ -53,39 +54,28 @@ def _least_shared_bytes() -> int:
 
 
 def _arguments(
-    x: Tensor,
-    hidden: int,
-    groups: int,
-    sigmoid: bool,
-    layout: torch.memory_format,
-    other: torch.memory_format,
+    x: Tensor, gate: ChannelGate, layout: torch.memory_format, other: torch.memory_format
 ) -> tuple[Any, ...]:
     """The first arguments of the compiled functions: device, sizes, settings, layouts of both maps."""
     N, C, H, W = x.shape
-    gate = (hidden, groups, sigmoid, tf32(x))
     return (
         target(x),
         ELEMENTS[x.dtype],
         (N, C, H * W),
-        gate,
-        layout == torch.channels_last,
-        other == torch.channels_last,
+        (gate.weights[0].shape[0], gate.groups, gate.sigmoid, tf32(x)),
+        is_last(layout),
+        is_last(other),
     )
 
 
 def channel_gate(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    groups: int,
-    sigmoid: bool,
-    layout: torch.memory_format,
-    out_layout: torch.memory_format,
+    x: Tensor, gate: ChannelGate, layout: torch.memory_format, out_layout: torch.memory_format
 ) -> Tensor:
     """See `Gates.channel_gate`."""
-    weights = [w.to(x.dtype) for w in weights]
+    weights = [w.to(x.dtype) for w in gate.weights]
     out = torch.empty_like(x, memory_format=out_layout)
     kernels().channel_gate(
-        *_arguments(x, weights[0].shape[0], groups, sigmoid, layout, out_layout),
+        *_arguments(x, gate, layout, out_layout),
         address(x),
         tuple(map(address, weights)),
         address(out),
@@ -96,19 +86,18 @@ def channel_gate(
 def channel_gate_backward(
     grad: Tensor,
     x: Tensor,
-    weights: Sequence[Tensor],
-    groups: int,
-    sigmoid: bool,
+    gate: ChannelGate,
     layout: torch.memory_format,
     grad_layout: torch.memory_format,
     need_x: bool,
     need_weights: bool,
 ) -> tuple[Tensor | None, list[Tensor | None]]:
     """See `Gates.channel_gate_backward`."""
+    weights = gate.weights
     grad_x = torch.empty_like(x, memory_format=layout) if need_x else None
     grads = [torch.empty_like(w) if need_weights else None for w in weights]
     cast_weights = [w.to(x.dtype) for w in weights]
-    arguments = _arguments(x, weights[0].shape[0], groups, sigmoid, layout, grad_layout)
+    arguments = _arguments(x, gate, layout, grad_layout)
     maps = tuple(map(address, (x, grad, grad_x)))
     workspace: list[Tensor | None] = [None, None, None, None]
     rows = units = 0

@@ -13,10 +13,7 @@ from torch import Tensor
 
 from gcsa_ext.backends.cuda.launch import ELEMENTS, address, kernels, target, vector
 from gcsa_ext.backends.gpu import Norm, NormGradients
-
-
-def _is_last(layout: torch.memory_format) -> bool:
-    return layout == torch.channels_last
+from gcsa_ext.backends.gpu.maps import is_last
 
 
 def _sizes(u: Tensor) -> tuple[int, int, int]:
@@ -31,7 +28,7 @@ def _parts(u: Tensor, last: bool, other_last: bool) -> int:
 
 def batch_statistics(u: Tensor, offset: Tensor | None, layout: torch.memory_format) -> tuple[Tensor, Tensor]:
     """See `Gates.batch_statistics`."""
-    last, C = _is_last(layout), u.shape[1]
+    last, C = is_last(layout), u.shape[1]
     mean, var = (u.new_empty(C, dtype=torch.float32) for _ in range(2))
     partial = u.new_empty((3, _parts(u, last, last), C), dtype=torch.float32)
     kernels().norm_statistics(
@@ -51,7 +48,7 @@ def _takes_contiguous_maps(u: Tensor, layout: torch.memory_format) -> bool:
 
     There are for 16-bit maps: those inside a GCSA are in channels_last, those outside may be contiguous.
     """
-    return _is_last(layout) and u.dtype.itemsize == 2
+    return is_last(layout) and u.dtype.itemsize == 2
 
 
 def _normalisation(norm: Norm) -> tuple[object, ...]:
@@ -81,7 +78,7 @@ def norm_forward(
     kernels().norm_forward(
         target(u),
         ELEMENTS[u.dtype],
-        tuple(map(_is_last, (layout, z_layout, out_layout))),
+        tuple(map(is_last, (layout, z_layout, out_layout))),
         add_to is not None,
         *_sizes(u),
         norm.eps,
@@ -122,8 +119,8 @@ def norm_backward(
         kernels().norm_backward(
             target(u),
             ELEMENTS[u.dtype],
-            _is_last(layout),
-            _is_last(grad_layout),
+            is_last(layout),
+            is_last(grad_layout),
             *_sizes(u),
             norm.eps,
             address(u),
@@ -135,7 +132,7 @@ def norm_backward(
     two_passes = batch_statistics and grad_u is not None
     sums = None
     if two_passes or need_sums or grad_weight is not None or grad_bias is not None:
-        parts = _parts(u, _is_last(layout), _is_last(grad_layout))
+        parts = _parts(u, is_last(layout), is_last(grad_layout))
         partial = u.new_empty((parts, 2, C), dtype=torch.float32)
         sums = u.new_empty(2 * C, dtype=torch.float32)
         if two_passes:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gcsa_ext.backends import reference
-from gcsa_ext.backends.gpu.launches import Gates, Norm, NormGradients
+from gcsa_ext.backends.gpu.launches import ChannelGate, Gates, Norm, NormGradients
 from gcsa_ext.backends.gpu.maps import convolution_layout, from_saved, to_saved
 from gcsa_ext.backends.operands import Arguments
 from gcsa_ext.layout import memory_format
@@ -51,6 +51,10 @@ class _Layer(NamedTuple):
         """The normalisation; mean and var must be known."""
         mean, var = cast("tuple[Tensor, Tensor]", (self.mean, self.var))
         return Norm(self.scale, self.shift, mean, var, self.offset, self.eps)
+
+
+def _channel_gate(a: Arguments) -> ChannelGate:
+    return ChannelGate([w.contiguous() for w in a.gate], a.groups, a.sigmoid)
 
 
 def _layers(a: Arguments) -> tuple[_Layer, _Layer]:
@@ -154,8 +158,7 @@ class Attention:
         layout, padding = convolution_layout(a.x), a.conv1_weight.shape[-1] // 2
         with _on_device_of(a.x):
             x = a.x.contiguous(memory_format=memory_format(a.x))
-            gate = [w.contiguous() for w in a.gate]
-            z = self.channel_gate(x, gate, a.groups, a.sigmoid, layout)
+            z = self.channel_gate(x, _channel_gate(a), layout)
             u = z
             layers, gated_maps, out_layouts = _layers(a), (None, z), (layout, memory_format(x))
             for layer, gated, out_layout in zip(layers, gated_maps, out_layouts, strict=True):
@@ -199,13 +202,13 @@ class Attention:
         need_u2 = need_hidden or need_weight2 or need_bias2
         with _on_device_of(a.x):
             x, grad_out = a.x.contiguous(memory_format=outside), grad_out.contiguous(memory_format=outside)
-            gate = [w.contiguous() for w in a.gate]
+            gate = _channel_gate(a)
             # Hooks on saved tensors may have changed their layout.
             u1, u2 = (from_saved(u.contiguous(), x, layout) for u in (saved1, saved2))
             weight1, weight2 = (w.to(x.dtype, memory_format=layout) for w in (a.conv1_weight, a.conv2_weight))
 
             def compute_z() -> Tensor:
-                return self.channel_gate(x, gate, a.groups, a.sigmoid, layout)
+                return self.channel_gate(x, gate, layout)
 
             def compute_hidden() -> Tensor:
                 return self._gates.norm_forward(u1, None, norm1, layout, layout)
@@ -235,7 +238,7 @@ class Attention:
             if grad_z is not None:
                 self._gates.norm_forward(u2, grad_out, norm2, layout, layout, outside, add_to=grad_z)
                 grad_x, gate_grads = self.channel_gate_backward(
-                    grad_z, x, gate, a.groups, a.sigmoid, layout, need_x, any(need_gate)
+                    grad_z, x, gate, layout, need_x, any(need_gate)
                 )
         return [
             grad_x,
@@ -247,36 +250,36 @@ class Attention:
             *(grads1.weight, grads1.bias, grads2.weight, grads2.bias),
         ]
 
-    def channel_gate(
-        self, x: Tensor, gate: Sequence[Tensor], groups: int, sigmoid: bool, layout: torch.memory_format
-    ) -> Tensor:
+    def channel_gate(self, x: Tensor, gate: ChannelGate, layout: torch.memory_format) -> Tensor:
         """See reference.channel_gate; x is contiguous in `memory_format(x)`, the result in `layout`.
 
         Torch computes the sizes that `Gates.takes_channel_gate` refuses.
         """
-        if not self._gates.takes_channel_gate(x.shape[1], gate[0].shape[0], x.dtype):
-            w1, b1, w2, b2 = (w.to(x.dtype) for w in gate)
-            return reference.channel_gate(x, w1, b1, w2, b2, groups, sigmoid).contiguous(memory_format=layout)
-        return self._gates.channel_gate(x, gate, groups, sigmoid, memory_format(x), layout)
+        if self._takes(x, gate):
+            return self._gates.channel_gate(x, gate, memory_format(x), layout)
+        w1, b1, w2, b2 = (w.to(x.dtype) for w in gate.weights)
+        out = reference.channel_gate(x, w1, b1, w2, b2, gate.groups, gate.sigmoid)
+        return out.contiguous(memory_format=layout)
 
     def channel_gate_backward(
         self,
         grad: Tensor,
         x: Tensor,
-        gate: Sequence[Tensor],
-        groups: int,
-        sigmoid: bool,
+        gate: ChannelGate,
         layout: torch.memory_format,
         need_x: bool,
         need_weights: bool,
     ) -> tuple[Tensor | None, list[Tensor | None]]:
         """The gradients of x and of the gate's weights; `grad`, that of the result, is in `layout`."""
-        if not self._gates.takes_channel_gate(x.shape[1], gate[0].shape[0], x.dtype):
-            w1, b1, w2, b2 = (w.to(x.dtype) for w in gate)
-            grad_x, *grads = reference.channel_gate_backward(
-                grad, x, w1, b1, w2, b2, groups, sigmoid, need_x, need_weights
+        if self._takes(x, gate):
+            return self._gates.channel_gate_backward(
+                grad, x, gate, memory_format(x), layout, need_x, need_weights
             )
-            return grad_x, [None if g is None else g.to(w.dtype) for g, w in zip(grads, gate, strict=True)]
-        return self._gates.channel_gate_backward(
-            grad, x, gate, groups, sigmoid, memory_format(x), layout, need_x, need_weights
+        weights = gate.weights
+        grad_x, *grads = reference.channel_gate_backward(
+            grad, x, *(w.to(x.dtype) for w in weights), gate.groups, gate.sigmoid, need_x, need_weights
         )
+        return grad_x, [None if g is None else g.to(w.dtype) for g, w in zip(grads, weights, strict=True)]
+
+    def _takes(self, x: Tensor, gate: ChannelGate) -> bool:
+        return self._gates.takes_channel_gate(x.shape[1], gate.weights[0].shape[0], x.dtype)

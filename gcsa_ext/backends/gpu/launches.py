@@ -9,6 +9,14 @@ import torch
 from torch import Tensor
 
 
+class ChannelGate(NamedTuple):
+    """The weights w1 (h, C), b1 (h,), w2 (C, h), b2 (C,) of a channel gate, and its settings."""
+
+    weights: Sequence[Tensor]
+    groups: int
+    sigmoid: bool
+
+
 class Norm(NamedTuple):
     """A batch normalisation of C channels: (u + offset - mean) / sqrt(var + eps) * weight + bias.
 
@@ -59,27 +67,18 @@ class Gates(Protocol):
         """Whether there is a kernel for these numbers of channels and hidden units, else torch computes."""
 
     def channel_gate(
-        self,
-        x: Tensor,
-        weights: Sequence[Tensor],
-        groups: int,
-        sigmoid: bool,
-        layout: torch.memory_format,
-        out_layout: torch.memory_format,
-        /,
+        self, x: Tensor, gate: ChannelGate, layout: torch.memory_format, out_layout: torch.memory_format, /
     ) -> Tensor:
         """See reference.channel_gate; x in `layout`, the result in `out_layout`.
 
-        The weights w1 (h, C), b1 (h,), w2 (C, h), b2 (C,) are cast to the dtype of x.
+        The weights are cast to the dtype of x.
         """
 
     def channel_gate_backward(
         self,
         grad: Tensor,
         x: Tensor,
-        weights: Sequence[Tensor],
-        groups: int,
-        sigmoid: bool,
+        gate: ChannelGate,
         layout: torch.memory_format,
         grad_layout: torch.memory_format,
         need_x: bool,

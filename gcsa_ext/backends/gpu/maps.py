@@ -8,6 +8,11 @@ from torch import Tensor
 from gcsa_ext.layout import memory_format
 
 
+def is_last(layout: torch.memory_format) -> bool:
+    """Whether the layout is channels_last."""
+    return layout == torch.channels_last
+
+
 def convolution_layout(x: Tensor) -> torch.memory_format:
     """The layout of all maps inside a GCSA of x (N, C, H, W).
 
@@ -24,19 +29,19 @@ def saved_shape(channels: int, x: Tensor) -> tuple[int, ...]:
     has changed the layout of x.
     """
     N, _, H, W = x.shape
-    if convolution_layout(x) == torch.channels_last:
+    if is_last(convolution_layout(x)):
         return N, H * W, 1, channels
     return N, channels, H * W
 
 
 def to_saved(u: Tensor, layout: torch.memory_format) -> Tensor:
     """The map u (N, C, H, W), in `layout`, as a view of `saved_shape`."""
-    return u.permute(0, 2, 3, 1).flatten(1, 2).unsqueeze(2) if layout == torch.channels_last else u.flatten(2)
+    return u.permute(0, 2, 3, 1).flatten(1, 2).unsqueeze(2) if is_last(layout) else u.flatten(2)
 
 
 def from_saved(saved: Tensor, x: Tensor, layout: torch.memory_format) -> Tensor:
     """The map (N, C, H, W), in `layout`, as a view of a contiguous tensor of `saved_shape`."""
     N, _, H, W = x.shape
-    if layout == torch.channels_last:
+    if is_last(layout):
         return saved.view(N, H, W, saved.shape[3]).permute(0, 3, 1, 2)
     return saved.view(N, saved.shape[1], H, W)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gcsa_ext.backends.gpu.attention import Attention, contiguous, convolution_backward
-from gcsa_ext.backends.gpu.launches import Gates, Norm
+from gcsa_ext.backends.gpu.launches import ChannelGate, Gates, Norm
 from gcsa_ext.backends.gpu.maps import saved_shape
 from gcsa_ext.backends.operands import ChannelGateArguments, NormGateArguments
 from gcsa_ext.layout import memory_format
@@ -50,21 +50,21 @@ class Operators:
         if a.x.numel() == 0:
             return torch.empty_like(a.x, memory_format=layout)
         with torch.cuda.device_of(a.x):
-            x, weights = a.x.contiguous(memory_format=layout), [w.contiguous() for w in a[1:5]]
-            return self.attention.channel_gate(x, weights, a.groups, a.sigmoid, layout)
+            gate = ChannelGate([w.contiguous() for w in a[1:5]], a.groups, a.sigmoid)
+            return self.attention.channel_gate(a.x.contiguous(memory_format=layout), gate, layout)
 
     def channel_gate_backward(self, grad_out: Tensor, *args: Any) -> tuple[Tensor | None, ...]:
         """See backends/reference.py."""
         a, (need_x, need_weights) = ChannelGateArguments(*args[:7]), args[7:]
         layout = memory_format(a.x)
-        weights = [w.contiguous() for w in a[1:5]]
+        gate = ChannelGate([w.contiguous() for w in a[1:5]], a.groups, a.sigmoid)
         if a.x.numel() == 0:
             grad_x = torch.empty_like(a.x, memory_format=layout) if need_x else None
-            return grad_x, *(torch.zeros_like(w) if need_weights else None for w in weights)
+            return grad_x, *(torch.zeros_like(w) if need_weights else None for w in gate.weights)
         with torch.cuda.device_of(a.x):
             x, grad_out = (t.contiguous(memory_format=layout) for t in (a.x, grad_out))
             grad_x, grads = self.attention.channel_gate_backward(
-                grad_out, x, weights, a.groups, a.sigmoid, layout, need_x, need_weights
+                grad_out, x, gate, layout, need_x, need_weights
             )
         return grad_x, *grads
 

@@ -13,10 +13,11 @@ import torch
 import triton
 from torch import Tensor
 
-from gcsa_ext.backends.gpu import Norm, NormGradients
+from gcsa_ext.backends.gpu import ChannelGate, Norm, NormGradients
+from gcsa_ext.backends.gpu.maps import is_last
 from gcsa_ext.backends.triton.kernels import batch_norm
 from gcsa_ext.backends.triton.kernels import channel_gate as channel_gate_kernels
-from gcsa_ext.backends.triton.launch import Sizes, is_last, power_of_two, precision, programs, sum_partials
+from gcsa_ext.backends.triton.launch import Sizes, power_of_two, precision, programs, sum_partials
 from gcsa_ext.backends.triton.tuning import Configuration, launch_fastest
 
 LARGEST_HIDDEN = 256
@@ -126,14 +127,10 @@ def with_stages(blocks: Configuration, *stages: int) -> list[Configuration]:
 
 
 def channel_gate(
-    x: Tensor,
-    weights: Sequence[Tensor],
-    groups: int,
-    sigmoid: bool,
-    layout: torch.memory_format,
-    out_layout: torch.memory_format,
+    x: Tensor, gate: ChannelGate, layout: torch.memory_format, out_layout: torch.memory_format
 ) -> Tensor:
     """See `Gates.channel_gate`."""
+    weights, groups, sigmoid = gate
     sizes, h = Sizes.of(x), weights[0].shape[0]
     out = torch.empty_like(x, memory_format=out_layout)
     fits = fits_one_block(sizes.channels, h, x.dtype)
@@ -170,15 +167,14 @@ def channel_gate(
 def channel_gate_backward(
     grad: Tensor,
     x: Tensor,
-    weights: Sequence[Tensor],
-    groups: int,
-    sigmoid: bool,
+    gate: ChannelGate,
     layout: torch.memory_format,
     grad_layout: torch.memory_format,
     need_x: bool,
     need_weights: bool,
 ) -> tuple[Tensor | None, list[Tensor | None]]:
     """See `Gates.channel_gate_backward`."""
+    weights, groups, sigmoid = gate
     sizes, h = Sizes.of(x), weights[0].shape[0]
     C = sizes.channels
     grad_x = torch.empty_like(x, memory_format=layout) if need_x else None

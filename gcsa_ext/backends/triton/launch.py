@@ -56,10 +56,6 @@ class Sizes(NamedTuple):
         return {"UNIT": self.unit, "WIDE": self.positions >= LARGEST_32_BITS}
 
 
-def is_last(layout: torch.memory_format) -> bool:
-    return layout == torch.channels_last
-
-
 def precision(x: Tensor) -> str:
     """The input precision of tl.dot: "tf32" where torch's own matrix products use tf32, else "ieee"."""
     return "tf32" if tf32(x) else "ieee"
