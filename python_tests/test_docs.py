@@ -138,7 +138,8 @@ def anchors(page: Path) -> set[str]:
 
 @pytest.mark.parametrize("page", TEXTS, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_to_files_and_sections(page: Path) -> None:
-    for target in re.findall(r"\]\((?!https?://)(.*?)\)", page.read_text(encoding="utf-8")):
+    prose = re.sub(r"^```.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    for target in re.findall(r"\]\((?!https?://)(.*?)\)", prose):
         path, _, anchor = target.partition("#")
         file = page.parent / path if path else page
         assert file.is_file(), f"{page}: {target}"

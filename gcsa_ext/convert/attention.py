@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from typing import TypeVar
 
 from torch import nn
 
 from gcsa_ext.convert.probe import BRANCHES, HOOKS, branch, probe, structural_difference
 from gcsa_ext.nn.attention import GCSA
 
-_Gcsa = TypeVar("_Gcsa", bound=GCSA)
 
-
-def from_module(module: nn.Module, kind: type[_Gcsa] = GCSA) -> _Gcsa:  # type: ignore[assignment]
+def from_module(module: nn.Module, kind: type[GCSA] = GCSA) -> GCSA:
     """The GCSA that computes what `module` computes and shares its layers, parameters, buffers and hooks.
 
     Args:
