@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_network import CONFIG, SETTINGS, make_model
 
 from gcsa_ext.corpora import ABAW, EMOTIONS, RAVDESS, ClipSettings, LabelSet, label_set
 from gcsa_ext.inference.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
@@ -16,21 +17,8 @@ from gcsa_ext.nn import BimodalNet
 
 # Written by gcsa-ext 0.1.0, with the seed 0 and the settings and metadata that the test expects.
 OLD_CHECKPOINT = Path(__file__).with_name("checkpoint_0.1.0")
-SETTINGS = ClipSettings(frames_per_clip=2, image_size=24, n_mels=24, faces="frame")
-CONFIG = {
-    "visual": {"widths": [8, 12], "depths": [1, 1]},
-    "audio": {"branch_width": 4, "widths": [8, 12], "depths": [1, 1]},
-    "num_classes": 8,
-    "dropout": 0.1,
-    "frequency_mask_param": 4,
-}
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def make_model() -> BimodalNet:
-    torch.manual_seed(0)
-    return BimodalNet.from_config(CONFIG)
 
 
 def test_checkpoint_round_trip(tmp_path: Path) -> None:

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from small_network import SETTINGS, make_model
 
 from gcsa_ext.corpora import (
     ABAW,
     EMOTIONS,
     RAVDESS,
-    ClipSettings,
     LabelSet,
     collate_clips,
     label_set,
@@ -39,15 +39,6 @@ from gcsa_ext.training.fit import (
 from gcsa_ext.training.module import ExpressionModule
 from gcsa_ext.training.progress import progress_bar
 
-SETTINGS = ClipSettings(frames_per_clip=2, image_size=24, n_mels=24, faces="frame")
-CONFIG = {
-    "visual": {"widths": [8, 12], "depths": [1, 1]},
-    "audio": {"branch_width": 4, "widths": [8, 12], "depths": [1, 1]},
-    "num_classes": 8,
-    "dropout": 0.1,
-    "frequency_mask_param": 4,
-}
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -60,11 +51,6 @@ def make_data(corpus: Path, seed: int = 0) -> ClipDataModule:
     return ClipDataModule(
         read_manifest(corpus), SETTINGS, corpus.parent / "prepared", batch_size=8, seed=seed
     )
-
-
-def make_model() -> BimodalNet:
-    torch.manual_seed(0)
-    return BimodalNet.from_config(CONFIG)
 
 
 def run(corpus: Path, out: Path, **options: object) -> TrainingResult:

@@ -44,34 +44,13 @@ class _Blocks(NamedTuple):
 
 # By the number of hidden units, rounded up to a power of two: the largest blocks for which code for sm_90
 # keeps everything in registers (in the last row nearly everything). float32 products run on ordinary units,
-# whose operands take registers too.
-_FORWARD_16_BIT = {
-    16: _Blocks(64, 64, 4),
-    32: _Blocks(128, 64, 8),
-    64: _Blocks(64, 64, 8),
-    128: _Blocks(64, 32, 8),
-    256: _Blocks(32, 32, 8),
-}
-_FORWARD_32_BIT = {
-    16: _Blocks(64, 32, 4),
-    32: _Blocks(32, 32, 4),
-    64: _Blocks(32, 32, 8),
-    128: _Blocks(16, 32, 8),
-    256: _Blocks(16, 16, 8),
-}
-_BACKWARD_16_BIT = {
-    16: _Blocks(32, 32, 4),
-    32: _Blocks(32, 32, 4),
-    64: _Blocks(32, 32, 4),
-    128: _Blocks(32, 32, 8),
-    256: _Blocks(16, 16, 8),
-}
-_BACKWARD_32_BIT = {
-    16: _Blocks(32, 32, 8),
-    32: _Blocks(32, 32, 8),
-    64: _Blocks(16, 32, 8),
-    128: _Blocks(16, 16, 8),
-    256: _Blocks(16, 16, 8),
+# whose operands take registers too. Columns: 16 bits forward and backward, 32 bits forward and backward.
+_SPLIT_BLOCKS = {
+    16: (_Blocks(64, 64, 4), _Blocks(32, 32, 4), _Blocks(64, 32, 4), _Blocks(32, 32, 8)),
+    32: (_Blocks(128, 64, 8), _Blocks(32, 32, 4), _Blocks(32, 32, 4), _Blocks(32, 32, 8)),
+    64: (_Blocks(64, 64, 8), _Blocks(32, 32, 4), _Blocks(32, 32, 8), _Blocks(16, 32, 8)),
+    128: (_Blocks(64, 32, 8), _Blocks(32, 32, 8), _Blocks(16, 32, 8), _Blocks(16, 16, 8)),
+    256: (_Blocks(32, 32, 8), _Blocks(16, 16, 8), _Blocks(16, 16, 8), _Blocks(16, 16, 8)),
 }
 
 
@@ -86,25 +65,26 @@ def fits_one_block(channels: int, hidden: int, dtype: torch.dtype) -> bool:
     return all_channels <= 128 and all_channels * units <= (4096 if dtype.itemsize == 2 else 1024)
 
 
+def _blocks(channels: int, hidden: int, dtype: torch.dtype, backward: bool) -> Configuration:
+    is_wide = dtype.itemsize != 2
+    if not fits_one_block(channels, hidden, dtype):
+        blocks = _SPLIT_BLOCKS[power_of_two(hidden, 16)][2 * is_wide + backward]
+    elif is_wide:
+        blocks = _Blocks(64, 16 if backward else 32, 8)
+    else:
+        blocks = _Blocks(128, 32 if backward else 64, 4 if channels <= 64 else 8)
+    return blocks.constants(channels, hidden)
+
+
 def forward_blocks(channels: int, hidden: int, dtype: torch.dtype) -> Configuration:
     """The blocks of `channel_gate_forward` where `fits_one_block`, else of `channel_gate_forward_split`."""
-    if fits_one_block(channels, hidden, dtype):
-        if dtype.itemsize == 2:
-            return _Blocks(128, 64, 4 if channels <= 64 else 8).constants(channels, hidden)
-        return _Blocks(64, 32, 8).constants(channels, hidden)
-    table = _FORWARD_16_BIT if dtype.itemsize == 2 else _FORWARD_32_BIT
-    return table[power_of_two(hidden, 16)].constants(channels, hidden)
+    return _blocks(channels, hidden, dtype, backward=False)
 
 
 def backward_blocks(channels: int, hidden: int, dtype: torch.dtype) -> Configuration:
     """The blocks of `channel_gate_backward` where `fits_one_block`, else of `channel_gate_backward_x` and
     `channel_gate_backward_weights`."""
-    if fits_one_block(channels, hidden, dtype):
-        if dtype.itemsize == 2:
-            return _Blocks(128, 32, 4 if channels <= 64 else 8).constants(channels, hidden)
-        return _Blocks(64, 16, 8).constants(channels, hidden)
-    table = _BACKWARD_16_BIT if dtype.itemsize == 2 else _BACKWARD_32_BIT
-    return table[power_of_two(hidden, 16)].constants(channels, hidden)
+    return _blocks(channels, hidden, dtype, backward=True)
 
 
 def contiguous_groups(groups: int, x: Tensor, layout: torch.memory_format, blocks: Configuration) -> int:
