@@ -17,7 +17,7 @@ from harness.case import shape_name
 from harness.machine import ROOT, write
 
 BEGIN, END = "<!-- speed table begin -->", "<!-- speed table end -->"
-README_MACHINE = "zen5"
+README_MACHINE = "zen4"
 README_ROWS = (
     "GCSA eval forward 8x64x56x56",
     "GCSA eval forward 8x512x7x7",
