@@ -17,7 +17,7 @@ av = import_extra("av")
 
 # Starting threads takes longer than decoding a frame of fewer pixels.
 _THREADED_DECODING_PIXELS = 640 * 360
-# From PyAV 17 on, converting a frame starts a thread per processor unless told otherwise.
+# From PyAV 17 on, converting a frame starts a thread per processor by default.
 _ONE_THREAD = {"threads": 1} if int(av.__version__.partition(".")[0]) >= 17 else {}
 
 
