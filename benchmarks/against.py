@@ -136,7 +136,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("revision", help="of this repository, for example a tag or a commit")
     parser.add_argument("--seconds", type=float, default=5.0, help="for each of ten rows (default 5)")
     parser.add_argument("--threads", type=int, default=2, help="torch threads (default 2)")
-    parser.add_argument("--compile", action="store_true", help="torch.compile is a peer, too")
+    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out of the peers")
     parser.add_argument(
         "--cache",
         type=Path,
@@ -159,7 +159,7 @@ def main() -> int:
             print(what, file=sys.stderr, flush=True)
             watch = Disturbances()
             case = gcsa_case(shape, training, backward=training)
-            calls = contenders(case, peer, arguments.compile)
+            calls = contenders(case, peer, not arguments.no_compile)
             spans = measure(calls, arguments.seconds, most_rounds=100_000, between=watch.between)
             times = {name: statistics.median(span) for name, span in spans.items()}
             found: dict[str, Any] = watch.found()

@@ -12,7 +12,6 @@ import torch
 
 from gcsa_ext import backends
 
-OPERATORS = ("channel_gate", "norm_gate", "frequency_mask")
 """Operators that every backend has."""
 
 OPTIONAL = (
@@ -54,7 +53,7 @@ def info() -> dict[str, Any]:
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
     reasons = {
         backend: {
-            device: backends.unsupported(backend, OPERATORS[0], torch.device(device), torch.float32)
+            device: backends.unsupported(backend, "channel_gate", torch.device(device), torch.float32)
             for device in devices
         }
         for backend in backends.ORDER

@@ -1,4 +1,4 @@
-// The CUDA driver, as the runtime that the kernels are linked with sees it.
+// What the CUDA runtime, which is linked into the extension, reports of the driver.
 #pragma once
 
 #include <string>

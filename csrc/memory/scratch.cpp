@@ -30,7 +30,7 @@ constexpr int64_t largest_result(int64_t bytes) { return bytes + bytes / 4 + lar
 
 int64_t page_size() {
 #ifdef __unix__
-    static const int64_t size = sysconf(_SC_PAGESIZE);
+    static const int64_t size = std::max<int64_t>(sysconf(_SC_PAGESIZE), 4096);  // -1 where it is unknown
     return size;
 #else
     return 4096;

@@ -19,6 +19,10 @@ void mask_into(
     const Shape shape = shape_of(spectrogram), rows = shape_of(start);
     require(shape.size() >= 2 && shape_of(out) == shape, "a spectrogram (..., bins, frames), and a result like it");
     require(!rows.empty() && shape_of(width) == rows, "start and width of one shape");
+    require(dtype_of(out).is(dtype_of(spectrogram)), "a result of the spectrogram's dtype");
+    require(dtype_of(start).is(torch().int64) && dtype_of(width).is(torch().int64), "start and width in int64");
+    for (const py::object& tensor : {out, spectrogram, start, width})
+        require(dense(tensor).is(tensor), "contiguous tensors");
     if (elements(shape) == 0 || rows.back() == 0) return;
     const int64_t frames = shape.back(), bins = shape[shape.size() - 2], bands = rows.back();
     const int64_t batch = elements(shape) / (bins * frames);
@@ -42,8 +46,8 @@ void mask_into(
     cpu::kernels().frequency_mask(call);
 }
 
-// An uninitialised spectrogram. Smaller results come from glibc, whose memory is likelier to be in the caches; larger blocks
-// glibc always asks the system for and gives back.
+// An uninitialised spectrogram. Memory of up to 32 MiB comes from malloc, which reuses what is likelier to be in the caches.
+// Larger blocks malloc would map anew in every call.
 py::object empty_spectrogram(const py::object& like) {
     return empty(shape_of(like), dtype_of(like), Layout::contiguous, 32 << 20);
 }

@@ -85,6 +85,7 @@ void use_torch(const py::dict& names) {
         {&t.float64, "float64"},
         {&t.bfloat16, "bfloat16"},
         {&t.float16, "float16"},
+        {&t.int64, "int64"},
         {&t.channels_last, "channels_last"},
         {&t.contiguous_format, "contiguous_format"},
         {&t.empty, "empty"},

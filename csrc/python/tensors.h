@@ -13,7 +13,7 @@ namespace gcsa_ext {
 
 // What the extension uses of torch, each under its name in the dictionary that `use_torch` is given.
 struct Torch {
-    pybind11::object float32, float64, bfloat16, float16;
+    pybind11::object float32, float64, bfloat16, float16, int64;
     pybind11::object channels_last, contiguous_format;
     pybind11::object empty, from_dlpack;
     pybind11::object threads;  // a function: how many threads a kernel may use

@@ -99,7 +99,7 @@ def explain_convolution(x: Tensor, weight: Tensor) -> tuple[str, str]:
 def conv2d_same(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """See reference.conv2d_same; by the algorithm of `explain_convolution`."""
     if explain_convolution(x, weight)[0] == "direct":
-        return reference.conv2d_same(x, weight, bias)
+        return reference.conv2d_same(x, weight, bias).contiguous(memory_format=memory_format(x))
     assert native.extension is not None
     out: Tensor = native.extension.convolution(x, weight, bias)
     return out

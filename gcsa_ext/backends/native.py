@@ -39,6 +39,7 @@ def torch_names() -> dict[str, object]:
         "float64": torch.float64,
         "bfloat16": torch.bfloat16,
         "float16": torch.float16,
+        "int64": torch.int64,
         "channels_last": torch.channels_last,
         "contiguous_format": torch.contiguous_format,
         "empty": torch.empty,

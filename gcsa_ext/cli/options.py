@@ -41,7 +41,8 @@ def add_manifest_options(parser: argparse.ArgumentParser) -> None:
         type=Path,
         required=True,
         help="CSV file with the columns path, label (a class name or index), split (train, "
-        "validation or test) and optionally start and end in seconds; relative paths start at its folder",
+        "validation or test) and optionally start and end in seconds, speaker, and frame_labels (a text file "
+        "with a label index a line); relative paths start at its folder",
     )
     parser.add_argument(
         "--cache", type=Path, help="folder for prepared clips (default: in the user's cache folder)"

@@ -15,6 +15,7 @@ from gcsa_ext.extra import import_extra
 from gcsa_ext.nn import BimodalNet
 
 safetensors_torch = import_extra("safetensors.torch")
+SafetensorError = import_extra("safetensors").SafetensorError
 
 FORMAT = "gcsa-ext-checkpoint"
 FORMAT_VERSION = 1
@@ -133,7 +134,10 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
                 f"{weights_file.name} and {description_file.name} side by side"
             )
     description = _read_description(description_file)
-    weights = weights_file.read_bytes()
+    try:
+        weights = weights_file.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{weights_file}: it cannot be read ({error})") from error
     digest = hashlib.sha256(weights).hexdigest()
     if digest != description["weights_sha256"]:
         raise CheckpointError(
@@ -151,7 +155,7 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         if labels.classes != classes:
             raise ValueError(f"the class names {classes} beside a label set of {labels.classes}")
         model.load_state_dict(safetensors_torch.load(weights))
-    except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+    except (SafetensorError, RuntimeError, TypeError, ValueError, AttributeError) as error:
         raise CheckpointError(
             f"{description_file}: its parts do not fit together, or not this gcsa-ext ({error})"
         ) from error

@@ -1,4 +1,4 @@
-"""The log-mel spectrogram, the form in which the network hears a clip."""
+"""The log-mel spectrogram, the audio input of the network."""
 
 import math
 

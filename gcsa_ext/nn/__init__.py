@@ -1,8 +1,6 @@
 """Modules: attention, masking, backbones, fusion, loss, the two-modality network. They need torch alone."""
 
-from torch import nn
-
-from gcsa_ext.nn.attention import GCSA
+from gcsa_ext.nn.attention import GCSA, replace_attention
 from gcsa_ext.nn.bimodal import BimodalNet, BimodalOutput
 from gcsa_ext.nn.fusion import ProportionalFusion
 from gcsa_ext.nn.loss import BimodalLoss, CoarseFineLoss
@@ -22,10 +20,3 @@ __all__ = [
     "ProportionalFusion",
     "replace_attention",
 ]
-
-
-def replace_attention(model: nn.Module) -> int:
-    """Exchange the attention modules inside a model: see `gcsa_ext.convert.replace_attention`."""
-    from gcsa_ext import convert
-
-    return convert.replace_attention(model)

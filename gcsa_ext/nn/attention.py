@@ -190,3 +190,10 @@ def _next_momentum(norm: BatchNorm) -> float | Tensor:
         if norm.momentum is None:  # cumulative average
             return 1 / norm.num_batches_tracked.to(torch.float32)
     return 0.0 if norm.momentum is None else norm.momentum
+
+
+def replace_attention(model: nn.Module) -> int:
+    """Exchange the attention modules inside a model: see `gcsa_ext.convert.replace_attention`."""
+    from gcsa_ext import convert
+
+    return convert.replace_attention(model)

@@ -110,9 +110,10 @@ def _backward(
     registration.check_gradient("gcsa", grad_out, a.x.shape, a.x)
     differentiate = backends.select("gcsa_backward", a.x)
     # Another backend may have run the forward pass and saved u1 and u2 in its own layout, which this backend
-    # cannot read. The reference reads neither.
-    saved = tuple((tuple(u.shape), u.dtype) for u in (u1, u2))
-    if saved != tuple((shape, a.x.dtype) for shape in _saved_shapes(a)):
+    # cannot read. The reference saves NaN, and reads neither.
+    saved = tuple((tuple(u.shape), u.dtype, u.device) for u in (u1, u2))
+    fits = saved == tuple((shape, a.x.dtype, a.x.device) for shape in _saved_shapes(a))
+    if not fits or (u1.is_cpu and u1.flatten()[0].isnan()):
         differentiate = backends.reference.gcsa_backward
     grads = differentiate(grad_out, a, u1, u2, (batch_statistics1, batch_statistics2), need)
     return tuple(

@@ -12,19 +12,16 @@ LIBRARY = torch.library.Library("gcsa_ext", "DEF")
 """The namespace torch.ops.gcsa_ext."""
 
 
-def define(
-    schema: str, implementation: Callable[..., Any], fake: Callable[..., Any], tags: Sequence[torch.Tag] = ()
-) -> None:
+def define(schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> None:
     """Define an operator.
 
     Args:
         schema: the operator's name and signature in torch's schema language.
         implementation: computes it on every device, by the backend that it selects.
         fake: the shape rule: checks the arguments and returns uninitialised results.
-        tags: besides pt2_compliant_tag.
     """
     name = schema.split("(")[0]
-    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag, *tags))
+    LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     LIBRARY.impl(name, implementation, "CompositeExplicitAutograd")
     torch.library.register_fake(f"gcsa_ext::{name}", fake, lib=LIBRARY)
 

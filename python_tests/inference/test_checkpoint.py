@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from collections.abc import Sequence
@@ -120,3 +121,14 @@ def test_failed_save_leaves_the_old_checkpoint(tmp_path: Path) -> None:
         save_checkpoint(tmp_path / "m", model, SETTINGS, EMOTIONS, {"bad": object()})
     load_checkpoint(tmp_path / "m")
     assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_weights_that_are_no_safetensors_are_refused(tmp_path: Path) -> None:
+    """Also where the description has the digest of the damaged file."""
+    weights, description = save_checkpoint(tmp_path / "m", make_model(), SETTINGS, EMOTIONS)
+    weights.write_bytes(b"\x08\x00\x00\x00\x00\x00\x00\x00 damaged")
+    values = json.loads(description.read_text(encoding="utf-8"))
+    values["weights_sha256"] = hashlib.sha256(weights.read_bytes()).hexdigest()
+    description.write_text(json.dumps(values), encoding="utf-8")
+    with pytest.raises(CheckpointError, match="its parts do not fit together"):
+        load_checkpoint(tmp_path / "m")

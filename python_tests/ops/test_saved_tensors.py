@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import torch
 from devices import every_backend
+from gcsa_operands import SETTINGS, operator_arguments
 from pairs import pair, step
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.checkpoint import checkpoint
 
+import gcsa_ext
 from gcsa_ext import GCSA
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -178,3 +180,13 @@ def test_checkpoints_with_one_pass_profiled(profiled: str) -> None:
     with profiler("backward"):
         (found,) = torch.autograd.grad(out.sum(), x)
     assert torch.equal(found, expected)
+
+
+def test_a_backward_pass_of_another_backend_than_the_forward_pass() -> None:
+    """The reference saves no outputs of convolutions, which the kernels must not take for theirs."""
+    arguments = [value.requires_grad_() for value in operator_arguments()]
+    with gcsa_ext.use_backend("reference"):
+        out = torch.ops.gcsa_ext.gcsa(*arguments, *4 * (None,), *SETTINGS)[0]
+        expected = torch.autograd.grad(out.sum(), arguments, retain_graph=True)
+    found = torch.autograd.grad(out.sum(), arguments)
+    torch.testing.assert_close(found, expected)

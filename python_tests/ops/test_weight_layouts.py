@@ -9,6 +9,7 @@ import torch
 from pairs import pair, step
 
 from gcsa_ext import GCSA
+from gcsa_ext.functional import conv2d_same
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -79,3 +80,12 @@ def test_weights_that_data_exchanges(calls: list[str]) -> None:
     weight.data = data.transpose(2, 3).contiguous().transpose(2, 3)
     assert torch.equal(module(x), expected)
     assert calls == ["gcsa", "gcsa"]
+
+
+@pytest.mark.parametrize("kernel_size", [1, 3, 7])
+def test_a_convolution_keeps_the_layout_of_the_map(kernel_size: int) -> None:
+    x = torch.randn(2, 4, 6, 5)
+    weight = torch.randn(3, 4, kernel_size, kernel_size).contiguous(memory_format=torch.channels_last)
+    out = conv2d_same(x, weight)
+    assert out.stride() == torch.empty(2, 3, 6, 5).stride()
+    torch.library.opcheck(torch.ops.gcsa_ext.conv2d_same, (x, weight, None))

@@ -97,7 +97,7 @@ struct BackwardPlan {
 
     PlannedConvolution<T> conv1, conv2;  // from the gradient of each convolution's output to that of its input
     bool want_gate, want_z;              // gradients of the gate's weights, and of the gated map
-    bool u2_in_grad_x;                   // the gradient of u2 is done with before that of x is written: it lies there
+    bool u2_in_grad_x;                   // the gradient of u2 is stored in grad_x, which is written after its last use
     int64_t z_size, a1_size, packed_size, spectra_size, unit_sums_size;
     int64_t sums_size, gate_size, unit_size, scratch_size;  // of each thread
 
@@ -252,8 +252,8 @@ class BackwardPass {
         });
     }
 
-    // Through the second convolution and the relu: the gradient of norm1's result comes in a1's place, since the spectra of
-    // a group of tiles are taken before the gradients of these tiles are written.
+    // Through the second convolution and the relu. The gradient of norm1's result overwrites a1: the spectra of a group of
+    // tiles are computed before the gradients of these tiles are written.
     void differentiate_conv2_(const Team& team, const ChannelSums<A>& sums, A* unit, A* scratch) const {
         const auto taps = Taps<A>::backward(p_.conv2.weight, p_.conv2.layout, s_.C, s_.h, s_.k);
         const WeightGradient<A> weights{
