@@ -110,10 +110,11 @@ def _backward(
     registration.check_gradient("gcsa", grad_out, a.x.shape, a.x)
     differentiate = backends.select("gcsa_backward", a.x)
     # Another backend may have run the forward pass and saved u1 and u2 in its own layout, which this backend
-    # cannot read. The reference saves NaN, and reads neither.
+    # cannot read. The reference reads neither; it saves NaN, in the shapes of the kernels for the CPU.
     saved = tuple((tuple(u.shape), u.dtype, u.device) for u in (u1, u2))
     fits = saved == tuple((shape, a.x.dtype, a.x.device) for shape in _saved_shapes(a))
-    if not fits or (u1.is_cpu and u1.flatten()[0].isnan()):
+    by_cpu = differentiate is backends.cpu.operators.get("gcsa_backward")
+    if not fits or (by_cpu and u1.flatten()[0].isnan()):
         differentiate = backends.reference.gcsa_backward
     grads = differentiate(grad_out, a, u1, u2, (batch_statistics1, batch_statistics2), need)
     return tuple(

@@ -20,8 +20,11 @@ def unsupported_dtype(backend: str, operator: str, dtype: torch.dtype) -> str | 
 
 
 def too_old(kernels: str, device: torch.device) -> str | None:
-    """Why an NVIDIA GPU is too old for `kernels`, or None if it is not."""
-    properties = torch.cuda.get_device_properties(device)
+    """Why an NVIDIA GPU is missing or too old for `kernels`, or None if it is neither."""
+    try:
+        properties = torch.cuda.get_device_properties(device)
+    except (RuntimeError, AssertionError) as error:  # no driver, no GPU, or a torch without CUDA
+        return f"{kernels} cannot run on {device}: {error}"
     if properties.major >= 8:
         return None
     return f"{kernels} need compute capability 8.0, {device} has {properties.major}.{properties.minor}"
