@@ -39,7 +39,7 @@ def test_kernels_run_on_a_gpu(backend: str) -> None:
 def test_errors_of_launches_name_kernel_and_shape(backend: str) -> None:
     """The error is that of a device that does not exist."""
     if backend != "cuda":
-        pytest.skip("the errors of Triton's launches are Triton's")
+        pytest.skip("gcsa_ext words the errors of its CUDA launches; Triton words those of its own")
     kernels, x = backends.cuda.launch.kernels(), torch.zeros(2, 3, 4)
     band = torch.zeros(1, dtype=torch.int64)
     target = (99, 0, 132, 227 * 1024)
@@ -75,7 +75,7 @@ def test_every_table_of_block_sizes(hidden: int) -> None:
 def tuning(backend: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """Tuning switched on, without earlier choices."""
     if backend != "triton":
-        pytest.skip("only Triton's kernels are tuned")
+        pytest.skip("only the triton backend times configurations of its kernels")
     module: ModuleType = backends.triton.tuning
     monkeypatch.setattr(module, "enabled", True)
     monkeypatch.setattr(module, "chosen", {})
