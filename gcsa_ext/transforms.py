@@ -21,7 +21,7 @@ def needs_plain_torch() -> bool:
         active is None
         or active()
         or getattr(forward_ad, "_current_level", 0) >= 0
-        or torch.jit.is_tracing()
+        or torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
         or _exports()
     )
 
@@ -29,8 +29,8 @@ def needs_plain_torch() -> bool:
 def _exports() -> bool:
     """Whether torch.export runs.
 
-    TorchDynamo takes the public torch.compiler.is_exporting() for True in whatever it traces. Where the private
-    flag is missing, an export that uses TorchDynamo (strict=True) is not found out.
+    TorchDynamo takes the public torch.compiler.is_exporting() for True in whatever it traces. Where the
+    private flag is missing, an export that uses TorchDynamo (strict=True) is not found out.
     """
     flag: bool | None = getattr(torch.compiler, "_is_exporting_flag", None)
     if flag is None:
