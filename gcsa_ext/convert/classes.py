@@ -10,10 +10,11 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gcsa_ext.convert.fused import fuse
 from gcsa_ext.convert.recognition import NotAttentionError
+from gcsa_ext.transforms import needs_plain_torch
 
 _left: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 """Objects of fused classes that are not to be fused: they were refused, or restored."""
@@ -72,6 +73,8 @@ def fuse_class(kind: type[nn.Module]) -> bool:
             same
             and "forward" not in self.__dict__
             and not torch.compiler.is_compiling()
+            and not needs_plain_torch()
+            and all(isinstance(arg, Tensor) for arg in args)  # none of torch.fx's proxies
             and _fuse_object(self)
         ):
             return self.forward(*args, **kwargs)
