@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gcsa_ext.convert.fused import fuse
+from gcsa_ext.convert.fused import fuse, has_other_forward
 from gcsa_ext.convert.recognition import NotAttentionError
 from gcsa_ext.transforms import needs_plain_torch
 
@@ -71,7 +71,7 @@ def fuse_class(kind: type[nn.Module]) -> bool:
         same = getattr(type(self).forward, "replaced", None) is forward
         if (
             same
-            and "forward" not in self.__dict__
+            and not has_other_forward(self)
             and not torch.compiler.is_compiling()
             and not needs_plain_torch()
             and all(isinstance(arg, Tensor) for arg in args)  # none of torch.fx's proxies
