@@ -46,8 +46,9 @@ def info() -> dict[str, Any]:
 
     Returns:
         A dict that json can write: "versions" (None where not installed), "build" (None without the compiled
-        module), "load_error", "isa", "threads", "forced_backend", and "backends": {backend: {device type:
-        the reason why it cannot run, or None if it can}}.
+        module), "load_error", "isa", "threads", "forced_backend", "backends": {backend: {device type: the
+        reason why it cannot run, or None if it can}}, and "proofs" of the kernels for GPUs in this process:
+        whether they are "enabled", the list "passed", and "failed": {what was proved: why it failed}.
     """
     extension = backends.native.extension
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
@@ -58,6 +59,7 @@ def info() -> dict[str, Any]:
         }
         for backend in backends.ORDER
     }
+    proofs = dict(backends.proof.results)
     return {
         "versions": {
             "gcsa-ext": _version("gcsa-ext"),
@@ -73,7 +75,23 @@ def info() -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "forced_backend": backends.forced_backend(),
         "backends": reasons,
+        "proofs": {
+            "enabled": backends.proof.enabled,
+            "passed": [str(subject) for subject, reason in proofs.items() if reason is None],
+            "failed": {str(subject): reason for subject, reason in proofs.items() if reason is not None},
+        },
     }
+
+
+def _proof_lines(proofs: dict[str, Any]) -> list[str]:
+    if not proofs["enabled"]:
+        return ["proofs of kernels for GPUs", "  switched off: GCSA_EXT_PROOF=0"]
+    outcomes = [f"  {subject}: passed" for subject in proofs["passed"]]
+    outcomes += [f"  {subject}: failed: {reason}" for subject, reason in proofs["failed"].items()]
+    return [
+        "proofs of kernels for GPUs",
+        *(outcomes or ["  none so far: the first use of an operator proves it"]),
+    ]
 
 
 def format_info() -> str:
@@ -102,4 +120,5 @@ def format_info() -> str:
     if forced := report["forced_backend"]:
         known = forced in backends.ORDER
         lines.append(f"  forced: {forced}{'' if known else ', which is none of them'}")
+    lines += _proof_lines(report["proofs"])
     return "\n".join(lines)

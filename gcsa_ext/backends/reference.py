@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gcsa_ext import reference
 from gcsa_ext.backends import cpu
+from gcsa_ext.backends.gpu import maps
 from gcsa_ext.backends.operands import Arguments, ChannelGateArguments, NormGateArguments
 from gcsa_ext.layout import memory_format
 
@@ -115,10 +116,10 @@ def frequency_mask_(spectrogram: Tensor, start: Tensor, width: Tensor, value: fl
 def saved_shape(channels: int, x: Tensor) -> tuple[int, ...]:
     """The shape in which the kernels save a convolution's output.
 
-    This backend saves nothing, but a graph that was compiled while kernels were available expects this shape.
+    This backend saves nothing, but the kernels may compute one of both passes, and a compiled graph expects
+    one shape whoever computes.
     """
-    N, _, H, W = x.shape
-    return cpu.saved_shape(channels, x) if x.device.type == "cpu" else (N, channels, H * W)
+    return cpu.saved_shape(channels, x) if x.device.type == "cpu" else maps.saved_shape(channels, x)
 
 
 def gcsa(a: Arguments) -> tuple[Tensor, ...]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gcsa_ext import backends, reference
+from gcsa_ext.backends.gpu import capture
 from gcsa_ext.backends.operands import DIFFERENTIABLE, Arguments
 from gcsa_ext.layout import memory_format
 from gcsa_ext.ops import registration
@@ -87,7 +88,10 @@ def _select(operator: str, a: Arguments) -> Callable[..., Any]:
 def _forward(*args: Any) -> tuple[Tensor, ...]:
     a = Arguments(*args)
     _check(a)
-    results: tuple[Tensor, ...] = _select("gcsa", a)(a)
+    compute = _select("gcsa", a)
+    if compute is backends.reference.gcsa:
+        _reference_has_run.add((a.x.device, a.x.dtype))
+    results: tuple[Tensor, ...] = compute(a)
     return results
 
 
@@ -118,6 +122,21 @@ def _forward_fake(*args: Any) -> tuple[Tensor, ...]:
     return _inference_fake(*args), *map(a.x.new_empty, _saved_shapes(a)), *statistics
 
 
+_reference_has_run: set[tuple[torch.device, torch.dtype]] = set()
+"""The devices and dtypes for which the reference has computed a forward pass in this process."""
+
+
+def _saved_by_reference(u1: Tensor) -> bool:
+    """Whether the reference may have run the forward pass that saved u1.
+
+    Reading u1 on a GPU waits for the GPU, so it is read only if the reference has run at all. While a CUDA
+    graph is captured it cannot be read.
+    """
+    if (u1.device, u1.dtype) not in _reference_has_run:
+        return False
+    return capture.is_capturing(u1) or bool(u1.flatten()[0].isnan())
+
+
 def _backward(
     grad_out: Tensor,
     u1: Tensor,
@@ -132,11 +151,10 @@ def _backward(
     registration.check_gradient("gcsa", grad_out, a.x.shape, a.x)
     differentiate = _select("gcsa_backward", a)
     # Another backend may have run the forward pass and saved u1 and u2 in its own layout, which this backend
-    # cannot read. The reference reads neither; it saves NaN, in the shapes of the kernels for the CPU.
+    # cannot read. The reference reads neither, and saves NaN.
     saved = tuple((tuple(u.shape), u.dtype, u.device) for u in (u1, u2))
     fits = saved == tuple((shape, a.x.dtype, a.x.device) for shape in _saved_shapes(a))
-    by_cpu = differentiate is backends.cpu.operators.get("gcsa_backward")
-    if not fits or (by_cpu and u1.flatten()[0].isnan()):
+    if not fits or (differentiate is not backends.reference.gcsa_backward and _saved_by_reference(u1)):
         differentiate = backends.reference.gcsa_backward
     grads = differentiate(grad_out, a, u1, u2, (batch_statistics1, batch_statistics2), need)
     return tuple(

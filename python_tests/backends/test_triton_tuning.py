@@ -13,6 +13,7 @@ from torch import Tensor
 
 import gcsa_ext
 from gcsa_ext import GCSA, functional
+from gcsa_ext.backends.gpu import capture
 
 tuning = imported("gcsa_ext.backends.triton.tuning")
 gates = imported("gcsa_ext.backends.triton.gates")
@@ -150,7 +151,7 @@ def test_captures_of_other_threads_are_not_disturbed(start: Start, monkeypatch: 
             mode._obj.value = previous
             return 0
 
-    monkeypatch.setattr(tuning, "cuda_driver", Driver)
+    monkeypatch.setattr(capture, "cuda_driver", Driver)
     launch, during = device.launch, []
     monkeypatch.setattr(device, "launch", lambda *a: during.append(modes[0]) or launch(*a))
     run(device, "kernel", 64)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gcsa_ext.backends.cuda.launch import ELEMENTS, address, kernels, target, vector
-from gcsa_ext.backends.gpu.support import tf32
+from gcsa_ext.backends.gpu.support import convolution_tf32, tf32
 from gcsa_ext.backends.operands import Arguments
 from gcsa_ext.layout import memory_format
 
@@ -42,16 +42,6 @@ def _arguments(x: Tensor, hidden: int, kernel_size: int, groups: int, sigmoid: b
     units = (tf32(x), convolution_tf32(x))
     last = memory_format(x) == torch.channels_last
     return limits, ELEMENTS[x.dtype], tuple(x.shape), settings, units, last
-
-
-def convolution_tf32(x: Tensor) -> bool:
-    """Whether convolutions of x round float32 operands to tf32: where torch's own convolutions do."""
-    if x.dtype != torch.float32 or not x.is_cuda:
-        return False
-    try:
-        return torch.backends.cudnn.allow_tf32
-    except RuntimeError:  # allow_tf32 raises it once the newer fp32_precision was set
-        return bool(torch.backends.cudnn.conv.fp32_precision == "tf32")  # type: ignore[attr-defined]
 
 
 @functools.lru_cache(maxsize=256)
