@@ -150,8 +150,8 @@ def _prove(subject: Subject, x: Tensor) -> str | None:
         results[subject] = reason
     if reason is not None:
         warnings.warn(
-            f"gcsa_ext: kernels failed their proof and are not used: {subject}: {reason}. The next backend or "
-            "plain PyTorch computes: correct, but it may be slower. gcsa_ext.info() lists all proofs.",
+            f"gcsa_ext: kernels failed their proof and are not used: {subject}: {reason}. The next backend "
+            "or plain PyTorch computes: correct, but it may be slower. gcsa_ext.info() lists all proofs.",
             RuntimeWarning,
             stacklevel=4,
         )
@@ -267,14 +267,14 @@ class _Random:
         return (4.0 * signs).to(self._dtype)
 
 
-def _gate(random: _Random, channels: int, hidden: int) -> dict[str, Tensor]:
-    """The weights of a channel gate."""
-    return {
-        "w1": random.normal(hidden, channels, scale=channels**-0.5),
-        "b1": random.kinks(hidden),
-        "w2": random.normal(channels, hidden, scale=0.25 * hidden**-0.5),
-        "b2": random.normal(channels),
-    }
+def _gate(random: _Random, channels: int, hidden: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The weights w1, b1, w2, b2 of a channel gate."""
+    return (
+        random.normal(hidden, channels, scale=channels**-0.5),
+        random.kinks(hidden),
+        random.normal(channels, hidden, scale=0.25 * hidden**-0.5),
+        random.normal(channels),
+    )
 
 
 def _compute_channel_gate(function: _Lookup, a: ChannelGateArguments, grad: Tensor) -> _Results:
@@ -288,7 +288,7 @@ def _channel_gates(random: _Random) -> Iterator[_Case]:
     for shape, groups, sigmoid in shapes:
         gate = _gate(random, shape[1], shape[1] // 4)
         x, grad = random.map(*shape), random.map(*shape)
-        yield ChannelGateArguments(x=x, **gate, groups=groups, sigmoid=sigmoid), grad
+        yield ChannelGateArguments(x, *gate, groups=groups, sigmoid=sigmoid), grad
 
 
 def _compute_norm_gate(function: _Lookup, a: NormGateArguments, grad: Tensor) -> _Results:
@@ -344,9 +344,13 @@ def _attentions(random: _Random) -> Iterator[_Case]:
 def _attention(random: _Random, shape: tuple[int, int, int, int], taps: int, **settings: Any) -> Arguments:
     """Arguments of gcsa with statistics of the batch."""
     C, h = shape[1], shape[1] // 4
+    w1, b1, w2, b2 = _gate(random, C, h)
     return Arguments(
         x=random.map(*shape),
-        **_gate(random, C, h),
+        w1=w1,
+        b1=b1,
+        w2=w2,
+        b2=b2,
         conv1_weight=random.normal(h, C, taps, taps, scale=1 / (taps * C**0.5)),
         conv1_bias=random.normal(h),
         conv2_weight=random.normal(C, h, taps, taps, scale=1 / (taps * h**0.5)),
@@ -389,8 +393,9 @@ def _compute_frequency_mask(function: _Lookup, a: _MaskArguments, grad: Tensor) 
 def _frequency_masks(random: _Random) -> Iterator[_Case]:
     """Bands of all samples, and bands of each sample, some of which reach outside."""
     for start, width in (([3, 15], [4, 9]), ([[[0]], [[9]], [[16]]], [[[1]], [[0]], [[2]]])):
-        bands = (torch.tensor(values, dtype=torch.int64, device="cpu") for values in (start, width))
-        yield _MaskArguments(random.normal(3, 2, 17, 23), *bands, 0.5), random.normal(3, 2, 17, 23)
+        starts, widths = (torch.tensor(values, device="cpu") for values in (start, width))
+        spectrogram, grad = random.normal(3, 2, 17, 23), random.normal(3, 2, 17, 23)
+        yield _MaskArguments(spectrogram, starts, widths, 0.5), grad
 
 
 def _gradients(arguments: NamedTuple, grads: Any) -> _Results:

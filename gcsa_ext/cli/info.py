@@ -6,8 +6,8 @@ from gcsa_ext import backends, format_info
 
 SUMMARY = "print versions, backends, and why a backend cannot run"
 DETAILS = (
-    "The first use of an operator on a GPU compares its kernels with plain PyTorch. --prove does so now for all "
-    "operators, dtypes and layouts."
+    "The first use of an operator on a GPU compares its kernels with plain PyTorch. --prove does so now for "
+    "all operators, dtypes and layouts."
 )
 
 

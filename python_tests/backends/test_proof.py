@@ -87,11 +87,11 @@ def scale(result: Tensor) -> None:
 
 
 def one_wrong_value(result: Tensor) -> None:
-    result.view(-1)[-1] += result.abs().max()
+    result[result.dim() * (-1,)] += result.abs().max()
 
 
 def one_nan(result: Tensor) -> None:
-    result.view(-1)[0] = torch.nan
+    result[result.dim() * (0,)] = torch.nan
 
 
 def fail_to_compile(result: Tensor) -> None:
@@ -265,8 +265,6 @@ def test_a_forced_backend_that_fails_raises(backend: str, spoil: Callable[..., N
         norm_gate(a_map())
     with pytest.raises(RuntimeError, match=message):
         norm_gate(a_map())
-    found = functional.norm_gate(*2 * [a_map(layout=LAST)])  # not this layout, but it fails as well
-    assert found is not None
 
 
 @pytest.mark.usefixtures("as_on_a_gpu")
