@@ -64,7 +64,8 @@ def small_gcsa(a: Arguments) -> Tensor:
         z, between_convolutions = x.new_empty(z_elements), x.new_empty(between_elements)
         partial = x.new_empty(partial_elements, dtype=torch.float32)
         out = torch.empty_like(x)
-        used = [x.new_empty(len(value), dtype=torch.float32) for value in (a.b1, a.b1, a.b2, a.b2)]
+        channels = (hidden, hidden, x.shape[1], x.shape[1])
+        used = [x.new_empty(number, dtype=torch.float32) for number in channels]
         gate = [w.to(x.dtype).contiguous() for w in a.gate]
         first, second = (w.to(x.dtype).contiguous() for w in (a.conv1_weight, a.conv2_weight))
         vectors1 = [a.conv1_bias, a.norm1_weight, a.norm1_bias, a.mean1, a.var1]
