@@ -80,21 +80,17 @@ def _taps(weight: Tensor, name: str, inputs: int, outputs: int) -> tuple[int, ..
     return outputs, per_group, k, k
 
 
-def _select(operator: str, a: Arguments) -> Callable[..., Any]:
-    return backends.select(operator, a.x) if a.plain else backends.reference.function(operator)
-
-
 def _forward(*args: Any) -> tuple[Tensor, ...]:
     a = Arguments(*args)
     _check(a)
-    results: tuple[Tensor, ...] = _select("gcsa", a)(a)
+    results: tuple[Tensor, ...] = backends.select_gcsa("gcsa", a)(a)
     return results
 
 
 def _inference(*args: Any) -> Tensor:
     a = Arguments(*args)
     _check(a)
-    out: Tensor = _select("gcsa_inference", a)(a)
+    out: Tensor = backends.select_gcsa("gcsa_inference", a)(a)
     return out
 
 
@@ -106,7 +102,7 @@ def _inference_fake(*args: Any) -> Tensor:
 
 def _saved_shapes(a: Arguments) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The shapes in which the backend saves the convolutions' outputs."""
-    saved_shape = backends.select("saved_shape", a.x, warn=False)
+    saved_shape = backends.select_gcsa("saved_shape", a, warn=False)
     return saved_shape(a.hidden, a.x), saved_shape(a.x.shape[1], a.x)
 
 
@@ -130,7 +126,7 @@ def _backward(
     a = Arguments(*args)
     _check(a)
     registration.check_gradient("gcsa", grad_out, a.x.shape, a.x)
-    differentiate = _select("gcsa_backward", a)
+    differentiate = backends.select_gcsa("gcsa_backward", a)
     # Another backend may have run the forward pass and saved u1 and u2 in its own layout, which this backend
     # cannot read. The reference reads neither; it saves NaN, in the shapes of the kernels for the CPU.
     saved = tuple((tuple(u.shape), u.dtype, u.device) for u in (u1, u2))
