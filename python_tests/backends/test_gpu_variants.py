@@ -43,7 +43,7 @@ def test_every_variant(name: str, dtype: torch.dtype, training: bool, backend: s
 @every_device
 @pytest.mark.parametrize("layout", ["channels_last", "sliced"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("name", ["public GAM", "shuffled gate", "everything"])
+@pytest.mark.parametrize("name", ["public GAM", "shuffled gate", "everything, the gate without sigmoid"])
 def test_layouts(name: str, dtype: torch.dtype, layout: str) -> None:
     for training in (True, False):
         check_variant(variant_arguments(name, dtype, training, layout))

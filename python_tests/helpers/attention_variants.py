@@ -16,9 +16,13 @@ from gcsa_ext.backends.operands import Arguments
 
 GATE_BIASES = "b1", "b2"
 NORM_VECTORS = "norm1_weight", "norm1_bias", "norm2_weight", "norm2_bias"
+EVERYTHING: dict[str, Any] = {
+    **{"hidden": 8, "kernel_sizes": (3, 5), "convolution_groups": (2, 4), "gate_groups": 6, "groups": 4},
+    **{"sigmoid": False, "replicate": True, "missing": ("b2", "conv1_bias")},
+}
 VARIANTS: dict[str, dict[str, Any]] = {
     "grouped": {"convolution_groups": (4, 2)},
-    "as many groups as channels": {"hidden": 12, "convolution_groups": (12, 12)},
+    "twelve groups": {"hidden": 12, "convolution_groups": (12, 12)},
     "replicate": {"replicate": True},
     "1x1 and 5x5": {"kernel_sizes": (1, 5), "replicate": True},
     "7x7 and 1x1": {"kernel_sizes": (7, 1)},
@@ -33,10 +37,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "gate without sigmoid": {"gate_sigmoid": False},
     "public GAM": {"convolution_groups": (4, 4), "gate_groups": 4, "groups": 1, "kernel_sizes": (7, 7)},
-    "everything": {
-        **{"hidden": 8, "kernel_sizes": (3, 5), "convolution_groups": (2, 4), "gate_groups": 6, "groups": 4},
-        **{"gate_sigmoid": False, "sigmoid": False, "replicate": True, "missing": ("b2", "conv1_bias")},
-    },
+    "everything": EVERYTHING,
+    "everything, the gate without sigmoid": {**EVERYTHING, "gate_sigmoid": False},
 }
 
 
@@ -114,10 +116,16 @@ def check_variant(a: Arguments) -> None:
     assert found[2].keys() == plain[2].keys() == exact[2].keys()
     largest = max(value.abs().max().item() for value in exact[2].values())
     for name, value in found[2].items():
-        # Sums of many summands may cancel, and in training those of the convolutions' biases do.
-        assert_as_accurate(value, plain[2][name], exact[2][name], name, MODULE_FACTOR, largest)
+        if value.dtype == torch.float32:
+            # Sums of many summands may cancel, and in training those of the convolutions' biases do.
+            assert_as_accurate(value, plain[2][name], exact[2][name], name, MODULE_FACTOR, largest)
+        else:
+            # A value next to 0 may pass the relu or not, which changes some gradients much, but few.
+            error, allowed = ((g[2][name] - exact[2][name]).norm() for g in (found, plain))
+            allowed = MODULE_FACTOR * allowed + 0.05 * exact[2][name].norm()
+            assert error <= allowed, f"{name}: off by {error:.3g}, allowed are {allowed:.3g}"
     if a.mean1 is not None:
         with torch.no_grad():
             evaluated = torch.ops.gcsa_ext.gcsa_inference(*a)
-        assert torch.equal(evaluated, found[0])
+        assert_as_accurate(evaluated, plain[0], exact[0], "inference", MODULE_FACTOR)
         assert evaluated.stride() == found[0].stride()
