@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from gcsa_ext.backends import cpu, cuda, forced, native, proof, reference, triton
+from gcsa_ext.backends.operands import Arguments
 
 _warned: set[str] = set()
 
@@ -36,6 +37,9 @@ class Backend(Protocol):
 
         This predicate both selects the backend and words the reason.
         """
+
+    def takes(self, a: Arguments, /) -> bool:
+        """Whether the backend's functions of gcsa take these arguments. The reference computes all others."""
 
 
 _BACKENDS: dict[str, Backend] = {"cpu": cpu, "triton": triton, "cuda": cuda, "reference": reference}
@@ -113,7 +117,17 @@ def select(operator: str, x: Tensor, warn: bool = True) -> Callable[..., Any]:
 
     It is that of the backend which `choose` names, or that of the reference if this backend lacks it.
     """
-    name = choose(operator, x.device, x.dtype, warn, x)
+    return _function(choose(operator, x.device, x.dtype, warn, x), operator)
+
+
+def select_gcsa(operator: str, a: Arguments, warn: bool = True) -> Callable[..., Any]:
+    """`select` for gcsa, gcsa_inference, gcsa_backward and saved_shape, which a backend may have for some
+    arguments only, by its predicate `takes`."""
+    name = choose(operator, a.x.device, a.x.dtype, warn, a.x)
+    return _function(name if _BACKENDS[name].takes(a) else "reference", operator)
+
+
+def _function(name: str, operator: str) -> Callable[..., Any]:
     function = _BACKENDS[name].operators.get(operator)
     return reference.function(operator) if function is None else function
 
@@ -165,6 +179,7 @@ __all__ = [
     "proof",
     "reference",
     "select",
+    "select_gcsa",
     "triton",
     "unsupported",
     "use_backend",

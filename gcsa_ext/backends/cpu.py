@@ -15,7 +15,7 @@ from torch import Tensor
 from gcsa_ext import reference
 from gcsa_ext.backends import native
 from gcsa_ext.backends.bits import unsigned_bits
-from gcsa_ext.backends.operands import expand_bands
+from gcsa_ext.backends.operands import Arguments, expand_bands
 from gcsa_ext.layout import memory_format
 from gcsa_ext.reference import accumulator_dtype
 
@@ -36,6 +36,11 @@ def unsupported(operator: str, device: torch.device, dtype: torch.dtype) -> str 
     if dtype not in dtypes:
         return f"the cpu backend has {operator} for {', '.join(map(str, dtypes))}, not {dtype}"
     return None
+
+
+def takes(a: Arguments) -> bool:
+    """Whether the kernels of gcsa take these arguments."""
+    return a.plain
 
 
 def isa() -> str:

@@ -190,6 +190,11 @@ operators: Mapping[str, Callable[..., Any]] = {
 }
 
 
+def takes(a: Arguments) -> bool:
+    """The reference takes all arguments."""
+    return True
+
+
 def function(operator: str) -> Callable[..., Any]:
     """The function of this backend for an operator: the definition itself unless there is one above."""
     found = operators.get(operator)

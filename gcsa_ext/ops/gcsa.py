@@ -81,14 +81,10 @@ def _taps(weight: Tensor, name: str, inputs: int, outputs: int) -> tuple[int, ..
     return outputs, per_group, k, k
 
 
-def _select(operator: str, a: Arguments) -> Callable[..., Any]:
-    return backends.select(operator, a.x) if a.plain else backends.reference.function(operator)
-
-
 def _forward(*args: Any) -> tuple[Tensor, ...]:
     a = Arguments(*args)
     _check(a)
-    compute = _select("gcsa", a)
+    compute = backends.select_gcsa("gcsa", a)
     if compute is backends.reference.gcsa:
         _reference_has_run.add((a.x.device, a.x.dtype))
     results: tuple[Tensor, ...] = compute(a)
@@ -98,7 +94,7 @@ def _forward(*args: Any) -> tuple[Tensor, ...]:
 def _inference(*args: Any) -> Tensor:
     a = Arguments(*args)
     _check(a)
-    out: Tensor = _select("gcsa_inference", a)(a)
+    out: Tensor = backends.select_gcsa("gcsa_inference", a)(a)
     return out
 
 
@@ -110,7 +106,7 @@ def _inference_fake(*args: Any) -> Tensor:
 
 def _saved_shapes(a: Arguments) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The shapes in which the backend saves the convolutions' outputs."""
-    saved_shape = backends.select("saved_shape", a.x, warn=False)
+    saved_shape = backends.select_gcsa("saved_shape", a, warn=False)
     return saved_shape(a.hidden, a.x), saved_shape(a.x.shape[1], a.x)
 
 
@@ -149,7 +145,7 @@ def _backward(
     a = Arguments(*args)
     _check(a)
     registration.check_gradient("gcsa", grad_out, a.x.shape, a.x)
-    differentiate = _select("gcsa_backward", a)
+    differentiate = backends.select_gcsa("gcsa_backward", a)
     # Another backend may have run the forward pass and saved u1 and u2 in its own layout, which this backend
     # cannot read. The reference reads neither, and saves NaN.
     saved = tuple((tuple(u.shape), u.dtype, u.device) for u in (u1, u2))

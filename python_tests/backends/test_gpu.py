@@ -12,6 +12,7 @@ from types import ModuleType
 import pytest
 import torch
 from accuracy import MODULE_FACTOR, assert_as_accurate
+from attention_variants import VARIANTS, check_variant, variant_arguments
 from devices import ON_A_GPU, every_backend
 from gate_checks import channel_gate_arguments, check, gate
 from pairs import assert_same_step, pair
@@ -105,6 +106,14 @@ def test_attention_at_usual_sizes(
     fused, plain = (m.train(training) for m in pair(dtype, channels=shape[1]))
     x = torch.randn(shape, dtype=dtype).contiguous(memory_format=layout)
     assert_same_step(fused, plain, x, summands=10.0, buffers=1e-3 if dtype == torch.float32 else 2.0**-6)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_at_a_usual_size(name: str, training: bool, dtype: torch.dtype, layout: str) -> None:
+    check_variant(variant_arguments(name, dtype, training, layout, (8, 96, 28, 28)))
 
 
 @pytest.mark.parametrize("hidden", [16, 32, 64, 128, 256, 300])

@@ -119,13 +119,14 @@ def norm_kernels(
 ) -> Iterator[tuple[str, Any]]:
     last, out_last = (layout == torch.channels_last for layout in (u_layout, out_layout))
     constants = {"UNIT": 16, "WIDE": False, "LAST": last}
+    gate = {"SIGMOID": True}
     usual, large = gates.elementwise_blocks(64, u_layout, out_layout)
-    forward = {**constants, "Z_LAST": last, "OUT_LAST": out_last, "ADD": False}
+    forward = {**constants, **gate, "Z_LAST": last, "OUT_LAST": out_last, "ADD": False}
     for name, blocks in (("forward", usual), ("forward, large", large)):
         yield name, compile_kernel(batch_norm.norm_forward, ELEMENTS[dtype], {**forward, **blocks})
-    added = {**constants, "Z_LAST": out_last, "OUT_LAST": last, "ADD": True}
+    added = {**constants, **gate, "Z_LAST": out_last, "OUT_LAST": last, "ADD": True}
     yield "forward, added", compile_kernel(batch_norm.norm_forward, ELEMENTS[dtype], {**added, **usual})
-    backward = {**constants, "GRAD_LAST": out_last}
+    backward = {**constants, **gate, "GRAD_LAST": out_last}
     for what, without, blocks in (
         ("sums", ("sums", "grad_u", "grad_z"), {**usual, "AHEAD": 3}),
         ("gradients", ("partial",), {**usual, "AHEAD": 1}),
@@ -167,13 +168,13 @@ def unusual_calls() -> Iterator[tuple[str, Any]]:
             (batch_norm.batch_statistics, {**norm, "AHEAD": 4}, ("partial",), ("offset",)),
             (
                 batch_norm.norm_forward,
-                {**norm, "Z_LAST": False, "OUT_LAST": True, "ADD": False},
+                {**norm, "Z_LAST": False, "OUT_LAST": True, "ADD": False, "SIGMOID": False},
                 ("z",),
                 ("weight", "bias", "offset"),
             ),
             (
                 batch_norm.norm_backward,
-                {**norm, "GRAD_LAST": True, "AHEAD": 3},
+                {**norm, "GRAD_LAST": True, "AHEAD": 3, "SIGMOID": False},
                 ("z", "grad_z", "sums"),
                 ("weight", "bias", "partial", "sums", "grad_u"),
             ),

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gcsa_ext.backends import forced
 from gcsa_ext.backends.cuda import gates, launch, mask
-from gcsa_ext.backends.cuda.small_gcsa import small_gcsa, takes
+from gcsa_ext.backends.cuda import small_gcsa as small
 from gcsa_ext.backends.gpu import Operators
 from gcsa_ext.backends.gpu.support import too_old, unsupported_dtype
 from gcsa_ext.backends.operands import Arguments
@@ -46,12 +46,17 @@ def _unsupported_gpu(device: torch.device) -> str | None:
     return f"the CUDA kernels cannot run: {error}" if error else None
 
 
+def takes(a: Arguments) -> bool:
+    """Whether the kernels of gcsa take these arguments: they have the spatial gate with its sigmoid only."""
+    return a.gate_sigmoid
+
+
 _operators = Operators(gates)
 
 
 def gcsa_inference(a: Arguments) -> Tensor:
     """See backends/reference.py. Small maps take one launch, all others one or more a layer."""
-    return small_gcsa(a) if takes(a) else _operators.attention.inference(a)
+    return small.small_gcsa(a) if small.takes(a) else _operators.attention.inference(a)
 
 
 operators: Mapping[str, Callable[..., Any]] = {
@@ -61,4 +66,4 @@ operators: Mapping[str, Callable[..., Any]] = {
     "gcsa_inference": gcsa_inference,
 }
 
-__all__ = ["operators", "unsupported"]
+__all__ = ["operators", "takes", "unsupported"]

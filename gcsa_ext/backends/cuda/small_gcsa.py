@@ -25,7 +25,9 @@ With this number the one launch takes about as long as one launch per layer. The
 
 
 def takes(a: Arguments) -> bool:
-    """Whether the map is so small that `small_gcsa` is to compute gcsa_inference."""
+    """Whether `small_gcsa` is to compute gcsa_inference: the map is small, the arguments are plain."""
+    if not a.plain:
+        return False
     N, C, H, W = a.x.shape
     hidden, kernel_size = a.w1.shape[0], a.conv1_weight.shape[-1]
     if N * H * W > POSITIONS:
@@ -64,8 +66,8 @@ def small_gcsa(a: Arguments) -> Tensor:
         z, between_convolutions = x.new_empty(z_elements), x.new_empty(between_elements)
         partial = x.new_empty(partial_elements, dtype=torch.float32)
         out = torch.empty_like(x)
-        channels = (hidden, hidden, x.shape[1], x.shape[1])
-        used = [x.new_empty(number, dtype=torch.float32) for number in channels]
+        channels = hidden, hidden, x.shape[1], x.shape[1]
+        used = [x.new_empty(count, dtype=torch.float32) for count in channels]
         gate = [w.to(x.dtype).contiguous() for w in a.gate]
         first, second = (w.to(x.dtype).contiguous() for w in (a.conv1_weight, a.conv2_weight))
         vectors1 = [a.conv1_bias, a.norm1_weight, a.norm1_bias, a.mean1, a.var1]
