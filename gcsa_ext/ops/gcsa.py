@@ -81,7 +81,11 @@ def _taps(weight: Tensor, name: str, inputs: int, outputs: int) -> tuple[int, ..
 
 
 def _select(operator: str, a: Arguments) -> Callable[..., Any]:
-    return backends.select(operator, a.x) if a.plain else backends.reference.function(operator)
+    function = backends.select(operator, a.x)
+    # The kernels for the CPU take all arguments that _check lets pass, those for GPUs plain ones.
+    if function is backends.cpu.operators.get(operator) or a.plain:
+        return function
+    return backends.reference.function(operator)
 
 
 def _forward(*args: Any) -> tuple[Tensor, ...]:
