@@ -131,13 +131,13 @@ void backward(const ConvolutionBackward& q) {
 
 template <>
 void run(const ConvolutionForward& p) {
-    with_planned_element(p, p.map, p.width, false, [&](auto element) { forward<decltype(element)>(p); });
+    with_planned_element(p, p.map, p.width, false, true, [&](auto element) { forward<decltype(element)>(p); });
 }
 
 template <>
 void run(const ConvolutionBackward& q) {
     const ConvolutionForward& p = q.forward;
-    with_planned_element(q, p.map, p.width, false, [&](auto element) { backward<decltype(element)>(q); });
+    with_planned_element(q, p.map, p.width, false, true, [&](auto element) { backward<decltype(element)>(q); });
 }
 
 }  // namespace gcsa_ext::cpu::GCSA_EXT_ISA
