@@ -368,8 +368,12 @@ def _mask(
     if inplace:
         differentiable = spectrogram.requires_grad or (fill is not None and fill.requires_grad)
         if transformed() or (differentiable and torch.is_grad_enabled()):
+            if fill is not None:
+                return spectrogram.copy_(
+                    reference.spectrogram_mask(spectrogram, start, width, value, time_bands, fill)
+                )
             bands = reference.spectrogram_bands(spectrogram, start, width, time_bands)
-            return spectrogram.masked_fill_(bands, value if fill is None else fill)
+            return spectrogram.masked_fill_(bands, value)
         torch.ops.gcsa_ext.spectrogram_mask_(spectrogram, start, width, value, time_bands, fill)
         return spectrogram
     if transformed():

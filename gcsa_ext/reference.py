@@ -182,7 +182,8 @@ def spectrogram_mask(
         fill: (), of the dtype and device of the spectrogram. It takes the place of `value`.
     """
     bands = spectrogram_bands(spectrogram, start, width, time_bands)
-    return spectrogram.masked_fill(bands, value) if fill is None else spectrogram.masked_fill(bands, fill)
+    # torch.vmap has no rule for masked_fill with a tensor.
+    return spectrogram.masked_fill(bands, value) if fill is None else torch.where(bands, fill, spectrogram)
 
 
 def frequency_bands(spectrogram: Tensor, start: Tensor, width: Tensor) -> Tensor:
