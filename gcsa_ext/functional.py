@@ -264,7 +264,7 @@ def time_mask(spectrogram: Tensor, start: Tensor, width: Tensor, value: float | 
         ValueError: a shape does not fit.
         TypeError: a dtype or device does not fit.
     """
-    return _mask(spectrogram, start, width, value, start.shape[-1] if start.dim() else 1, False)
+    return _mask(spectrogram, start, width, value, reference.ALL_BANDS, False)
 
 
 def time_mask_(spectrogram: Tensor, start: Tensor, width: Tensor, value: float | Tensor = 0.0) -> Tensor:
@@ -273,7 +273,7 @@ def time_mask_(spectrogram: Tensor, start: Tensor, width: Tensor, value: float |
     Arguments and errors are those of `time_mask`. As with every in-place operation of torch, a leaf that
     requires a gradient raises a RuntimeError.
     """
-    return _mask(spectrogram, start, width, value, start.shape[-1] if start.dim() else 1, True)
+    return _mask(spectrogram, start, width, value, reference.ALL_BANDS, True)
 
 
 def random_frequency_mask(
@@ -361,9 +361,13 @@ def _mask(
     """The operators spectrogram_mask and spectrogram_mask_; the first `time_bands` bands are of frames."""
     fill = None
     if isinstance(value, Tensor):
-        if value.numel() != 1:
-            raise ValueError(f"masking: expected a value of one element, got a tensor {tuple(value.shape)}")
-        fill = value.reshape(()).to(spectrogram.device, spectrogram.dtype)
+        if value.dim() > 0:
+            if value.numel() != 1:
+                raise ValueError(
+                    f"masking: expected a value of one element, got a tensor {tuple(value.shape)}"
+                )
+            value = value.reshape(())
+        fill = value.to(spectrogram.device, spectrogram.dtype)
         value = 0.0
     if inplace:
         differentiable = spectrogram.requires_grad or (fill is not None and fill.requires_grad)
@@ -416,7 +420,8 @@ def _random_mask(
     start, width = (t[0] if len(t) == 1 else torch.cat(t, -1) for t in (starts, widths))
     device = spectrogram.device
     start, width = start.long().to(device), width.long().to(device)
-    return _mask(spectrogram, start, width, value, time[1], inplace)
+    time_bands = counts[0] if counts[1] else reference.ALL_BANDS
+    return _mask(spectrogram, start, width, value, time_bands, inplace)
 
 
 def _uniform(bands: int, like: Tensor | None) -> Tensor:

@@ -6,6 +6,8 @@ they compute whenever no kernel can: any device, any floating dtype, any autogra
 
 from __future__ import annotations
 
+import sys
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -154,6 +156,11 @@ def gcsa(
     return z * gate, *_statistics(u1, mean1, var1), *_statistics(u2, mean2, var2)
 
 
+ALL_BANDS = sys.maxsize
+"""The number of bands of frames with which `spectrogram_mask` has no others. It does not depend on a shape,
+which a trace would record."""
+
+
 def _in_bands(size: int, start: Tensor, width: Tensor) -> Tensor:
     """Which of the positions 0 ... size - 1 are in a band: bool (*batch, size).
 
@@ -173,9 +180,9 @@ def spectrogram_bands(spectrogram: Tensor, start: Tensor, width: Tensor, time_ba
     """
     freq, time = spectrogram.shape[-2:]
     frames = _in_bands(time, start[..., :time_bands], width[..., :time_bands]).unsqueeze(-2)
-    bins = _in_bands(freq, start[..., time_bands:], width[..., time_bands:]).unsqueeze(-1)
-    if time_bands == start.shape[-1]:
+    if time_bands == ALL_BANDS:
         return frames
+    bins = _in_bands(freq, start[..., time_bands:], width[..., time_bands:]).unsqueeze(-1)
     return frames | bins if time_bands else bins
 
 
@@ -195,6 +202,7 @@ def spectrogram_mask(
             spectrogram or be empty.
         value: what masked elements are set to.
         time_bands: the first `time_bands` bands are bands of frames, the others are bands of frequency bins.
+            With `ALL_BANDS` all of them are bands of frames.
         fill: (), of the dtype and device of the spectrogram. It takes the place of `value`.
     """
     bands = spectrogram_bands(spectrogram, start, width, time_bands)

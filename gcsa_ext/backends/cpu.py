@@ -147,7 +147,7 @@ def _mask_into(
     start, width = start.to(torch.int64), width.to(torch.int64)
     bits = unsigned_bits(value, spectrogram.dtype) if fill is None else element_bits(fill)
     assert native.extension is not None
-    native.extension.mask_into(out, spectrogram, start, width, time_bands, bits)
+    native.extension.mask_into(out, spectrogram, start, width, min(time_bands, start.shape[-1]), bits)
 
 
 def spectrogram_mask(spectrogram: Tensor, *args: Any) -> Tensor:

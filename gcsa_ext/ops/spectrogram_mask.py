@@ -15,24 +15,20 @@ from gcsa_ext.ops import registration
 def _check(
     spectrogram: Tensor, start: Tensor, width: Tensor, value: float, time_bands: int, fill: Tensor | None
 ) -> None:
-    bands = start.shape[-1] if start.dim() else 1
-    name = "spectrogram_mask"
-    if bands > 0 and time_bands in (0, bands):
-        name = "time_mask" if time_bands else "frequency_mask"
+    names = {0: "frequency_mask", definitions.ALL_BANDS: "time_mask"}
+    name = names.get(time_bands, "spectrogram_mask")
     if spectrogram.dim() < 2:
         raise ValueError(f"{name}: expected a spectrogram (..., freq, time), got {tuple(spectrogram.shape)}")
     if not spectrogram.is_floating_point():
         raise TypeError(f"{name}: expected a spectrogram of a floating dtype, got {spectrogram.dtype}")
     batch = tuple(spectrogram.shape[:-2])
-    if start.shape != width.shape or start.dim() < 1 or bands < 1:
+    if start.shape != width.shape or start.dim() < 1 or start.shape[-1] < 1:
         raise ValueError(
             f"{name}: expected start and width of one shape (*batch, bands) with at least one band, "
             f"got {tuple(start.shape)} and {tuple(width.shape)}"
         )
-    if not 0 <= time_bands <= bands:
-        raise ValueError(
-            f"{name}: expected time_bands from 0 to {bands}, the number of bands, got {time_bands}"
-        )
+    if time_bands < 0:
+        raise ValueError(f"{name}: expected time_bands of at least 0, got {time_bands}")
     trailing = tuple(start.shape[:-1])
     fits = len(trailing) <= len(batch) and all(
         s in (1, b) for s, b in zip(reversed(trailing), reversed(batch), strict=False)

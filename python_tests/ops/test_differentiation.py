@@ -250,7 +250,7 @@ def test_opcheck(backend: str, layout: str, dtype: torch.dtype) -> None:
     opcheck("conv2d_same_backward", grad_out[:, :3], x, weight4, True, True)
     opcheck("conv2d_same_backward", grad_out[:, :3], x, weight4, False, True)
     fill = torch.tensor(0.5, dtype=dtype)
-    for time_bands in range(3):
+    for time_bands in (0, 1, 2, reference.ALL_BANDS):
         for value in (None, fill):
             arguments = (START[:, None], WIDTH[:, None], 0.25, time_bands, value)
             opcheck("spectrogram_mask", x, *arguments)

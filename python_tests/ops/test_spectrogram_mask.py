@@ -208,13 +208,12 @@ def test_values_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match=r"a value of one element, got a tensor \(2,\)"):
         functional.time_mask(x, one, one, torch.ones(2))
     operator = torch.ops.gcsa_ext.spectrogram_mask
-    with pytest.raises(ValueError, match=r"time_mask: expected a value of shape \(\), got \(1,\)"):
+    with pytest.raises(ValueError, match=r"spectrogram_mask: expected a value of shape \(\), got \(1,\)"):
         operator(x, one, one, 0.0, 1, torch.ones(1))
     with pytest.raises(TypeError, match=r"a value in torch\.float32 on cpu, .* got torch\.float64, cpu"):
         operator(x, one, one, 0.0, 1, torch.tensor(1.0).double())
-    for count in (-1, 2):
-        with pytest.raises(ValueError, match=rf"time_bands from 0 to 1, .* got {count}"):
-            operator(x, one, one, 0.0, count, None)
+    with pytest.raises(ValueError, match=r"spectrogram_mask: expected time_bands of at least 0, got -1"):
+        operator(x, one, one, 0.0, -1, None)
 
 
 @every_device
@@ -385,9 +384,8 @@ def test_shapes_that_do_not_fit(
 ) -> None:
     ones = torch.ones(start, dtype=torch.int64), torch.ones(width, dtype=torch.int64)
     for kind in ("frequency", "time"):
-        name = "spectrogram_mask" if start[-1:] == (0,) else f"{kind}_mask"
         for function in masks(kind)[:2]:
-            with pytest.raises(error, match=f"{name}: .*{message}"):
+            with pytest.raises(error, match=f"{kind}_mask: .*{message}"):
                 function(torch.randn(shape), *ones, 0.0)
 
 

@@ -29,6 +29,7 @@ def spectrogram_mask(
         return out
     freq, time = spectrogram.shape[-2:]
     rows, bands = spectrogram.numel() // time, start.shape[-1]
+    time_bands = min(time_bands, bands)
     start, width, shared = expand_bands(spectrogram, start, width)
     integers = INTEGERS[spectrogram.element_size()]
     maps = spectrogram.view(integers), start, width, out.view(integers)
@@ -54,6 +55,7 @@ def spectrogram_mask_(
     bands = start.shape[-1]
     if spectrogram.numel() == 0 or bands == 0:
         return
+    time_bands = min(time_bands, bands)
     freq, time = spectrogram.shape[-2:]
     start, width, shared = expand_bands(spectrogram, start, width)
     integers = INTEGERS[spectrogram.element_size()]

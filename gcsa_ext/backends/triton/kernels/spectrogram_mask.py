@@ -20,7 +20,8 @@ def spectrogram_mask(
 ):  # fmt: skip
     """``out[b, f, t] = value`` in a band, else ``spectrogram[b, f, t]``; rows = batch * freq.
 
-    TIME: whether there are bands of frames. Masked elements are not read.
+    TIME: whether there are bands of frames. Masked rows are not read. Masked frames are, since accesses
+    would otherwise be of single elements.
     """
     along_t = tl.cdiv(time, BLOCK_T)
     block = tl.program_id(0)
@@ -35,6 +36,8 @@ def spectrogram_mask(
         # The distance from the start cannot overflow, start + width could.
         from_start = bin_ - tl.load(start + band + i, mask=is_row, other=0)
         masked_row |= (from_start >= 0) & (from_start < tl.load(width + band + i, mask=is_row, other=0))
+    at = row[:, None] * time + column[None, :]
+    tile = tl.load(spectrogram + at, mask=inside & ~masked_row[:, None], other=0)
     masked = inside & masked_row[:, None]
     if TIME:
         frame = column.to(tl.int64)[None, :]
@@ -42,8 +45,6 @@ def spectrogram_mask(
             from_start = frame - tl.load(start + band + i, mask=is_row, other=0)[:, None]
             count = tl.load(width + band + i, mask=is_row, other=0)[:, None]
             masked |= (from_start >= 0) & (from_start < count)
-    at = row[:, None] * time + column[None, :]
-    tile = tl.load(spectrogram + at, mask=inside & ~masked, other=0)
     value = bits.to(out.dtype.element_ty) if fill is None else tl.load(fill)
     tl.store(out + at, tl.where(masked, value, tile), mask=inside)
 
@@ -73,17 +74,22 @@ def spectrogram_mask_in_place(
         first = first * 0
     size = tl.where(is_time, time, freq)
     count = tl.where(first < size, tl.minimum(count, size - first), 0)
-    # A band of frames is `count` columns of all rows, a band of bins all columns of `count` rows.
-    top, rows = tl.where(is_time, 0, first), tl.where(is_time, freq, count)
-    left, columns = tl.where(is_time, first, 0), tl.where(is_time, count, time)
     first_column = block % along_t * BLOCK_T
-    rows = tl.where(first_column < columns, rows, 0)
     column = first_column + tl.arange(0, BLOCK_T)
-    is_column = (column < columns)[None, :]
     element = bits.to(spectrogram.dtype.element_ty) if fill is None else tl.load(fill)
     value = tl.full((BLOCK_ROWS, BLOCK_T), 0, spectrogram.dtype.element_ty) + element
-    top += sample.to(tl.int64) * freq
-    for done in range(0, rows, BLOCK_ROWS):
-        row = done + tl.arange(0, BLOCK_ROWS)
-        at = (top + row)[:, None] * time + (left + column)[None, :]
-        tl.store(spectrogram + at, value, mask=(row < rows)[:, None] & is_column)
+    top = sample.to(tl.int64) * freq
+    if is_time:
+        # `count` columns of all rows, counted from the band's first one
+        rows = tl.where(first_column < count, freq, 0).to(tl.int64)
+        for done in range(0, rows, BLOCK_ROWS):
+            row = done + tl.arange(0, BLOCK_ROWS)
+            at = (top + row)[:, None] * time + (first + column)[None, :]
+            tl.store(spectrogram + at, value, mask=(row < rows)[:, None] & (column < count)[None, :])
+    else:
+        # all columns of `count` rows, in accesses as wide as the alignment of the rows allows
+        top += first
+        for done in range(0, count, BLOCK_ROWS):
+            row = done + tl.arange(0, BLOCK_ROWS)
+            at = (top + row)[:, None] * time + column[None, :]
+            tl.store(spectrogram + at, value, mask=(row < count)[:, None] & (column < time)[None, :])
