@@ -12,7 +12,7 @@ from gcsa_ext.convert import replace_attention, restore_attention
 from gcsa_ext.deprecated import OldPaths
 from gcsa_ext.info import format_info, info
 from gcsa_ext.nn.attention import GCSA
-from gcsa_ext.nn.masking import FrequencyMasking
+from gcsa_ext.nn.masking import FrequencyMasking, SpecAugment, TimeMasking
 
 __version__ = "0.2.0"
 
@@ -22,6 +22,8 @@ sys.meta_path.insert(0, OldPaths())
 __all__ = [
     "GCSA",
     "FrequencyMasking",
+    "SpecAugment",
+    "TimeMasking",
     "__version__",
     "format_info",
     "functional",

@@ -16,7 +16,6 @@ from gcsa_ext.convert.copies import Call, is_linear_map, layer_type, record
 from gcsa_ext.nn import layers
 from gcsa_ext.nn.attention import Settings
 
-
 GATED = 2
 """The progress of a recognition (`NotAttentionError.progress`) from which on a module resembles an attention."""
 

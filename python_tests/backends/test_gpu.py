@@ -32,7 +32,7 @@ DEVICE = "cuda"
 
 def test_kernels_run_on_a_gpu(backend: str) -> None:
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        for operator in ("channel_gate", "norm_gate", "frequency_mask", "conv2d_same", "gcsa"):
+        for operator in ("channel_gate", "norm_gate", "spectrogram_mask", "conv2d_same", "gcsa"):
             assert backends.unsupported(backend, operator, torch.device(DEVICE), dtype) is None
     assert not backends.triton.INTERPRETED and not backends.cuda.launch.emulated()
 

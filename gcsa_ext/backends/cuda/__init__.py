@@ -23,6 +23,8 @@ from gcsa_ext.backends.operands import Arguments
 def unsupported(operator: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """Why this backend cannot run `operator` on such tensors, or None if it can.
 
+    Even where it can, torch computes masks with bands of frames or with a value on the GPU; see mask.py.
+
     While the kernels are emulated (in tests) the backend takes tensors on the CPU, but only if it is forced.
     """
     on_cpu = device.type == "cpu" and launch.emulated() and forced.name == "cuda"
@@ -61,9 +63,9 @@ def gcsa_inference(a: Arguments) -> Tensor:
 
 operators: Mapping[str, Callable[..., Any]] = {
     **_operators.functions(),
-    "frequency_mask": mask.frequency_mask,
-    "frequency_mask_": mask.frequency_mask_,
     "gcsa_inference": gcsa_inference,
+    "spectrogram_mask": mask.spectrogram_mask,
+    "spectrogram_mask_": mask.spectrogram_mask_,
 }
 
 __all__ = ["operators", "takes", "unsupported"]

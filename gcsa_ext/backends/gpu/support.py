@@ -13,7 +13,7 @@ MASK_DTYPES = (*DTYPES, torch.float64)
 
 def unsupported_dtype(backend: str, operator: str, dtype: torch.dtype) -> str | None:
     """Why `backend` has no kernel of `operator` for `dtype`, or None if it has one."""
-    dtypes = MASK_DTYPES if operator.startswith("frequency_mask") else DTYPES
+    dtypes = MASK_DTYPES if operator.startswith("spectrogram_mask") else DTYPES
     if dtype in dtypes:
         return None
     return f"the {backend} backend has {operator} for {', '.join(map(str, dtypes))}, not {dtype}"

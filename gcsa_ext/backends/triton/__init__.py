@@ -25,8 +25,8 @@ try:
 
     operators = {
         **Operators(gates).functions(),
-        "frequency_mask": mask.frequency_mask,
-        "frequency_mask_": mask.frequency_mask_,
+        "spectrogram_mask": mask.spectrogram_mask,
+        "spectrogram_mask_": mask.spectrogram_mask_,
     }
     if INTERPRETED:
         compute_as_a_gpu_does()
