@@ -2,6 +2,7 @@
 // that everything between stays in the cache.
 #pragma once
 
+#include "cpu/elastic_team.h"
 #include "cpu/operators/gcsa_affine.h"
 #include "memory/scratch.h"
 
@@ -79,7 +80,7 @@ void infer(const GcsaForward& p) {
     affine2.set_norm(p.norm2);
     const Taps<A> taps1 = forward_taps<A>(p.conv1, s.h, s.C, s.k), taps2 = forward_taps<A>(p.conv2, s.C, s.h, s.k);
 
-    parallel_team(s.threads, [&](const Team& all) {
+    elastic_team(s.threads, [&](const Team& all) {
         const Team team = plan.team(all);
         A* const collected = thread_memory + all.rank * per_thread;
         A* const scratch = collected + plan.collected_size;
