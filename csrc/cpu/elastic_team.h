@@ -26,7 +26,7 @@ class Crowding {
 
    private:
     static constexpr double least_evidence = 0.02;  // seconds: several time slices of the system
-    static constexpr double alone_share = 10;       // time on one thread over that of the regions that it was decided from
+    static constexpr double alone_share = 20;       // time on one thread over that of the regions that it was decided from
 
     double seconds_ = 0, lost_ = 0;  // since the last decision
     double alone_ = 0;               // seconds that are left on one thread
