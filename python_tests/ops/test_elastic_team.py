@@ -42,7 +42,7 @@ def test_a_team_that_gets_one_thread_computes_the_same_bits(isa: str) -> None:
 
 
 def test_one_thread_computes_where_two_share_a_core() -> None:
-    """On one core each of two threads is without it for half of the time: nearly all calls take one thread."""
+    """On one core each of two threads is without it half of the time: nearly all calls take one thread."""
     printed = python(
         """
         import os, time
