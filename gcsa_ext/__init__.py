@@ -14,7 +14,7 @@ openmp.limit_spinning()
 
 from gcsa_ext import functional, nn, reference
 from gcsa_ext.backends import use_backend
-from gcsa_ext.convert import replace_attention
+from gcsa_ext.convert import replace_attention, restore_attention
 from gcsa_ext.deprecated import OldPaths
 from gcsa_ext.info import format_info, info
 from gcsa_ext.nn.attention import GCSA
@@ -35,5 +35,6 @@ __all__ = [
     "nn",
     "reference",
     "replace_attention",
+    "restore_attention",
     "use_backend",
 ]

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from gcsa_ext import ops, reference  # noqa: F401  (the operators are defined when ops is imported)
 from gcsa_ext.backends import cpu, forced_backend, unsupported
-from gcsa_ext.transforms import transformed
+from gcsa_ext.transforms import needs_plain_torch
 
 __all__ = [
     "channel_gate",
@@ -50,7 +50,7 @@ def channel_gate(
         ValueError: a shape or `groups` does not fit.
         TypeError: a dtype or device does not fit.
     """
-    if transformed():
+    if needs_plain_torch():
         return reference.channel_gate(x, w1, b1, w2, b2, groups, sigmoid)
     out: Tensor = torch.ops.gcsa_ext.channel_gate(x, w1, b1, w2, b2, groups, sigmoid)
     return out
@@ -79,7 +79,7 @@ def conv2d_same(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor
         ValueError: a shape does not fit.
         TypeError: a dtype or device does not fit.
     """
-    if transformed():
+    if needs_plain_torch():
         return reference.conv2d_same(x, weight, bias)
     out: Tensor = torch.ops.gcsa_ext.conv2d_same(x, weight, bias)
     return out
@@ -154,7 +154,7 @@ def norm_gate(
     if not training:
         if running_mean is None or running_var is None:
             raise ValueError("norm_gate: expected running_mean and running_var unless training")
-        if transformed():
+        if needs_plain_torch():
             return reference.norm_gate(u, z, weight, bias, running_mean, running_var, eps)
         out: Tensor = torch.ops.gcsa_ext.norm_gate(u, z, weight, bias, running_mean, running_var, eps)[0]
         return out
@@ -168,7 +168,7 @@ def norm_gate(
             raise ValueError(
                 f"norm_gate: expected {name} of shape (C,) for u {tuple(u.shape)}, got {tuple(vector.shape)}"
             )
-    if transformed():
+    if needs_plain_torch():
         gate = torch.sigmoid(
             F.batch_norm(u, running_mean, running_var, weight, bias, True, float(momentum), eps)
         )
@@ -229,7 +229,7 @@ def frequency_mask(spectrogram: Tensor, start: Tensor, width: Tensor, value: flo
         ValueError: a shape does not fit.
         TypeError: a dtype or device does not fit.
     """
-    if transformed():
+    if needs_plain_torch():
         return reference.frequency_mask(spectrogram, start, width, value)
     out: Tensor = torch.ops.gcsa_ext.frequency_mask(spectrogram, start, width, value)
     return out
@@ -241,7 +241,7 @@ def frequency_mask_(spectrogram: Tensor, start: Tensor, width: Tensor, value: fl
     Arguments and errors are those of `frequency_mask`. As with every in-place operation of torch, a leaf that
     requires a gradient raises a RuntimeError.
     """
-    if transformed() or (spectrogram.requires_grad and torch.is_grad_enabled()):
+    if needs_plain_torch() or (spectrogram.requires_grad and torch.is_grad_enabled()):
         return spectrogram.masked_fill_(reference.frequency_bands(spectrogram, start, width), value)
     torch.ops.gcsa_ext.frequency_mask_(spectrogram, start, width, value)
     return spectrogram

@@ -23,7 +23,7 @@ def channel_shuffle(x: Tensor, groups: int) -> Tensor:
 
 
 def channel_gate(
-    x: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, b2: Tensor, groups: int, sigmoid: bool = True
+    x: Tensor, w1: Tensor, b1: Tensor | None, w2: Tensor, b2: Tensor | None, groups: int, sigmoid: bool = True
 ) -> Tensor:
     """Gate every position with its own two-layer perceptron over the channels, then shuffle the channels.
 
@@ -31,7 +31,7 @@ def channel_gate(
 
     Args:
         x: (N, C, H, W).
-        w1: (h, C). b1: (h,). w2: (C, h). b2: (C,).
+        w1: (h, C). b1: (h,) or None. w2: (C, h). b2: (C,) or None.
         groups: number of shuffle groups; divides C; 1 leaves the channels in place.
         sigmoid: False leaves the gate ``a`` without its sigmoid.
     """
@@ -81,22 +81,26 @@ def norm_gate(
     return z * torch.sigmoid(_batch_norm(u, weight, bias, mean, var, eps))
 
 
-def conv2d_same(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Convolve with 'same' zero padding and stride 1.
+def conv2d_same(x: Tensor, weight: Tensor, bias: Tensor | None, replicate: bool = False) -> Tensor:
+    """Convolve with 'same' padding and stride 1.
 
     Args:
         x: (N, C, H, W).
-        weight: (O, C, k, k), k odd. bias: (O,) or None.
+        weight: (O, C / G, k, k), k odd, for G groups of channels. bias: (O,) or None.
+        replicate: pad with the values at the edge of the map instead of zeros.
     """
-    return F.conv2d(x, weight, bias, padding=weight.shape[-1] // 2)
+    padding, groups = weight.shape[-1] // 2, x.shape[1] // weight.shape[1]
+    if replicate:
+        return F.conv2d(F.pad(x, 4 * [padding], mode="replicate"), weight, bias, groups=groups)
+    return F.conv2d(x, weight, bias, padding=padding, groups=groups)
 
 
 def gcsa(
     x: Tensor,
     w1: Tensor,
-    b1: Tensor,
+    b1: Tensor | None,
     w2: Tensor,
-    b2: Tensor,
+    b2: Tensor | None,
     conv1_weight: Tensor,
     conv1_bias: Tensor | None,
     conv2_weight: Tensor,
@@ -113,29 +117,41 @@ def gcsa(
     eps2: float,
     groups: int,
     sigmoid: bool,
+    mixed: bool = False,
+    gate_groups: int = 1,
+    gate_sigmoid: bool = True,
+    replicate: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Global channel-spatial attention: the channel gate, then the spatial gate of two convolutions.
 
+    ``z = channel_gate(x)``, ``u1 = conv1(z)``, ``u2 = conv2(relu(norm1(u1)))`` and
+    ``out = z * channel_shuffle(sigmoid(norm2(u2)), gate_groups)``.
+
     Args:
         x: (N, C, H, W). w1, b1, w2, b2, groups, sigmoid: see `channel_gate`.
-        conv1_weight: (h, C, k, k), conv1_bias: (h,) or None. conv2_weight: (C, h, k, k), conv2_bias: (C,) or
-            None. All weights and biases so far are cast to the dtype of x.
-        norm1_weight, norm1_bias, mean1, var1: (h,), eps1; norm2_...: (C,): see `norm_gate`.
+        conv1_weight: (m, C / G1, k1, k1), conv1_bias: (m,) or None, for m hidden channels in G1 groups.
+            conv2_weight: (C, m / G2, k2, k2), conv2_bias: (C,) or None. All weights and biases so far are
+            cast to the dtype of x.
+        norm1_weight, norm1_bias, mean1, var1: (m,), eps1; norm2_...: (C,): see `norm_gate`.
+        mixed: kernels may round the operands of products to bfloat16. The definition rounds nothing.
+        gate_groups: groups of the channel shuffle of the spatial gate; divides C.
+        gate_sigmoid: False leaves the spatial gate without its sigmoid.
+        replicate: see `conv2d_same`.
 
     Returns:
         The result, and the mean1, var1, mean2, var2 with which it was normalised.
     """
-    w1, b1, w2, b2, conv1_weight, conv2_weight = (
-        w.to(x.dtype) for w in (w1, b1, w2, b2, conv1_weight, conv2_weight)
+    w1, w2, conv1_weight, conv2_weight = (w.to(x.dtype) for w in (w1, w2, conv1_weight, conv2_weight))
+    b1, b2, conv1_bias, conv2_bias = (
+        None if b is None else b.to(x.dtype) for b in (b1, b2, conv1_bias, conv2_bias)
     )
-    conv1_bias, conv2_bias = (None if b is None else b.to(x.dtype) for b in (conv1_bias, conv2_bias))
     z = channel_gate(x, w1, b1, w2, b2, groups, sigmoid)
-    u1 = conv2d_same(z, conv1_weight, conv1_bias)
-    u2 = conv2d_same(
-        torch.relu(_batch_norm(u1, norm1_weight, norm1_bias, mean1, var1, eps1)), conv2_weight, conv2_bias
-    )
-    out = norm_gate(u2, z, norm2_weight, norm2_bias, mean2, var2, eps2)
-    return out, *_statistics(u1, mean1, var1), *_statistics(u2, mean2, var2)
+    u1 = conv2d_same(z, conv1_weight, conv1_bias, replicate)
+    a1 = torch.relu(_batch_norm(u1, norm1_weight, norm1_bias, mean1, var1, eps1))
+    u2 = conv2d_same(a1, conv2_weight, conv2_bias, replicate)
+    gate = _batch_norm(u2, norm2_weight, norm2_bias, mean2, var2, eps2)
+    gate = channel_shuffle(torch.sigmoid(gate) if gate_sigmoid else gate, gate_groups)
+    return z * gate, *_statistics(u1, mean1, var1), *_statistics(u2, mean2, var2)
 
 
 def frequency_bands(spectrogram: Tensor, start: Tensor, width: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from harness.case import CLONE, Case, shape_name
 from harness.disturbances import WAITED
 from harness.errors import in_one_line
 from harness.operators import MAPS
+from harness.published import VARIANTS
 from harness.suite import BY_NAME
 from harness.verdicts import Verdict
 
@@ -115,6 +116,10 @@ def _bars() -> Iterator[Bar]:
         cases = tuple(BY_NAME[name] for name in names)
         what = f"{operation} geometric mean"
         yield Bar(what, "at least", mean, "times the best peer's speed", geometric_mean, cases)
+    for variant in VARIANTS:
+        for passes, least in (("eval forward", 4.5), ("train forward + backward", 4.0)):
+            for shape in batches:
+                yield speed(f"published {variant} {passes} {shape_name(shape)}", least)
     for sizes, least in zip(MAPS, (2.5, 2.5, 1.0, 1.0), strict=True):
         yield speed(f"{evaluation} N=1 {shape_name((1, *sizes))}", least)
     for operation in (evaluation, training):

@@ -10,6 +10,7 @@ import torch
 from harness import plain
 from harness.case import BACKWARD_TOLERANCE, BFLOAT16_TOLERANCE, EAGER, Case
 from harness.operators import MAPS, channel_gate_case, frequency_mask_case, gcsa_case, norm_gate_case, randn
+from harness.published import VARIANTS, published_case
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -147,6 +148,10 @@ def _cases() -> Iterator[Case]:
         for iid in (False, True):
             for inplace in (False, True):
                 yield masking_case(shape, iid, inplace, quick=shape is spectrograms)
+    for variant in VARIANTS:
+        for training in (False, True):
+            for sizes in MAPS:
+                yield published_case(variant, (8, *sizes), training)
     for training in (False, True):
         yield stack_case((8, 3, 224, 224), training)
     yield bimodal_case("small", (8, 4, 3, 64, 64), (8, 1, 64, 128), quick=True)

@@ -39,6 +39,9 @@ enum Field {
     GROUPS,
     SIGMOID,
     MIXED,
+    GATE_GROUPS,
+    GATE_SIGMOID,
+    REPLICATE,
     FIELDS
 };
 constexpr int differentiable = NORM2_BIAS + 1;

@@ -40,9 +40,9 @@ class Arguments(NamedTuple):
 
     x: Tensor
     w1: Tensor
-    b1: Tensor
+    b1: Tensor | None
     w2: Tensor
-    b2: Tensor
+    b2: Tensor | None
     conv1_weight: Tensor
     conv1_bias: Tensor | None
     conv2_weight: Tensor
@@ -59,7 +59,31 @@ class Arguments(NamedTuple):
     eps2: float
     groups: int
     sigmoid: bool
-    mixed: bool
+    mixed: bool = False
+    gate_groups: int = 1
+    gate_sigmoid: bool = True
+    replicate: bool = False
+
+    @property
+    def plain(self) -> bool:
+        """Whether both convolutions are alike, ungrouped and zero-padded, and the gate is not shuffled."""
+        h, C = self.w1.shape
+        k = self.conv1_weight.shape[-1]
+        return (
+            self.b1 is not None
+            and self.b2 is not None
+            and self.conv1_weight.shape == (h, C, k, k)
+            and self.conv2_weight.shape == (C, h, k, k)
+            and k >= 3
+            and self.gate_groups == 1
+            and self.gate_sigmoid
+            and not self.replicate
+        )
+
+    @property
+    def hidden(self) -> int:
+        """The number of channels between the convolutions."""
+        return self.conv1_weight.shape[0]
 
     @property
     def differentiable(self) -> tuple[Tensor | None, ...]:
@@ -68,8 +92,10 @@ class Arguments(NamedTuple):
 
     @property
     def gate(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The weights of the channel gate."""
-        return self.w1, self.b1, self.w2, self.b2
+        """The weights of the channel gate, with zeros for missing biases."""
+        b1 = self.w1.new_zeros(self.w1.shape[0]) if self.b1 is None else self.b1
+        b2 = self.w2.new_zeros(self.w2.shape[0]) if self.b2 is None else self.b2
+        return self.w1, b1, self.w2, b2
 
     @property
     def statistics(self) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:

@@ -130,15 +130,15 @@ def gcsa(a: Arguments) -> tuple[Tensor, ...]:
           of NaN, so that a kernel that reads them by mistake is noticed.
         * mean1, var1, mean2 and (biased) var2 that it used. Given statistics are copied.
     """
-    out, *used = reference.gcsa(*a[:-1])
-    shapes = (saved_shape(channels, a.x) for channels in (a.w1.shape[0], a.x.shape[1]))
+    out, *used = reference.gcsa(*a)
+    shapes = (saved_shape(channels, a.x) for channels in (a.hidden, a.x.shape[1]))
     saved = (a.x.new_full(shape, torch.nan) for shape in shapes)
     return out.contiguous(memory_format=memory_format(a.x)), *saved, *(value.clone() for value in used)
 
 
 def gcsa_inference(a: Arguments) -> Tensor:
     """The result of `gcsa` alone; all statistics are given."""
-    out, *_ = reference.gcsa(*a[:-1])
+    out, *_ = reference.gcsa(*a)
     return out.contiguous(memory_format=memory_format(a.x))
 
 
@@ -168,8 +168,8 @@ def gcsa_backward(
         a = a._replace(mean1=None, var1=None)
     if batch2:
         a = a._replace(mean2=None, var2=None)
-    needs = (*need, *(len(a) - 1 - len(need)) * (False,))
-    grads = differentiate(lambda *inputs: reference.gcsa(*inputs)[0], a[:-1], needs, grad_out)
+    needs = (*need, *(len(a) - len(need)) * (False,))
+    grads = differentiate(lambda *inputs: reference.gcsa(*inputs)[0], a, needs, grad_out)
     return grads[: len(need)]
 
 

@@ -1,5 +1,11 @@
-"""The exchange of published attention modules inside a model for the fused `GCSA` that equals it."""
+"""Published attention modules inside a model, fused where they stand."""
 
-from gcsa_ext.convert.attention import from_module, replace_attention
+from gcsa_ext.convert.attention import (
+    Attention,
+    Report,
+    from_module,
+    replace_attention,
+    restore_attention,
+)
 
-__all__ = ["from_module", "replace_attention"]
+__all__ = ["Attention", "Report", "from_module", "replace_attention", "restore_attention"]

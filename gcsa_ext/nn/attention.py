@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, is_autocast_enabled, is_grad_enabled, nn
@@ -13,7 +12,7 @@ from gcsa_ext.backends import has_kernels
 from gcsa_ext.nn import layers
 from gcsa_ext.nn.layers import BatchNorm, Layers
 from gcsa_ext.ops.gcsa import Arguments
-from gcsa_ext.transforms import transformed
+from gcsa_ext.transforms import needs_plain_torch
 
 
 class GCSA(nn.Module):
@@ -87,9 +86,9 @@ class GCSA(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Gate x (N, C, H, W)."""
         weighted = layers.find(self)
-        if weighted is None or not _operator_takes(weighted, x):
+        if weighted is None or not operator_takes(weighted, x):
             return self._spatial_gate(self._channel_gate(x))
-        return _fused(x, weighted, self.groups, self.channel_sigmoid)
+        return attend(x, weighted, Settings(self.groups, self.channel_sigmoid))
 
     def _channel_gate(self, x: Tensor) -> Tensor:
         if not layers.are_channel_gate(self.channel_attention):
@@ -120,9 +119,20 @@ class GCSA(nn.Module):
         return f"groups={self.groups}" + ("" if self.channel_sigmoid else ", channel_sigmoid=False")
 
 
-def _operator_takes(weighted: Layers, x: Tensor) -> bool:
+class Settings(NamedTuple):
+    """What an attention computes with its layers: see `gcsa_ext.reference.gcsa`."""
+
+    groups: int = 1
+    sigmoid: bool = True
+    gate_groups: int = 1
+    gate_sigmoid: bool = True
+
+
+def operator_takes(weighted: Layers, x: Tensor) -> bool:
     """Whether a kernel of the operator gcsa computes what these layers compute from x."""
-    if x.dim() != 4 or x.numel() == 0 or transformed() or not has_kernels("gcsa", x.device, x.dtype):
+    if x.dim() != 4 or x.numel() == 0 or needs_plain_torch() or not has_kernels("gcsa", x.device, x.dtype):
+        return False
+    if not layers.operator_takes(weighted):
         return False
     # A single value per channel has no variance. The layers raise an error that says so.
     uses_batch = layers.uses_batch(weighted.norm1) or layers.uses_batch(weighted.norm2)
@@ -138,17 +148,35 @@ def _operator_takes(weighted: Layers, x: Tensor) -> bool:
     return all(tensor is None or tensor.dtype == dtype for pair in weights for tensor in pair)
 
 
-def _fused(x: Tensor, weighted: Layers, groups: int, channel_sigmoid: bool) -> Tensor:
-    """What the layers compute, by the operator gcsa; their running statistics are updated."""
-    statistics = (
-        None if layers.uses_batch(norm) else layers.running(norm, name)
-        for norm in (weighted.norm1, weighted.norm2)
-        for name in ("running_mean", "running_var")
-    )
-    weights: Iterable[Any] = (tensor for layer in weighted for tensor in layers.weights(layer))
-    eps = weighted.norm1.eps, weighted.norm2.eps
+def attend(x: Tensor, weighted: Layers, settings: Settings) -> Tensor:
+    """What the layers compute, by the operator gcsa; their running statistics are updated.
+
+    `operator_takes` must be true of the layers and x.
+    """
+    (w1, b1), (w2, b2), *convolutions = (layers.weights(layer) for layer in weighted[:4])
+    norm1, norm2 = weighted.norm1, weighted.norm2
     mixed = x.is_cpu and is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
-    a = Arguments(*(x, *weights, *statistics, *eps, groups, channel_sigmoid, mixed))
+    a = Arguments(
+        x,
+        w1 if w1.dim() == 2 else w1.flatten(1),  # of a 1x1 convolution
+        b1,
+        w2 if w2.dim() == 2 else w2.flatten(1),
+        b2,
+        *convolutions[0],
+        *convolutions[1],
+        *_scale_and_shift(norm1),
+        *_scale_and_shift(norm2),
+        *_statistics(norm1, convolutions[0][0]),
+        *_statistics(norm2, convolutions[1][0]),
+        0.0 if norm1 is None else norm1.eps,
+        0.0 if norm2 is None else norm2.eps,
+        settings.groups,
+        settings.sigmoid,
+        mixed,
+        settings.gate_groups,
+        settings.gate_sigmoid,
+        layers.replicates(weighted),
+    )
     out: Tensor
     differentiates = is_grad_enabled() and any(t is not None and t.requires_grad for t in a.differentiable)
     if not differentiates and a.mean1 is not None and a.mean2 is not None:
@@ -156,13 +184,58 @@ def _fused(x: Tensor, weighted: Layers, groups: int, channel_sigmoid: bool) -> T
         return out
     out, _, _, *used = torch.ops.gcsa_ext.gcsa.default(*a)
     values = x.numel() // x.shape[1]
-    for norm, mean, var in ((weighted.norm1, *used[:2]), (weighted.norm2, *used[2:])):
-        if norm.training and norm.track_running_stats:
+    for norm, mean, var in ((norm1, *used[:2]), (norm2, *used[2:])):
+        if norm is not None and norm.training and norm.track_running_stats:
             running_mean, running_var, batches = (
                 layers.running(norm, name) for name in ("running_mean", "running_var", "num_batches_tracked")
             )
             functional.update_statistics(running_mean, running_var, mean, var, values, norm.momentum, batches)
     return out
+
+
+def attend_by_layers(x: Tensor, weighted: Layers, settings: Settings) -> Tensor | None:
+    """What the layers compute, with the convolutions called as they are and fused gates around them.
+
+    None where the operators of the gates do not compute what the layers do.
+    """
+    norm = weighted.norm2
+    (w1, b1), (w2, b2) = (layers.weights(layer) for layer in weighted[:2])
+    if (
+        x.dim() != 4
+        or x.numel() == 0
+        or norm is None
+        or not settings.gate_sigmoid
+        or settings.gate_groups != 1
+        or layers.synchronises(norm)
+        or needs_plain_torch()
+        or is_autocast_enabled("cpu" if x.is_cpu else x.device.type)
+        or not has_kernels("channel_gate", x.device, x.dtype)
+        or any(w is not None and w.dtype != x.dtype for w in (w1, b1, w2, b2))
+    ):
+        return None
+    b1 = w1.new_zeros(w1.shape[0]) if b1 is None else b1
+    b2 = w2.new_zeros(w2.shape[0]) if b2 is None else b2
+    z = functional.channel_gate(x, w1.flatten(1), b1, w2.flatten(1), b2, settings.groups, settings.sigmoid)
+    u = weighted.conv1(z)
+    if weighted.norm1 is not None:
+        u = weighted.norm1(u)
+    return _norm_gate(norm, weighted.conv2(torch.relu(u)), z)
+
+
+def _scale_and_shift(norm: BatchNorm | None) -> tuple[Tensor | None, Tensor | None]:
+    return (None, None) if norm is None else layers.weights(norm)
+
+
+def _statistics(norm: BatchNorm | None, weight: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """The statistics to normalise the output of a convolution with; None, None for those of the batch.
+
+    Without a normalisation they are 0 and 1, which with an eps of 0 leave the output as it is.
+    """
+    if norm is None:
+        return weight.new_zeros(weight.shape[0]), weight.new_ones(weight.shape[0])
+    if layers.uses_batch(norm):
+        return None, None
+    return layers.running(norm, "running_mean"), layers.running(norm, "running_var")
 
 
 def _norm_gate(norm: BatchNorm, u: Tensor, z: Tensor) -> Tensor:
@@ -193,7 +266,7 @@ def _next_momentum(norm: BatchNorm) -> float | Tensor:
 
 
 def replace_attention(model: nn.Module) -> int:
-    """Exchange the attention modules inside a model: see `gcsa_ext.convert.replace_attention`."""
+    """Fuse the attention modules inside a model: see `gcsa_ext.convert.replace_attention`."""
     from gcsa_ext import convert
 
     return convert.replace_attention(model)

@@ -11,6 +11,9 @@ from typing import NamedTuple, TypeAlias, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 BatchNorm: TypeAlias = nn.BatchNorm2d | nn.SyncBatchNorm
 
@@ -26,48 +29,107 @@ SPATIAL_ATTENTION: tuple[tuple[type[nn.Module], ...], ...] = (
 
 
 class Layers(NamedTuple):
-    """The layers of a GCSA that have weights, in the order of the operator's arguments."""
+    """The layers of an attention that have weights, in the order of the operator's arguments.
 
-    linear1: nn.Linear
-    linear2: nn.Linear
+    The perceptron of the channel gate may consist of 1x1 convolutions. A normalisation that was folded into
+    its convolution is None.
+    """
+
+    linear1: nn.Linear | nn.Conv2d
+    linear2: nn.Linear | nn.Conv2d
     conv1: nn.Conv2d
     conv2: nn.Conv2d
-    norm1: BatchNorm
-    norm2: BatchNorm
+    norm1: BatchNorm | None
+    norm2: BatchNorm | None
 
 
-def find(module: nn.Module) -> Layers | None:
-    """The layers of a GCSA if the operator gcsa computes what they compute, else None."""
-    channel = module._modules.get("channel_attention")
-    spatial = module._modules.get("spatial_attention")
-    if not are_channel_gate(channel) or not _of_kinds(spatial, SPATIAL_ATTENTION):
+class Node(NamedTuple):
+    """A module inside an attention."""
+
+    parent: int
+    """The number of the module that has it: 0 for the attention itself, i for node i - 1."""
+    name: str
+    kinds: tuple[type[nn.Module], ...]
+    """The types that it may have, exactly."""
+    children: int
+
+
+class Structure(NamedTuple):
+    """Every module inside an attention, parents first, and which of them are its `Layers`."""
+
+    nodes: tuple[Node, ...]
+    layers: tuple[int, ...]
+    """The numbers of the six layers, as in `Node.parent`; 0 for a normalisation that does not exist."""
+    same: tuple[tuple[int, int], ...] = ()
+    """The numbers of modules that are one module under two names."""
+
+
+def _structure_of_gcsa() -> Structure:
+    folded = [(*kind, nn.Identity) if kind is BATCH_NORM else kind for kind in SPATIAL_ATTENTION]
+    nodes: list[Node] = []
+    for name, kinds in (("channel_attention", CHANNEL_ATTENTION), ("spatial_attention", folded)):
+        branch = len(nodes) + 1
+        nodes.append(Node(0, name, (nn.Sequential,), len(kinds)))
+        nodes += [Node(branch, str(i), kind, 0) for i, kind in enumerate(kinds)]
+    return Structure(tuple(nodes), (2, 4, 6, 9, 7, 10))
+
+
+STRUCTURE = _structure_of_gcsa()
+"""The structure of the module `GCSA`."""
+
+
+def find(module: nn.Module, structure: Structure = STRUCTURE) -> Layers | None:
+    """The layers of an attention if they are those of the structure, without hooks, else None.
+
+    Hooks that compute a weight (of pruning, weight and spectral normalisation) are called.
+    """
+    modules = [module]
+    for parent, name, kinds, children in structure.nodes:
+        child = modules[parent]._modules.get(name)
+        if type(child) not in kinds or len(child._modules) != children:
+            return None
+        modules.append(child)
+    for i, j in structure.same:
+        if modules[i] is not modules[j]:
+            return None
+    if _have_hooks(modules[1:]) and not _compute_weights(modules[1:]):
         return None
-    linear1, _, linear2 = channel._modules.values()
-    conv1, norm1, _, conv2, norm2 = spatial._modules.values()
-    weighted = Layers(*cast("Layers", (linear1, linear2, conv1, conv2, norm1, norm2)))
-    return weighted if _settings_fit(weighted) else None
+    six = (None if i == 0 or type(modules[i]) is nn.Identity else modules[i] for i in structure.layers)
+    weighted = Layers(*cast("Layers", six))
+    return None if None in weighted[:4] else weighted
 
 
-def _settings_fit(weighted: Layers) -> bool:
-    """Whether the operator supports the sizes and settings of these layers."""
-    conv1, conv2 = weighted.conv1, weighted.conv2
-    return (
-        _pads_to_same(conv1)
+def operator_takes(weighted: Layers) -> bool:
+    """Whether the operator gcsa supports the sizes and settings of these layers."""
+    linear1, linear2, conv1, conv2, norm1, norm2 = weighted
+    sizes = conv1.kernel_size[0], conv2.kernel_size[0]
+    if not (
+        _is_pointwise(linear1)
+        and _is_pointwise(linear2)
+        and _pads_to_same(conv1)
         and _pads_to_same(conv2)
-        and conv1.kernel_size == conv2.kernel_size
-        and 5 <= conv1.kernel_size[0] <= 11
-        and conv1.out_channels == conv2.in_channels
-        and conv1.in_channels == conv2.out_channels
-        # The operator has one number of hidden channels for both branches. Pruning may have cut the weights
-        # without changing the layers' attributes, so the weights' shapes decide.
-        and weights(weighted.linear1)[0].shape[0] == weights(conv1)[0].shape[0]
-        and not synchronises(weighted.norm1)
-        and not synchronises(weighted.norm2)
+        # Torch's own convolution of 3x3 is faster than the operator's.
+        and 5 <= max(sizes) <= 11
+        and (min(sizes) == 1 or conv1.padding_mode == conv2.padding_mode)
+        and not synchronises(norm1)
+        and not synchronises(norm2)
+    ):
+        return False
+    # Pruning may have cut the weights without changing the layers' attributes, so the weights' shapes decide.
+    weight1, weight2, C = weights(conv1)[0], weights(conv2)[0], weights(linear1)[0].shape[1]
+    return (
+        weight2.shape[0] == C == weight1.shape[1] * conv1.groups
+        and weight1.shape[0] == weight2.shape[1] * conv2.groups
     )
 
 
+def replicates(weighted: Layers) -> bool:
+    """Whether the convolutions pad with the values at the edge of the map."""
+    return any(conv.padding_mode == "replicate" and conv.kernel_size[0] > 1 for conv in weighted[2:4])
+
+
 def weights(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of a layer."""
+    """Weight and bias of a layer that exists."""
     parameters = layer._parameters
     if "weight" in parameters and "bias" in parameters:
         return cast("Tensor", parameters["weight"]), parameters["bias"]
@@ -81,12 +143,12 @@ def running(norm: BatchNorm, name: str) -> Tensor | None:
     return cast("Tensor | None", attributes[name] if name in attributes else norm._buffers.get(name))
 
 
-def uses_batch(norm: BatchNorm) -> bool:
+def uses_batch(norm: BatchNorm | None) -> bool:
     """Whether the layer normalises with the statistics of the batch."""
-    return norm.training or running(norm, "running_mean") is None
+    return norm is not None and (norm.training or running(norm, "running_mean") is None)
 
 
-def synchronises(norm: nn.Module) -> bool:
+def synchronises(norm: nn.Module | None) -> bool:
     """Whether the layer computes its statistics together with other processes, which no operator does."""
     return (
         isinstance(norm, nn.SyncBatchNorm)
@@ -100,7 +162,10 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 _GLOBAL_HOOKS = tuple(f"_global{name}" for name in _HOOKS)
 
 
-def _have_hooks(modules: Iterable[nn.Module]) -> bool:
+_COMPUTE_WEIGHTS = (prune.BasePruningMethod, WeightNorm, SpectralNorm)
+
+
+def _have_hooks(modules: Iterable[nn.Module], names: Sequence[str] = _HOOKS) -> bool:
     """Whether there is a hook on a module or on all modules, or a `forward` assigned to an instance.
 
     The names are private. If torch lacks one of them, the result is True: callers then call the layers, which
@@ -114,10 +179,25 @@ def _have_hooks(modules: Iterable[nn.Module]) -> bool:
         attributes = module.__dict__
         if "forward" in attributes:
             return True
-        for name in _HOOKS:
+        for name in names:
             if attributes.get(name, True):
                 return True
     return False
+
+
+def _compute_weights(modules: Sequence[nn.Module]) -> bool:
+    """Call the hooks that compute a weight before each forward pass; False if there are others too."""
+    computing = []
+    for module in modules:
+        hooks = list(module._forward_pre_hooks.values())
+        if not all(isinstance(hook, _COMPUTE_WEIGHTS) for hook in hooks):
+            return False
+        computing += [(module, hook) for hook in hooks]
+    others = _have_hooks(modules, [name for name in _HOOKS if name != "_forward_pre_hooks"])
+    if not others:
+        for module, hook in computing:
+            hook(module, ())  # the hooks of these types do not read the layer's input
+    return not others
 
 
 def _of_kinds(
@@ -161,17 +241,40 @@ def end_in_norm_gate(branch: nn.Module) -> bool:
 
 def is_conv2d_same(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
     """Whether functional.conv2d_same computes what the layer computes."""
-    return _is_plain(layer, nn.Conv2d) and _pads_to_same(cast("nn.Conv2d", layer))
+    if not _is_plain(layer, nn.Conv2d):
+        return False
+    conv = cast("nn.Conv2d", layer)
+    return _pads_to_same(conv) and conv.groups == 1 and conv.padding_mode == "zeros"
 
 
 def _pads_to_same(layer: nn.Conv2d) -> bool:
-    """Whether it is a convolution with an odd square kernel, 'same' zero padding, and no stride or groups."""
+    """Whether it is a convolution with an odd square kernel, 'same' padding that kernels have, and stride 1."""
     size = layer.kernel_size[0]
     return (
         layer.kernel_size == (size, size)
         and size % 2 == 1
         and (layer.padding == (size // 2, size // 2) or layer.padding == "same")
-        and layer.padding_mode == "zeros"
+        and layer.padding_mode in ("zeros", "replicate")
         and layer.stride == layer.dilation == (1, 1)
+    )
+
+
+def keeps_size(layer: nn.Conv2d) -> bool:
+    """Whether the result of a convolution has as many rows and columns as its input."""
+    if any(step != 1 for step in layer.stride):
+        return False
+    if isinstance(layer.padding, str):
+        return layer.padding == "same" or layer.kernel_size == (1, 1)
+    return all(
+        2 * padding == dilation * (size - 1)
+        for padding, dilation, size in zip(layer.padding, layer.dilation, layer.kernel_size, strict=True)
+    )
+
+
+def _is_pointwise(layer: nn.Linear | nn.Conv2d) -> bool:
+    """Whether the layer is linear in the channels of each position."""
+    return isinstance(layer, nn.Linear) or (
+        layer.kernel_size == layer.stride == (1, 1)
+        and layer.padding in ((0, 0), "same", "valid")
         and layer.groups == 1
     )

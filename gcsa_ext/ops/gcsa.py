@@ -1,7 +1,7 @@
 """Contract of gcsa, the whole attention as one operator: schema, checks, shape rule, autograd formula.
 
-The operator takes maps with at least one element, and kernel sizes of 3 to 11. nn/attention.py computes every
-other attention layer by layer.
+The operator takes maps with at least one element, and odd kernel sizes up to 11. nn/attention.py computes
+every other attention layer by layer.
 """
 
 from __future__ import annotations
@@ -20,11 +20,16 @@ from gcsa_ext.ops import registration
 __all__ = ["Arguments"]
 
 _INPUTS = (
-    "Tensor x, Tensor w1, Tensor b1, Tensor w2, Tensor b2, "
+    "Tensor x, Tensor w1, Tensor? b1, Tensor w2, Tensor? b2, "
     "Tensor conv1_weight, Tensor? conv1_bias, Tensor conv2_weight, Tensor? conv2_bias, "
     "Tensor? norm1_weight, Tensor? norm1_bias, Tensor? norm2_weight, Tensor? norm2_bias"
 )
-_SETTINGS = "float eps1, float eps2, int groups, bool sigmoid, bool mixed"
+_SETTINGS = (
+    "float eps1, float eps2, int groups, bool sigmoid, bool mixed=False, "
+    "int gate_groups=1, bool gate_sigmoid=True, bool replicate=False"
+)
+
+_TENSORS = Arguments._fields.index("eps1")
 
 
 def _check(a: Arguments) -> None:
@@ -33,17 +38,16 @@ def _check(a: Arguments) -> None:
         raise ValueError(f"gcsa: expected x of shape (N, C, H, W), not empty, got {tuple(x.shape)}")
     if not x.is_floating_point():
         raise TypeError(f"gcsa: expected x of a floating dtype, got {x.dtype}")
-    C, h, k = x.shape[1], a.w1.shape[0], a.conv1_weight.shape[-1]
-    if k % 2 == 0 or not 3 <= k <= 11:
-        raise ValueError(f"gcsa: expected an odd kernel size from 3 to 11, got {k}")
-    if h < 1 or a.groups < 1 or C % a.groups:
+    C, h, m, device = x.shape[1], a.w1.shape[0], a.hidden, x.device
+    if h < 1 or m < 1 or a.groups < 1 or C % a.groups or a.gate_groups < 1 or C % a.gate_groups:
         raise ValueError(
-            f"gcsa: expected h >= 1 and groups that divide C = {C}, got h = {h}, groups = {a.groups}"
+            f"gcsa: expected hidden channels, and groups and gate_groups that divide C = {C}, got h = {h}, "
+            f"m = {m}, groups = {a.groups}, gate_groups = {a.gate_groups}"
         )
-    hidden, full, device = (h,), (C,), x.device
-    layers = ((h, C), hidden, (C, h), full, (h, C, k, k), hidden, (C, h, k, k), full)
-    shapes = (*layers, hidden, hidden, full, full, hidden, hidden, full, full)
-    tensors = cast("tuple[Tensor | None, ...]", a[1:17])
+    taps1, taps2 = _taps(a.conv1_weight, "conv1_weight", C, m), _taps(a.conv2_weight, "conv2_weight", m, C)
+    layers = ((h, C), (h,), (C, h), (C,), taps1, (m,), taps2, (C,))
+    shapes = (*layers, (m,), (m,), (C,), (C,), (m,), (m,), (C,), (C,))
+    tensors = cast("tuple[Tensor | None, ...]", a[1:_TENSORS])
     for i, (tensor, shape) in enumerate(zip(tensors, shapes, strict=True), start=1):
         if tensor is None:
             continue
@@ -62,17 +66,35 @@ def _check(a: Arguments) -> None:
             raise ValueError(f"gcsa: expected both mean{number} and var{number}, or neither")
 
 
+def _taps(weight: Tensor, name: str, inputs: int, outputs: int) -> tuple[int, ...]:
+    """The shape that a convolution's weight must have: that of its groups and kernel size, if these fit."""
+    shape = tuple(weight.shape)
+    k, per_group = shape[-1], shape[1] if len(shape) == 4 else 0
+    if k % 2 == 0 or not 1 <= k <= 11:
+        raise ValueError(f"gcsa: expected {name} with an odd kernel size up to 11, got {shape}")
+    if per_group < 1 or inputs % per_group or outputs % (inputs // per_group):
+        raise ValueError(
+            f"gcsa: expected {name} (outputs, inputs / groups, k, k) of groups that divide {inputs} inputs "
+            f"and {outputs} outputs, got {shape}"
+        )
+    return outputs, per_group, k, k
+
+
+def _select(operator: str, a: Arguments) -> Callable[..., Any]:
+    return backends.select(operator, a.x) if a.plain else backends.reference.function(operator)
+
+
 def _forward(*args: Any) -> tuple[Tensor, ...]:
     a = Arguments(*args)
     _check(a)
-    results: tuple[Tensor, ...] = backends.select("gcsa", a.x)(a)
+    results: tuple[Tensor, ...] = _select("gcsa", a)(a)
     return results
 
 
 def _inference(*args: Any) -> Tensor:
     a = Arguments(*args)
     _check(a)
-    out: Tensor = backends.select("gcsa_inference", a.x)(a)
+    out: Tensor = _select("gcsa_inference", a)(a)
     return out
 
 
@@ -85,14 +107,14 @@ def _inference_fake(*args: Any) -> Tensor:
 def _saved_shapes(a: Arguments) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The shapes in which the backend saves the convolutions' outputs."""
     saved_shape = backends.select("saved_shape", a.x, warn=False)
-    return saved_shape(a.w1.shape[0], a.x), saved_shape(a.x.shape[1], a.x)
+    return saved_shape(a.hidden, a.x), saved_shape(a.x.shape[1], a.x)
 
 
 def _forward_fake(*args: Any) -> tuple[Tensor, ...]:
     a = Arguments(*args)
-    h, C = a.w1.shape[0], a.x.shape[1]
+    m, C = a.hidden, a.x.shape[1]
     dtype = reference.accumulator_dtype(a.x.dtype)
-    statistics = (a.x.new_empty(channels, dtype=dtype) for channels in (h, h, C, C))
+    statistics = (a.x.new_empty(channels, dtype=dtype) for channels in (m, m, C, C))
     return _inference_fake(*args), *map(a.x.new_empty, _saved_shapes(a)), *statistics
 
 
@@ -108,7 +130,7 @@ def _backward(
     a = Arguments(*args)
     _check(a)
     registration.check_gradient("gcsa", grad_out, a.x.shape, a.x)
-    differentiate = backends.select("gcsa_backward", a.x)
+    differentiate = _select("gcsa_backward", a)
     # Another backend may have run the forward pass and saved u1 and u2 in its own layout, which this backend
     # cannot read. The reference reads neither; it saves NaN, in the shapes of the kernels for the CPU.
     saved = tuple((tuple(u.shape), u.dtype, u.device) for u in (u1, u2))
@@ -174,7 +196,7 @@ class _Gcsa(torch.autograd.Function):
         a = Arguments(*args)
         out, *others = torch.ops.gcsa_ext.gcsa_forward.default(*a)
         ctx.batch = a.mean1 is None, a.mean2 is None
-        ctx.settings = a.eps1, a.eps2, a.groups, a.sigmoid, a.mixed
+        ctx.settings = a[_TENSORS:]
         ctx.mark_non_differentiable(*others)
         ctx.set_materialize_grads(False)  # no zeros, as large as u1 and u2, for what has no gradient
         ctx.save_for_backward(*a.differentiable, *others)
@@ -201,7 +223,7 @@ class _Gcsa(torch.autograd.Function):
 
 def _gcsa(*args: Any) -> tuple[Tensor, ...]:
     differentiates = torch.is_grad_enabled() and any(
-        isinstance(value, Tensor) and value.requires_grad for value in args[:17]
+        isinstance(value, Tensor) and value.requires_grad for value in args[:_TENSORS]
     )
     function: Callable[..., tuple[Tensor, ...]] = torch.ops.gcsa_ext.gcsa_forward.default
     return _Gcsa.apply(*args) if differentiates else function(*args)  # type: ignore[no-untyped-call]
