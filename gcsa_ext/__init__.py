@@ -4,7 +4,13 @@
 the definitions of the operators in plain PyTorch.
 """
 
+# ruff: noqa: E402 (a setting comes before the imports that need it)
 import sys
+
+from gcsa_ext import openmp
+
+# libgomp reads its environment when torch is imported, which the imports below do.
+openmp.limit_spinning()
 
 from gcsa_ext import functional, nn, reference
 from gcsa_ext.backends import use_backend

@@ -2,6 +2,7 @@
 
 #include "params/convolution.h"
 
+#include "cpu/elastic_team.h"
 #include "cpu/kernels.h"
 #include "cpu/plan.h"
 #include "memory/scratch.h"
@@ -52,7 +53,7 @@ void forward(const ConvolutionForward& p) {
     A* const spectra = pieces.take(c.workspace_size());
     A* const thread_memory = pieces.take(threads * per_thread);
 
-    parallel_team(threads, [&](const Team& team) {
+    elastic_team(threads, [&](const Team& team) {
         A* const scratch = thread_memory + team.rank * per_thread;
         pack(team, p.map, static_cast<const T*>(p.x), in);
         team.barrier();

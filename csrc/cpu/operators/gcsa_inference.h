@@ -2,6 +2,7 @@
 // that everything between stays in the cache.
 #pragma once
 
+#include "cpu/elastic_team.h"
 #include "cpu/operators/gcsa_affine.h"
 #include "memory/scratch.h"
 
@@ -90,7 +91,7 @@ void infer(const GcsaForward& p) {
     affine2.set_norm(p.norm2);
     const Taps<A> taps1 = plan.weights1.taps(expanded1), taps2 = plan.weights2.taps(expanded2);
 
-    parallel_team(s.threads, [&](const Team& all) {
+    elastic_team(s.threads, [&](const Team& all) {
         const Team team = plan.team(all);
         A* const collected = thread_memory + all.rank * per_thread;
         A* const scratch = collected + plan.collected_size;
