@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from gcsa_ext import functional
 
@@ -67,8 +68,9 @@ class FrequencyMasking(_AxisMasking):
     both are truncated.
 
     It differs from torchaudio's in four ways. It does nothing after ``.eval()``. It takes real spectrograms
-    only. TorchScript cannot script it. It counts bins exactly, where torchaudio's counts them in the
-    spectrogram's dtype; the two differ in bfloat16 beyond 256 bins and in float16 beyond 2048.
+    only. TorchScript cannot script it, nor can torch.fx trace it in training. It counts bins exactly, where
+    torchaudio's counts them in the spectrogram's dtype; the two differ in bfloat16 beyond 256 bins and in
+    float16 beyond 2048.
 
     Args:
         freq_mask_param: exclusive upper end of a band's width in bins.
@@ -108,6 +110,8 @@ class FrequencyMasking(_AxisMasking):
             mask_value: the new value of masked bins in this call, a number or a tensor of one element. None
                 for `value`.
         """
+        if isinstance(specgram, Proxy) and not self.training:  # torch.fx knows no sizes to check
+            return specgram
         self._check(specgram)
         widest = _widest(self.freq_mask_param, self.p, specgram.shape[-2])
         if not self.training or widest < 1:
