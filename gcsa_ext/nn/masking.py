@@ -45,7 +45,8 @@ class _AxisMasking(nn.Module):
 
     def _check(self, specgram: Tensor) -> None:
         dimensions = 2 + self.iid_masks
-        if specgram.dim() < dimensions:
+        # A proxy of torch.fx has no size that could be checked.
+        if not isinstance(specgram, Proxy) and specgram.dim() < dimensions:
             raise ValueError(
                 f"{type(self).__name__}(iid_masks={self.iid_masks}): expected a spectrogram (..., freq, "
                 f"time) of at least {dimensions} dimensions, got {tuple(specgram.shape)}"
@@ -110,11 +111,11 @@ class FrequencyMasking(_AxisMasking):
             mask_value: the new value of masked bins in this call, a number or a tensor of one element. None
                 for `value`.
         """
-        if isinstance(specgram, Proxy) and not self.training:  # torch.fx knows no sizes to check
-            return specgram
         self._check(specgram)
+        if not self.training:
+            return specgram
         widest = _widest(self.freq_mask_param, self.p, specgram.shape[-2])
-        if not self.training or widest < 1:
+        if widest < 1:
             return specgram
         value = self.value if mask_value is None else mask_value
         return functional.random_frequency_mask(
@@ -173,8 +174,10 @@ class TimeMasking(_AxisMasking):
                 for `value`.
         """
         self._check(specgram)
+        if not self.training:
+            return specgram
         widest = _widest(self.time_mask_param, self.p, specgram.shape[-1])
-        if not self.training or widest < 1:
+        if widest < 1:
             return specgram
         value = self.value if mask_value is None else mask_value
         return functional.random_time_mask(
@@ -244,6 +247,8 @@ class SpecAugment(nn.Module):
 
     def forward(self, specgram: Tensor) -> Tensor:
         """Mask a spectrogram (..., freq, time); the name is torchaudio's."""
+        if isinstance(specgram, Proxy) and not self.training:
+            return specgram  # a proxy of torch.fx has no size that could be checked
         if specgram.dim() < 2:
             raise ValueError(
                 "SpecAugment: expected a spectrogram (..., freq, time) of at least 2 dimensions, "
