@@ -18,7 +18,7 @@ from harness.disturbances import WAITED
 from harness.errors import in_one_line
 from harness.operators import MAPS
 from harness.published import VARIANTS
-from harness.suite import BY_NAME
+from harness.suite import BY_NAME, MASKING
 from harness.verdicts import Verdict
 
 Found = tuple[float | None, str]
@@ -135,12 +135,15 @@ def _bars() -> Iterator[Bar]:
         find = functools.partial(peak, shape)
         yield Bar(f"peak memory of a training step {name}", "below", 1.0, "times eager's", find)
 
+    for module in MASKING:
+        for kind, least in (("shared", 4.0), ("iid", 8.0)):
+            yield speed(f"{module} {kind} 64x1x80x400", least, "torchaudio")
+            for name in ("64x1x80x400", "256x1x128x1024"):
+                yield speed(f"{module} {kind} in place {name}", 10.0, "torchaudio")
+            large = BY_NAME[f"{module} {kind} 256x1x128x1024"]
+            yield Bar(str(large), "at most", 1.15, "times the time of a copy", over_clone, (large,))
     for kind, least in (("shared", 4.0), ("iid", 8.0)):
-        yield speed(f"FrequencyMasking {kind} 64x1x80x400", least, "torchaudio")
-        for name in ("64x1x80x400", "256x1x128x1024"):
-            yield speed(f"FrequencyMasking {kind} in place {name}", 10.0, "torchaudio")
-        large = BY_NAME[f"FrequencyMasking {kind} 256x1x128x1024"]
-        yield Bar(str(large), "at most", 1.15, "times the time of a copy", over_clone, (large,))
+        yield speed(f"SpecAugment {kind} mean 64x1x80x400", least, "torchaudio")
 
 
 BARS = tuple(_bars())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, cast, overload
 
@@ -114,17 +114,38 @@ _NAMED_LIKE_ATTENTION = re.compile(
 )
 
 
-def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The innermost modules that may be an attention, with their paths."""
-    accepted: set[nn.Module] = set()
-    modules = list(model.named_modules())
-    for name, module in reversed(modules):  # children come before their parents
-        if module in accepted or isinstance(module, GCSA) or not _may_be_attention(module):
+def _fuse_all(model: nn.Module) -> tuple[int, dict[str, Attention], dict[str, NotAttentionError]]:
+    """Fuse the innermost modules that are attentions.
+
+    Returns:
+        The number of modules that this call fused, all that are fused, and the differences of other modules
+        with the layers of an attention, by their paths.
+    """
+    count = 0
+    attentions: dict[str, Attention] = {}
+    differences: dict[str, NotAttentionError] = {}
+    done = {module for module in model.modules() if isinstance(module, GCSA)}
+    for name, module in reversed(list(model.named_modules())):  # children come before their parents
+        if not done.isdisjoint(module.modules()) or not _may_be_attention(module):
             continue
-        if any(inner in accepted or isinstance(inner, GCSA) for inner in module.modules()):
-            continue
-        accepted.add(module)
-        yield name, module
+        fusion = fused.fusion_of(module)
+        inside = [path for path in differences if path.startswith(f"{name}." if name else "")]
+        try:
+            if fusion is None:
+                fusion = fused.fuse(module)
+                count += 1
+        except NotAttentionError as difference:
+            # Of a module and the modules in it, the difference of the one that resembles an attention most
+            if all(difference.progress > differences[path].progress for path in inside):
+                differences[name] = difference
+            else:
+                continue
+        else:
+            done.add(module)
+            attentions[name] = Attention(name, type(module).__name__, True, _words(module, fusion))
+        for path in inside:
+            del differences[path]
+    return count, attentions, differences
 
 
 def _require_uncompiled(model: nn.Module) -> None:
@@ -132,8 +153,8 @@ def _require_uncompiled(model: nn.Module) -> None:
         if "_orig_mod" in module._modules or getattr(module, "_compiled_call_impl", None) is not None:
             where = f"its module {name}" if name else "the model"
             raise ValueError(
-                f"replace_attention: {where} is compiled already, and a compiled module keeps the forward pass "
-                "that it was compiled with; call replace_attention before torch.compile"
+                f"replace_attention: {where} is compiled already, and a compiled module keeps the forward "
+                "pass that it was compiled with; call replace_attention before torch.compile"
             )
 
 
@@ -144,9 +165,9 @@ def replace_attention(model: nn.Module | type[nn.Module], *, explain: Literal[Tr
 def replace_attention(model: nn.Module | type[nn.Module], *, explain: bool = False) -> int | Report:
     """Fuse every GCSA and GAM module inside a model where it stands.
 
-    A module is found by what it computes, whatever its class, its attributes and its layers are called: copies
-    with random numbers are run, and their results and gradients are compared with those of the attention (see
-    the guide, "Swap the attention in your model"). The module stays the object that it is: class, attributes,
+    A module is found by what it computes, whatever its class, attributes and layers are called: copies with
+    random numbers are run, and their results and gradients are compared with those of the attention (see the
+    guide, "Swap the attention in your model"). The module stays the object that it is: class, attributes,
     parameters, buffers and hooks. It gets a fused forward pass in its attribute ``forward``, which
     `restore_attention` takes off again. The fused forward pass computes the attention of one map. With other
     arguments, under torch.func, export and tracing, and where layers have been exchanged or got hooks, the
@@ -162,9 +183,9 @@ def replace_attention(model: nn.Module | type[nn.Module], *, explain: bool = Fal
         explain: return a report.
 
     Returns:
-        The number of modules that this call has fused; a module that is used in several places counts once. For
-        a class 1, or 0 if it is fused already. With `explain` a report, which also has the modules that
-        resemble an attention and are left as they are, with the reason.
+        The number of modules that this call has fused; a module in several places counts once. For a class 1,
+        or 0 if it is fused already. With `explain` a report, which also has the modules that resemble an
+        attention and are left as they are, with the reason.
 
     Raises:
         TypeError: `model` is no module and no class of modules.
@@ -182,34 +203,33 @@ def replace_attention(model: nn.Module | type[nn.Module], *, explain: bool = Fal
             f"replace_attention: expected a module or a class of modules, got {type(model).__name__}"
         )
     _require_uncompiled(model)
-    found: dict[str, Attention] = {}
-    count = 0
-    for name, module in _candidates(model):
-        kind = type(module).__name__
-        fusion = fused.fusion_of(module)
-        try:
-            if fusion is None:
-                fusion = fused.fuse(module)
-                count += 1
-            found[name] = Attention(name, kind, True, _words(module, fusion))
-        except NotAttentionError as difference:
-            found[name] = Attention(name, kind, False, str(difference))
-            if not explain and difference.progress >= GATED:
-                where = name or "the model itself"
-                warnings.warn(f"replace_attention leaves {where} alone: {kind}: {difference}", stacklevel=2)
+    count, found, differences = _fuse_all(model)
+    modules = dict(model.named_modules())
     if not explain:
+        for name, difference in differences.items():
+            if difference.progress >= GATED:
+                where, kind = name or "the model itself", type(modules[name]).__name__
+                warnings.warn(f"replace_attention leaves {where} alone: {kind}: {difference}", stacklevel=2)
         return count
-    for name, module in model.named_modules():
+    for name, difference in differences.items():
+        found[name] = Attention(name, type(modules[name]).__name__, False, str(difference))
+    for name, module in modules.items():
+        kind = type(module).__name__
         if isinstance(module, GCSA):
-            found[name] = Attention(name, type(module).__name__, True, "a GCSA of gcsa_ext")
-        elif name not in found and _NAMED_LIKE_ATTENTION.search(type(module).__name__):
-            inner = any(
-                name == "" or other.startswith(f"{name}.") or name.startswith(f"{other}.") for other in found
-            )
-            if not inner and any(map(is_linear_map, module.modules())):
-                found[name] = Attention(name, type(module).__name__, False, _difference(module))
-    order = [name for name, _ in model.named_modules()]
-    return Report(tuple(sorted(found.values(), key=lambda a: order.index(a.name))))
+            found[name] = Attention(name, kind, True, "a GCSA of gcsa_ext")
+        elif (
+            _NAMED_LIKE_ATTENTION.search(kind)
+            and any(map(is_linear_map, module.modules()))
+            and not _overlaps(name, found)
+        ):
+            found[name] = Attention(name, kind, False, _difference(module))
+    return Report(tuple(found[name] for name in modules if name in found))
+
+
+def _overlaps(name: str, others: Iterable[str]) -> bool:
+    """Whether a module is inside one of others or has one inside, by their paths."""
+    path = f"{name}." if name else ""
+    return any(other.startswith(path) or path.startswith(f"{other}." if other else "") for other in others)
 
 
 def _difference(module: nn.Module) -> str:

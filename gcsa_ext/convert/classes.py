@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import threading
 import warnings
 import weakref
 from collections.abc import Callable
@@ -13,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from gcsa_ext.convert.fused import fuse, has_other_forward
+from gcsa_ext.convert.proof import is_proving
 from gcsa_ext.convert.recognition import NotAttentionError
 from gcsa_ext.transforms import needs_plain_torch
 
 _left: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 """Objects of fused classes that are not to be fused: they were refused, or restored."""
-_proving = threading.local()
 
 
 def leave(module: nn.Module) -> None:
@@ -31,19 +30,21 @@ def is_fused(kind: type[nn.Module]) -> bool:
     return hasattr(kind.__dict__.get("forward"), "replaced")
 
 
-def _fuse_object(module: nn.Module) -> bool:
-    """Fuse an object unless that was tried before; whether it is fused now."""
-    if module in _left or getattr(_proving, "active", False):
-        return False  # the proof runs copies of the object
-    _proving.active = True
+def _fuse_object(module: nn.Module, warn: bool) -> bool:
+    """Fuse an object unless that failed before; whether it is fused now.
+
+    With `warn` an object that is refused is left for good, with a warning.
+    """
+    if module in _left or is_proving():  # a proof runs copies of objects
+        return False
     try:
         fuse(module)
     except NotAttentionError as difference:
-        leave(module)
-        warnings.warn(f"replace_attention leaves a {type(module).__name__} alone: {difference}", stacklevel=4)
+        if warn:
+            leave(module)
+            kind = type(module).__name__
+            warnings.warn(f"replace_attention leaves a {kind} alone: {difference}", stacklevel=4)
         return False
-    finally:
-        _proving.active = False
     return True
 
 
@@ -64,7 +65,7 @@ def fuse_class(kind: type[nn.Module]) -> bool:
     def fused_init(self: nn.Module, *args: Any, **kwargs: Any) -> None:
         init(self, *args, **kwargs)
         if type(self) is kind:  # an object of a subclass may not be complete yet
-            _fuse_object(self)
+            _fuse_object(self, warn=False)  # nor may one with lazy layers
 
     @functools.wraps(forward)
     def fused_forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -75,7 +76,7 @@ def fuse_class(kind: type[nn.Module]) -> bool:
             and not torch.compiler.is_compiling()
             and not needs_plain_torch()
             and all(isinstance(arg, Tensor) for arg in args)  # none of torch.fx's proxies
-            and _fuse_object(self)
+            and _fuse_object(self, warn=True)
         ):
             return self.forward(*args, **kwargs)
         return forward(self, *args, **kwargs)
@@ -85,7 +86,7 @@ def fuse_class(kind: type[nn.Module]) -> bool:
     fused_forward.inherited = "forward" not in kind.__dict__  # type: ignore[attr-defined]
     fused_forward.replaced = forward  # type: ignore[attr-defined]
     kind.__init__ = fused_init  # type: ignore[method-assign]
-    kind.forward = fused_forward  # type: ignore[method-assign]
+    kind.forward = fused_forward
     return True
 
 

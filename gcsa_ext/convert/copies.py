@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -56,20 +57,23 @@ def is_linear_map(layer: nn.Module) -> bool:
 class LinearMap(nn.Module):
     """A random linear map with a layer's numbers of channels, of low rank.
 
-    That of a convolution with a kernel of more than one tap also mixes neighbouring positions, differently
-    along both axes.
+    That of a convolution convolves its few inner channels with the layer's kernel size, stride, padding and
+    dilation. The result has the size and the memory layout of the layer's.
     """
 
     rank = 3
 
     def __init__(self, layer: nn.Module, generator: torch.Generator) -> None:
         super().__init__()
+        self.conv: dict[str, Any] | None = None
         if isinstance(layer, nn.Linear):
-            inputs, outputs, self.channel_axis, self.mixes = layer.in_features, layer.out_features, -1, False
+            inputs, outputs = layer.in_features, layer.out_features
         else:
             conv = cast("nn.Conv2d", layer)
-            inputs, outputs, self.channel_axis = conv.in_channels, conv.out_channels, -3
-            self.mixes = conv.kernel_size != (1, 1)
+            inputs, outputs = conv.in_channels, conv.out_channels
+            self.conv = {"stride": conv.stride, "padding": conv.padding, "dilation": conv.dilation}
+            self.edges = conv._reversed_padding_repeated_twice, conv.padding_mode
+            self.taps = nn.Parameter(_random((self.rank, 1, *conv.kernel_size), generator), False)
         self.inputs = inputs
         self.squeeze = nn.Parameter(_random((inputs, self.rank), generator) / inputs**0.5)
         self.expand = nn.Parameter(_random((self.rank, outputs), generator))
@@ -77,12 +81,19 @@ class LinearMap(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (..., inputs), or (..., inputs, H, W) for a convolution."""
-        if x.dim() < -self.channel_axis or x.shape[self.channel_axis] != self.inputs:
+        axis = -1 if self.conv is None else -3
+        if x.dim() < -axis or x.shape[axis] != self.inputs:
             raise ValueError(f"expected {self.inputs} channels, got a map {tuple(x.shape)}")
-        few = x.movedim(self.channel_axis, -1) @ self.squeeze
-        if self.mixes:
-            few = few + 0.5 * few.roll(1, -3) + 0.25 * few.roll(1, -2)
-        return (few @ self.expand + self.offset).movedim(-1, self.channel_axis)
+        few = x.to(self.squeeze.dtype).movedim(axis, -1) @ self.squeeze
+        if self.conv is None:
+            return (few @ self.expand + self.offset).contiguous()
+        few, settings = few.movedim(-1, axis), self.conv
+        if self.edges[1] != "zeros":
+            few, settings = F.pad(few, *self.edges), {**settings, "padding": 0}
+        few = F.conv2d(few, self.taps, groups=self.rank, **settings)
+        out = (few.movedim(axis, -1) @ self.expand + self.offset).movedim(-1, axis)
+        last = x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last)
+        return out.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
 
 
 def _random(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
@@ -102,7 +113,7 @@ def _tensors(value: object) -> Iterator[Tensor]:
 
 
 def _replacement(tensor: Tensor, generator: torch.Generator, in_layer: bool) -> Tensor:
-    """A tensor of the copy: random numbers, but a single one for the weights of a layer, which nothing reads."""
+    """A tensor of the copy: random numbers, but one number for weights of layers, which nothing reads."""
     shape = tuple(tensor.shape)
     new: Tensor
     if in_layer:
@@ -140,13 +151,23 @@ def random_copy(module: nn.Module, generator: torch.Generator) -> nn.Module:
                 if name == "_buffers" and tensor is part._buffers.get("running_var"):
                     memo[id(tensor)] = memo[id(tensor)].abs() + 0.3
     copied = copy.deepcopy(module, memo)
+    _require_separate(module, copied)
     for part in copied.modules():
         if is_linear_map(part):
             part.__dict__["_map"] = LinearMap(part, generator)
             part.__dict__["forward"] = part.__dict__["_map"]
         elif type(part) is nn.SyncBatchNorm:
-            part.__class__ = nn.BatchNorm2d  # without the other processes
+            cast("nn.Module", part).__class__ = nn.BatchNorm2d  # without the other processes
     return copied
+
+
+def _require_separate(module: nn.Module, copied: nn.Module) -> None:
+    """Raise ValueError if a copy shares modules or tensors with the original, by its ``__deepcopy__``."""
+    parts = {id(o) for m in module.modules() for o in (m, *m._parameters.values(), *m._buffers.values())}
+    for name, part in copied.named_modules():
+        for shared in (part, *part._parameters.values(), *part._buffers.values()):
+            if shared is not None and id(shared) in parts:
+                raise ValueError(f"the copy of {name or 'the module'} shares it with the original")
 
 
 def duplicate(copied: nn.Module) -> nn.Module:
@@ -177,7 +198,7 @@ def parameters(copied: nn.Module) -> Iterator[Tensor]:
 
 
 def record(copied: nn.Module, x: Tensor) -> tuple[Tensor, list[Call]]:
-    """The result of a copy's forward pass and the calls of its layers, in order; a layer has no modules inside."""
+    """The result of a copy's forward pass and the calls of its layers, which have no modules inside."""
     calls: list[Call] = []
     names = {part: name for name, part in copied.named_modules()}
     recorded = [part for part in copied.modules() if not part._modules or "_map" in part.__dict__]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from gcsa_ext.convert.proof import prove
 from gcsa_ext.convert.recognition import NotAttentionError, Recipe
 from gcsa_ext.nn import layers
-from gcsa_ext.nn.attention import attend, attend_by_layers, operator_takes
+from gcsa_ext.nn.attention import attend, attend_by_layers, gates_take, layers_take, operator_takes
 from gcsa_ext.nn.layers import Node, Structure
 
 
@@ -22,12 +23,29 @@ class Fusion(NamedTuple):
     structure: Structure
 
 
+_CONSTANT = (bool, int, float, str, type(None), types.FunctionType, types.BuiltinFunctionType, type)
+"""Types of plain attributes that may change what a forward pass computes."""
+_BY_TORCH = {"inplace", *nn.Module().__dict__}
+"""Attributes of modules that do not change what they compute, or differently in training, which is proved."""
+
+
+def _attributes(module: nn.Module, ignored: Container[str] = ()) -> tuple[tuple[str, object], ...]:
+    """The names and values of a module's plain attributes, on which its forward pass may depend."""
+    return tuple(
+        (name, value)
+        for name, value in module.__dict__.items()
+        if name not in _BY_TORCH and name not in ignored and isinstance(value, _CONSTANT)
+    )
+
+
 def structure_of(module: nn.Module, recipe: Recipe) -> Structure:
     """Every module inside an attention as it was when the attention was proved."""
     nodes: list[Node] = []
     numbers: dict[nn.Module, int] = {module: 0}
     paths: dict[str, int] = {}
     same = []
+    names = (recipe.linear1, recipe.linear2, recipe.conv1, recipe.conv2, recipe.norm1, recipe.norm2)
+    called = {module.get_submodule(name) for name in (*names, *recipe.before, *recipe.after) if name}
 
     def visit(parent: nn.Module, number: int, path: str) -> None:
         for name, child in parent._modules.items():
@@ -37,23 +55,37 @@ def structure_of(module: nn.Module, recipe: Recipe) -> Structure:
             if type(child) in layers.BATCH_NORM:
                 # It may be converted to SyncBatchNorm or back, or folded into its convolution.
                 kinds = (*layers.BATCH_NORM, nn.Identity)
-            nodes.append(Node(number, name, kinds, len(child._modules)))
-            own = len(nodes)
-            paths[path + name] = own
+            # The fused forward pass follows the attributes of the layers that it calls or reads itself.
+            attributes = () if child in called else _attributes(child)
+            nodes.append(Node(number, name, kinds, len(child._modules), attributes))
+            child_number = len(nodes)
+            paths[path + name] = child_number
             if child in numbers:
-                same.append((numbers[child], own))
+                same.append((numbers[child], child_number))
             else:
-                numbers[child] = own
-                visit(child, own, f"{path}{name}.")
+                numbers[child] = child_number
+                visit(child, child_number, f"{path}{name}.")
 
     visit(module, 0, "")
-    names = (recipe.linear1, recipe.linear2, recipe.conv1, recipe.conv2, recipe.norm1, recipe.norm2)
     numbered = tuple(0 if name is None else paths[name] for name in names)
-    return Structure(tuple(nodes), numbered, tuple(same))
+    return Structure(tuple(nodes), numbered, tuple(same), _attributes(module, recipe.kept))
 
 
-def _fused_forward(fusion: Fusion) -> Callable[..., Any]:
-    """A function ``forward(self, *args, **kwargs)`` for modules of this structure.
+def _require_kernels(module: nn.Module, recipe: Recipe, structure: Structure) -> None:
+    """Raise NotAttentionError unless kernels compute at least the gates of this attention."""
+    weighted = layers.find(module, structure)
+    if weighted is None:  # It has hooks now, which may be removed.
+        six = (recipe.linear1, recipe.linear2, recipe.conv1, recipe.conv2, recipe.norm1, recipe.norm2)
+        weighted = layers.Layers(*(name and module.get_submodule(name) for name in six))  # type: ignore[arg-type]
+    if not layers.operator_takes(weighted) and not gates_take(weighted, recipe.settings):
+        raise NotAttentionError(
+            f"no kernel takes its layers {recipe.linear1}, {recipe.linear2}, {recipe.conv1} and "
+            f"{recipe.conv2} with their padding, sizes and groups"
+        )
+
+
+def _fused_forward(fusion: Fusion, like: Callable[..., Any]) -> Callable[..., Any]:
+    """A function ``forward(self, *args, **kwargs)`` for modules of this structure, documented as `like` is.
 
     It computes the attention of one map by the operator gcsa. In every other case, which the proof did not
     cover, and where the operator steps aside, the forward pass of the module's class computes.
@@ -68,15 +100,15 @@ def _fused_forward(fusion: Fusion) -> Callable[..., Any]:
         weighted = layers.find(self, structure)
         if weighted is None:
             return type(self).forward(self, x)
-        out: Tensor | None
         if operator_takes(weighted, x):
-            for name in before:
-                x = self.get_submodule(name)(x)
-            out = attend(x, weighted, settings)
+            compute = attend
+        elif layers_take(weighted, x, settings):
+            compute = attend_by_layers
         else:
-            out = None if before else attend_by_layers(x, weighted, settings)
-            if out is None:
-                return type(self).forward(self, x)
+            return type(self).forward(self, x)
+        for name in before:
+            x = self.get_submodule(name)(x)
+        out = compute(x, weighted, settings)
         for name in after:
             out = self.get_submodule(name)(out)
         for name, source in kept.items():
@@ -85,6 +117,8 @@ def _fused_forward(fusion: Fusion) -> Callable[..., Any]:
         return out
 
     forward.fusion = fusion  # type: ignore[attr-defined]
+    forward.__doc__ = like.__doc__
+    forward.__signature__ = inspect.signature(like)  # type: ignore[attr-defined]
     return forward
 
 
@@ -134,7 +168,8 @@ def fuse(module: nn.Module) -> Fusion:
         raise NotAttentionError("its forward pass was replaced on the object already")
     recipe = prove(module)
     fusion = Fusion(recipe, structure_of(module, recipe))
-    _set_methods(module, _fused_forward(fusion))
+    _require_kernels(module, *fusion)
+    _set_methods(module, _fused_forward(fusion, type(module).forward))
     return fusion
 
 

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gcsa_ext import reference
 from gcsa_ext.convert.copies import Call, is_linear_map, layer_type, record
 from gcsa_ext.nn import layers
 from gcsa_ext.nn.attention import Settings
 
-
 GATED = 2
-"""The progress of a recognition (`NotAttentionError.progress`) from which on a module resembles an attention."""
+"""The least progress (`NotAttentionError.progress`) of a module that resembles an attention."""
 
 
 class NotAttentionError(ValueError):
@@ -62,15 +62,21 @@ def equal(a: Tensor, b: Tensor) -> bool:
         return torch.allclose(a, b, rtol=1e-9, atol=0.0, equal_nan=True)
 
 
-def _maps_of(rows: Tensor, like: Tensor) -> Iterable[tuple[str, Tensor]]:
+def _maps_of(rows: Tensor, like: Tensor) -> Iterator[Tensor]:
     """The feature maps (N, C, H, W) that the input or output of a perceptron's layer may hold."""
     N, _, H, W = like.shape
-    C = rows.shape[-1]
-    if rows.numel() == N * C * H * W:
-        yield "rows", rows.reshape(N, H, W, C).permute(0, 3, 1, 2)
-        yield "columns", rows.reshape(N, W, H, C).permute(0, 3, 2, 1)
+    if rows.dim() > 1 and rows.numel() == N * rows.shape[-1] * H * W:
+        C = rows.shape[-1]
+        yield rows.reshape(N, H, W, C).permute(0, 3, 1, 2)
+        yield rows.reshape(N, W, H, C).permute(0, 3, 2, 1)
+        yield rows.reshape(H, W, N, C).permute(2, 3, 0, 1)
     if rows.dim() == 4 and rows.shape[0] == N and rows.shape[2:] == (H, W):
-        yield "map", rows
+        yield rows
+
+
+def _holds(rows: Tensor, x: Tensor) -> bool:
+    """Whether the input of a perceptron's layer has the channels of x (N, C, H, W) at each position."""
+    return any(equal(found, x) for found in _maps_of(rows, x))
 
 
 def _divisors(channels: int) -> list[int]:
@@ -126,9 +132,9 @@ def _is_norm(layer: nn.Module) -> bool:
     return type(layer) in layers.BATCH_NORM
 
 
-def _require_same_convolution(call: Call, progress: int) -> None:
-    conv = cast("nn.Conv2d", call.layer)
-    if not layers.keeps_size(conv):
+def _require_same_size(call: Call, progress: int) -> None:
+    layer = call.layer
+    if isinstance(layer, nn.Conv2d) and not layers.keeps_size(layer):
         raise NotAttentionError(
             f"its convolution {call.name} is not one of stride 1 and 'same' padding", progress
         )
@@ -145,7 +151,7 @@ class _Attempt:
         """The next call of a layer with weights."""
         for i in range(self.at, len(self.calls)):
             layer = self.calls[i].layer
-            if is_linear_map(layer) or _is_norm(layer) or (layer._parameters and not layer._modules):
+            if is_linear_map(layer) or _is_norm(layer) or layer._parameters:
                 self.at = i + 1
                 return self.calls[i]
         raise NotAttentionError(f"it has no {what}", progress)
@@ -157,11 +163,7 @@ class _Attempt:
             norm = self._next("normalisation", progress)
         except NotAttentionError:
             return None
-        if (
-            not is_linear_map(norm.layer)
-            and norm.input.shape == call.output.shape
-            and equal(norm.input, call.output)
-        ):
+        if not is_linear_map(norm.layer) and equal(norm.input, call.output):
             if not _is_norm(norm.layer):
                 raise NotAttentionError(
                     f"its {norm.name} is {type(norm.layer).__name__} where BatchNorm2d is expected", progress
@@ -171,7 +173,7 @@ class _Attempt:
         return None
 
     def _chain(self, calls: Sequence[Call], start: Tensor, end: Tensor) -> tuple[str, ...] | None:
-        """The names of calls each of which takes the result of the one before, from `start` to `end`, or None."""
+        """The names of calls, each of which takes the result of the one before, or None."""
         value = start
         for call in calls:
             if not equal(call.input, value):
@@ -181,91 +183,134 @@ class _Attempt:
 
     def recipe(self) -> Recipe:
         """The recipe, or NotAttentionError with the first difference."""
-        x = self.calls[self.first - 1].output if self.first else self.x
         linear1 = self._next("perceptron", 0)
-        kinds = {nn.Linear: "linear layer", nn.Conv2d: "convolution"}
-        name1 = kinds[layer_type(linear1.layer)]  # type: ignore[index]
-        if x.dim() != 4:
-            raise NotAttentionError("its layers are not called on a map (N, C, H, W)", 0)
-        if linear1.input.numel() != x.numel():
-            N, C = x.shape[:2]
-            if linear1.input.numel() == N * C:
-                raise NotAttentionError(
-                    f"its channel gate is pooled: the {name1} {linear1.name} sees one value per channel, not "
-                    "every position",
-                    1,
-                )
-            raise NotAttentionError(f"its {name1} {linear1.name} does not see the whole map", 0)
-        arrangement = next((how for how, rows in _maps_of(linear1.input, x) if equal(rows, x)), None)
-        if arrangement is None:
-            raise NotAttentionError(
-                f"its {name1} {linear1.name} does not see the channels of each position", 0
-            )
-        if isinstance(linear1.layer, nn.Conv2d) and linear1.layer.kernel_size != (1, 1):
-            raise NotAttentionError(
-                f"its first layer, {linear1.name}, is not a perceptron over the channels", 0
-            )
-        linear2 = self._next("second layer of a perceptron over the channels", 1)
-        if not is_linear_map(linear2.layer) or linear2.output.numel() != x.numel():
-            raise NotAttentionError("its channel gate is not a perceptron of two layers", 1)
-        _require_relu(linear1.output, linear2.input, "channel gate", 2)
-        pre = dict(_maps_of(linear2.output, x))[arrangement]
+        x, before = self._start(linear1)
+        linear2 = self._second_linear(linear1)
 
         conv1 = self._next("spatial gate of two convolutions", 2)
         if layer_type(conv1.layer) is not nn.Conv2d:
             raise NotAttentionError(f"its spatial gate begins with {type(conv1.layer).__name__}", 2)
-        _require_same_convolution(conv1, 2)
-        gate = _gated(x, pre, conv1.input) if conv1.input.shape == x.shape else None
-        if gate is None:
-            if conv1.input.shape == x.shape and equal(conv1.input, x):
-                raise NotAttentionError(
-                    "its branches are parallel: the spatial gate reads the input, not the gated map", 3
-                )
-            raise NotAttentionError(
-                "its spatial gate does not read x * sigmoid(perceptron(x)) or x * perceptron(x) (tried with "
-                "every number of shuffle groups)",
-                3,
-            )
+        _require_same_size(conv1, 2)
+        z = conv1.input
+        gate = self._channel_gate(x, linear2, z)
         norm1 = self._norm_of(conv1, 4)
         conv2 = self._next("second convolution in its spatial gate", 4)
         if layer_type(conv2.layer) is not nn.Conv2d:
             raise NotAttentionError("its spatial gate is not one of two convolutions", 4)
-        _require_same_convolution(conv2, 4)
+        _require_same_size(conv2, 4)
         _require_relu((norm1 or conv1).output, conv2.input, "spatial gate", 5)
         if conv2.output.shape != x.shape:
             raise NotAttentionError("its spatial gate has another number of channels than the map", 5)
         norm2 = self._norm_of(conv2, 5)
-        v, z = (norm2 or conv2).output, conv1.input
+        spatial, after = self._spatial_gate(z, (norm2 or conv2).output)
+        return Recipe(
+            linear1.name,
+            linear2.name,
+            conv1.name,
+            conv2.name,
+            norm1.name if norm1 else None,
+            norm2.name if norm2 else None,
+            Settings(*gate, *spatial),
+            before,
+            after,
+        )
 
-        before = self._chain(self.calls[: self.first], self.x, x)
-        if before is None:
-            raise NotAttentionError("the layers in front of the attention do not follow each other", 6)
-        # Behind the attention: nothing, or calls that begin with its result.
-        rest = [call for call in self.calls[self.at :] if not equal(call.output, torch.sigmoid(v))]
+    def _start(self, linear1: Call) -> tuple[Tensor, tuple[str, ...]]:
+        """The input of the attention, and the layers in front of it."""
+        kind = "linear layer" if layer_type(linear1.layer) is nn.Linear else "convolution"
+        name = f"its {kind} {linear1.name}"
+        if isinstance(linear1.layer, nn.Conv2d) and linear1.layer.kernel_size != (1, 1):
+            raise NotAttentionError(
+                f"its first layer, {linear1.name}, is not a perceptron over the channels", 0
+            )
+        _require_same_size(linear1, 0)
+        maps = [self.x, *(call.output for call in self.calls[: self.first])]
+        # A map of a single position may be one that was pooled.
+        for i, x in reversed(list(enumerate(maps))):
+            if x.dim() != 4 or x[0, 0].numel() == 1 or not _holds(linear1.input, x):
+                continue
+            before = self._chain(self.calls[:i], self.x, x)
+            if before is None:
+                raise NotAttentionError("the layers in front of the attention do not follow each other", 1)
+            if x.shape[2:] != self.x.shape[2:]:
+                raise NotAttentionError("the layers in front of the attention change the size of the map", 1)
+            return x, before
+        for x in maps:
+            if x.dim() == 4 and linear1.input.numel() == x[:, :, 0, 0].numel():
+                raise NotAttentionError(
+                    f"its channel gate is pooled: {name} sees one value per channel, not every position", 1
+                )
+            for v in maps:
+                if v.shape == x.shape and any(_holds(linear1.input, x * s) for s in (v, torch.sigmoid(v))):
+                    raise NotAttentionError(
+                        "its gates are in the other order: the spatial gate comes first", 1
+                    )
+        raise NotAttentionError(f"{name} does not see the channels of each position", 0)
+
+    def _second_linear(self, linear1: Call) -> Call:
+        linear2 = self._next("second layer of a perceptron over the channels", 1)
+        if not is_linear_map(linear2.layer):
+            raise NotAttentionError("its channel gate is not a perceptron of two layers", 1)
+        if equal(linear2.input, linear1.input):
+            raise NotAttentionError(
+                f"its layers {linear1.name} and {linear2.name} read the same map, as those of queries and "
+                "keys do",
+                1,
+            )
+        _require_relu(linear1.output, linear2.input, "channel gate", 2)
+        _require_same_size(linear2, 2)
+        return linear2
+
+    def _channel_gate(self, x: Tensor, linear2: Call, z: Tensor) -> tuple[int, bool]:
+        """The (groups, sigmoid) of the channel gate that makes z from x."""
+        for pre in _maps_of(linear2.output, x) if z.shape == x.shape else ():
+            gate = _gated(x, pre, z) if pre.shape == x.shape else None
+            if gate is not None:
+                return gate
+        if equal(z, x):
+            raise NotAttentionError(
+                "its branches are parallel: the spatial gate reads the input, not the gated map", 3
+            )
+        raise NotAttentionError(
+            "its spatial gate does not read x * sigmoid(perceptron(x)) or x * perceptron(x) (tried with "
+            "every number of shuffle groups)",
+            3,
+        )
+
+    def _spatial_gate(self, z: Tensor, v: Tensor) -> tuple[tuple[int, bool], tuple[str, ...]]:
+        """The (gate_groups, gate_sigmoid) of the spatial gate, and the layers behind it."""
+        # The result of the attention is that of the module, or the input of the first layer behind it.
+        rest = self.calls[self.at :]
         for start in range(len(rest) + 1):
             result = rest[start].input if start < len(rest) else self.out
             spatial = _spatially_gated(z, v, result) if result.shape == z.shape else None
-            if spatial is None:
-                continue
-            after = self._chain(rest[start:], result, self.out)
-            if after is not None:
-                return Recipe(
-                    linear1.name,
-                    linear2.name,
-                    conv1.name,
-                    conv2.name,
-                    norm1.name if norm1 else None,
-                    norm2.name if norm2 else None,
-                    Settings(*gate, *spatial),
-                    before,
-                    after,
-                )
+            after = None if spatial is None else self._chain(rest[start:], result, self.out)
+            if spatial is not None and after is not None:
+                return spatial, after
         for name, added in (("its input", self.x), ("the gated map", z)):
-            if self.out.shape == added.shape and _spatially_gated(z, v, self.out - added):
+            if self.out.shape == z.shape == added.shape and _spatially_gated(z, v, self.out - added):
                 raise NotAttentionError(f"it adds {name} to the result of the attention", 6)
+        if self.out.shape != z.shape:
+            raise NotAttentionError(
+                f"its result has the shape {tuple(self.out.shape)}, the gated map {tuple(z.shape)}", 6
+            )
         raise NotAttentionError(
             "it computes something else from its gated map and its spatial gate than their product", 6
         )
+
+
+class _Casts(TorchDispatchMode):
+    """The dtypes that feature maps of float64 are converted to."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.found: list[torch.dtype] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten._to_copy.default and out.is_floating_point() and out.dim() > 1:
+            self.found.append(out.dtype)
+        return out
 
 
 def recognise(copied: nn.Module, x: Tensor) -> Recipe:
@@ -275,15 +320,10 @@ def recognise(copied: nn.Module, x: Tensor) -> Recipe:
         NotAttentionError: it computes something else.
         Exception: any that its forward pass raises.
     """
-    with torch.no_grad():
+    with torch.no_grad(), _Casts() as casts:
         out, calls = record(copied, x.clone())
     if not isinstance(out, Tensor):
         raise NotAttentionError(f"its result is {type(out).__name__}, not a tensor")
-    for value in (out, *(call.input for call in calls)):
-        if value.dtype != x.dtype:
-            raise NotAttentionError(
-                f"it converts its map to {value.dtype}, whatever the dtype of its input is"
-            )
     starts = [i for i, call in enumerate(calls) if is_linear_map(call.layer)]
     if not starts:
         raise NotAttentionError("it has no perceptron over the channels of each position", 0)
@@ -293,4 +333,7 @@ def recognise(copied: nn.Module, x: Tensor) -> Recipe:
             return _Attempt(calls, x, out, first).recipe()
         except NotAttentionError as difference:
             differences.append(difference)
+    others = [dtype for dtype in casts.found if dtype != x.dtype]
+    if others:
+        raise NotAttentionError(f"it converts its map to {others[0]}, whatever the dtype of its input is")
     raise max(differences, key=lambda difference: difference.progress)

@@ -153,8 +153,7 @@ def operator_takes(weighted: Layers, x: Tensor) -> bool:
         # its own dtype, which the layers provide.
         return device == "cpu" or dtype == torch.get_autocast_dtype(device)
     # Weights of another dtype than x are an error, which the layers raise.
-    weights = (layers.weights(layer) for layer in weighted[:4])
-    return all(tensor is None or tensor.dtype == dtype for pair in weights for tensor in pair)
+    return layers.have_dtype(weighted, dtype)
 
 
 def attend(x: Tensor, weighted: Layers, settings: Settings) -> Tensor:
@@ -162,6 +161,7 @@ def attend(x: Tensor, weighted: Layers, settings: Settings) -> Tensor:
 
     `operator_takes` must be true of the layers and x.
     """
+    layers.compute_weights(weighted)
     (w1, b1), (w2, b2), *convolutions = (layers.weights(layer) for layer in weighted[:4])
     norm1, norm2 = weighted.norm1, weighted.norm2
     mixed = x.is_cpu and is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu") == torch.bfloat16
@@ -202,26 +202,39 @@ def attend(x: Tensor, weighted: Layers, settings: Settings) -> Tensor:
     return out
 
 
-def attend_by_layers(x: Tensor, weighted: Layers, settings: Settings) -> Tensor | None:
+def gates_take(weighted: Layers, settings: Settings) -> bool:
+    """Whether the operators of the two gates compute what the layers do, around convolutions of any kind."""
+    return (
+        weighted.norm2 is not None
+        and settings.gate_sigmoid
+        and settings.gate_groups == 1
+        and layers.is_pointwise(weighted.linear1)
+        and layers.is_pointwise(weighted.linear2)
+    )
+
+
+def layers_take(weighted: Layers, x: Tensor, settings: Settings) -> bool:
+    """Whether `attend_by_layers` computes what these layers compute from x."""
+    return (
+        not needs_plain_torch()
+        and x.dim() == 4
+        and x.numel() > 0
+        and gates_take(weighted, settings)
+        and not layers.synchronises(weighted.norm2)
+        and not is_autocast_enabled("cpu" if x.is_cpu else x.device.type)
+        and has_kernels("channel_gate", x.device, x.dtype)
+        and layers.have_dtype(weighted, x.dtype)
+    )
+
+
+def attend_by_layers(x: Tensor, weighted: Layers, settings: Settings) -> Tensor:
     """What the layers compute, with the convolutions called as they are and fused gates around them.
 
-    None where the operators of the gates do not compute what the layers do.
+    `layers_take` must be true of the layers and x.
     """
-    norm = weighted.norm2
+    norm = cast("BatchNorm", weighted.norm2)
+    layers.compute_weights((weighted.linear1, weighted.linear2, norm))
     (w1, b1), (w2, b2) = (layers.weights(layer) for layer in weighted[:2])
-    if (
-        needs_plain_torch()
-        or x.dim() != 4
-        or x.numel() == 0
-        or norm is None
-        or not settings.gate_sigmoid
-        or settings.gate_groups != 1
-        or layers.synchronises(norm)
-        or is_autocast_enabled("cpu" if x.is_cpu else x.device.type)
-        or not has_kernels("channel_gate", x.device, x.dtype)
-        or any(w is not None and w.dtype != x.dtype for w in (w1, b1, w2, b2))
-    ):
-        return None
     b1 = w1.new_zeros(w1.shape[0]) if b1 is None else b1
     b2 = w2.new_zeros(w2.shape[0]) if b2 is None else b2
     z = functional.channel_gate(x, w1.flatten(1), b1, w2.flatten(1), b2, settings.groups, settings.sigmoid)

@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeAlias, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import prune
+from torch.nn.utils import parametrize, prune
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
@@ -52,6 +52,8 @@ class Node(NamedTuple):
     kinds: tuple[type[nn.Module], ...]
     """The types that it may have, exactly."""
     children: int
+    attributes: tuple[tuple[str, object], ...] = ()
+    """Names and values of plain attributes that it must have."""
 
 
 class Structure(NamedTuple):
@@ -62,6 +64,8 @@ class Structure(NamedTuple):
     """The numbers of the six layers, as in `Node.parent`; 0 for a normalisation that does not exist."""
     same: tuple[tuple[int, int], ...] = ()
     """The numbers of modules that are one module under two names."""
+    attributes: tuple[tuple[str, object], ...] = ()
+    """Names and values of plain attributes that the attention itself must have."""
 
 
 def _structure_of_gcsa() -> Structure:
@@ -79,33 +83,48 @@ STRUCTURE = _structure_of_gcsa()
 
 
 def find(module: nn.Module, structure: Structure = STRUCTURE) -> Layers | None:
-    """The layers of an attention if they are those of the structure, without hooks, else None.
+    """The layers of an attention if they are those of the structure, else None.
 
-    Hooks that compute a weight (of pruning, weight and spectral normalisation) are called.
+    There must be no hooks but those that compute a weight (of pruning, weight and spectral normalisation).
+    Before a weight is read, `compute_weights` has to call these.
     """
+    if not _has_attributes(module, structure.attributes):
+        return None
     modules = [module]
-    for parent, name, kinds, children in structure.nodes:
+    for parent, name, kinds, children, attributes in structure.nodes:
         child = modules[parent]._modules.get(name)
-        if type(child) not in kinds or len(child._modules) != children:
+        if child is None or type(child) not in kinds or len(child._modules) != children:
+            return None
+        if attributes and not _has_attributes(child, attributes):
             return None
         modules.append(child)
     for i, j in structure.same:
         if modules[i] is not modules[j]:
             return None
-    if _have_hooks(modules[1:]) and not _compute_weights(modules[1:]):
+    if _have_hooks(modules[1:]) and not _have_weight_hooks_alone(modules[1:]):
         return None
     six = (None if i == 0 or type(modules[i]) is nn.Identity else modules[i] for i in structure.layers)
     weighted = Layers(*cast("Layers", six))
     return None if None in weighted[:4] else weighted
 
 
+def _has_attributes(module: nn.Module, attributes: tuple[tuple[str, object], ...]) -> bool:
+    """Whether the module's plain attributes have these values."""
+    found = module.__dict__
+    for name, value in attributes:
+        now = found.get(name, found)
+        if type(now) is not type(value) or now != value:
+            return False
+    return True
+
+
 def operator_takes(weighted: Layers) -> bool:
     """Whether the operator gcsa supports the sizes and settings of these layers."""
     linear1, linear2, conv1, conv2, norm1, norm2 = weighted
     sizes = conv1.kernel_size[0], conv2.kernel_size[0]
-    if not (
-        _is_pointwise(linear1)
-        and _is_pointwise(linear2)
+    return (
+        is_pointwise(linear1)
+        and is_pointwise(linear2)
         and _pads_to_same(conv1)
         and _pads_to_same(conv2)
         # Torch's own convolution of 3x3 is faster than the operator's.
@@ -113,14 +132,40 @@ def operator_takes(weighted: Layers) -> bool:
         and (min(sizes) == 1 or conv1.padding_mode == conv2.padding_mode)
         and not synchronises(norm1)
         and not synchronises(norm2)
-    ):
-        return False
-    # Pruning may have cut the weights without changing the layers' attributes, so the weights' shapes decide.
-    weight1, weight2, C = weights(conv1)[0], weights(conv2)[0], weights(linear1)[0].shape[1]
-    return (
-        weight2.shape[0] == C == weight1.shape[1] * conv1.groups
-        and weight1.shape[0] == weight2.shape[1] * conv2.groups
+        and _have_own_shape(weighted)
     )
+
+
+def _have_own_shape(weighted: Layers) -> bool:
+    """Whether the weights have the shapes that the operator expects.
+
+    Pruning may have cut them without changing the attributes of their layers.
+    """
+    three = weighted.linear1, weighted.conv1, weighted.conv2
+    linear1, conv1, conv2 = (layer._parameters.get("weight") for layer in three)
+    if linear1 is None or conv1 is None or conv2 is None:
+        return True  # A weight that is computed has the layer's own shape.
+    return (
+        conv2.shape[0] == linear1.shape[1] == conv1.shape[1] * weighted.conv1.groups
+        and conv1.shape[0] == conv2.shape[1] * weighted.conv2.groups
+    )
+
+
+def have_dtype(weighted: Layers, dtype: torch.dtype) -> bool:
+    """Whether the weights of linear layers and convolutions have this dtype. None is computed for that."""
+    for layer in weighted[:4]:
+        parameters = layer._parameters
+        tensors: Iterable[Tensor | None]
+        if "weight" in parameters and "bias" in parameters:
+            tensors = parameters.values()
+        elif parametrize.is_parametrized(layer):
+            tensors = layer.parameters()
+        else:
+            tensors = weights(layer)
+        for tensor in tensors:
+            if tensor is not None and tensor.dtype != dtype:
+                return False
+    return True
 
 
 def replicates(weighted: Layers) -> bool:
@@ -129,7 +174,11 @@ def replicates(weighted: Layers) -> bool:
 
 
 def weights(layer: nn.Module) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of a layer that exists."""
+    """Weight and bias of a layer.
+
+    A parametrisation computes its weight whenever it is read, and that of spectral normalisation changes with
+    every reading. So a forward pass reads every weight once.
+    """
     parameters = layer._parameters
     if "weight" in parameters and "bias" in parameters:
         return cast("Tensor", parameters["weight"]), parameters["bias"]
@@ -185,19 +234,19 @@ def _have_hooks(modules: Iterable[nn.Module], names: Sequence[str] = _HOOKS) -> 
     return False
 
 
-def _compute_weights(modules: Sequence[nn.Module]) -> bool:
-    """Call the hooks that compute a weight before each forward pass; False if there are others too."""
-    computing = []
-    for module in modules:
-        hooks = list(module._forward_pre_hooks.values())
-        if not all(isinstance(hook, _COMPUTE_WEIGHTS) for hook in hooks):
-            return False
-        computing += [(module, hook) for hook in hooks]
-    others = _have_hooks(modules, [name for name in _HOOKS if name != "_forward_pre_hooks"])
-    if not others:
-        for module, hook in computing:
-            hook(module, ())  # the hooks of these types do not read the layer's input
-    return not others
+def _have_weight_hooks_alone(modules: Sequence[nn.Module]) -> bool:
+    """Whether all hooks are of those that compute a weight before each forward pass."""
+    if _have_hooks(modules, [name for name in _HOOKS if name != "_forward_pre_hooks"]):
+        return False
+    return all(isinstance(hook, _COMPUTE_WEIGHTS) for m in modules for hook in m._forward_pre_hooks.values())
+
+
+def compute_weights(layers: Iterable[nn.Module | None]) -> None:
+    """Call the hooks of the layers, which `find` has found to compute a weight each."""
+    for layer in layers:
+        if layer is not None and layer._forward_pre_hooks:
+            for hook in layer._forward_pre_hooks.values():
+                hook(layer, ())  # the hooks of these types do not read the layer's input
 
 
 def _of_kinds(
@@ -224,8 +273,8 @@ def are_channel_gate(branch: nn.Module | None) -> TypeGuard[nn.Sequential]:
     """Whether functional.channel_gate computes what these layers and the gate compute."""
     if not _of_kinds(branch, CHANNEL_ATTENTION):
         return False
-    first, _, second = cast("Iterable[nn.Module]", branch._modules.values())
-    return weights(first)[1] is not None and weights(second)[1] is not None
+    first, _, second = branch
+    return first.bias is not None and second.bias is not None
 
 
 def end_in_norm_gate(branch: nn.Module) -> bool:
@@ -248,7 +297,7 @@ def is_conv2d_same(layer: nn.Module) -> TypeGuard[nn.Conv2d]:
 
 
 def _pads_to_same(layer: nn.Conv2d) -> bool:
-    """Whether it is a convolution with an odd square kernel, 'same' padding that kernels have, and stride 1."""
+    """Whether it is a convolution of stride 1 with an odd square kernel and 'same' padding by 0 or edges."""
     size = layer.kernel_size[0]
     return (
         layer.kernel_size == (size, size)
@@ -271,7 +320,7 @@ def keeps_size(layer: nn.Conv2d) -> bool:
     )
 
 
-def _is_pointwise(layer: nn.Linear | nn.Conv2d) -> bool:
+def is_pointwise(layer: nn.Linear | nn.Conv2d) -> bool:
     """Whether the layer is linear in the channels of each position."""
     return isinstance(layer, nn.Linear) or (
         layer.kernel_size == layer.stride == (1, 1)

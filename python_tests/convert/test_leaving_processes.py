@@ -8,8 +8,8 @@ import pytest
 from leaving import MAKERS
 from subprocesses import python
 
-# Each of two processes compares the gradients of a wrapped model with those of the plain model on the whole batch.
-# The normalisations are in evaluation, since statistics of the batch differ between the processes.
+# Each of two processes compares the gradients of a wrapped model with those of the plain model on the whole
+# batch. The normalisations are in evaluation, since statistics of the batch differ between the processes.
 TRAINING = """
 import torch
 import gcsa_ext
@@ -58,11 +58,12 @@ def train(number, store, name, how):
 def test_gradients_of_two_processes(name: str, how: str, tmp_path: Path) -> None:
     file = tmp_path / "training.py"
     file.write_text(TRAINING)
+    arguments = str(tmp_path / "store"), name, how
     source = f"""
         import sys
         sys.path.insert(0, {str(tmp_path)!r})
         import torch, training
-        torch.multiprocessing.spawn(training.train, ({str(tmp_path / "store")!r}, {name!r}, {how!r}), nprocs=2)
+        torch.multiprocessing.spawn(training.train, {arguments!r}, nprocs=2)
         print("equal")
     """
     assert python(source, timeout=150) == "equal"
