@@ -48,6 +48,7 @@ VARIANTS = {
     "grouped, several tiles": Variant(
         (1, 32, 67, 45), m=16, kernels=(7, 7), conv_groups=(2, 2), gate_groups=2
     ),
+    "one convolution in groups of tiles": Variant((4, 64, 40, 56), m=16, kernels=(7, 7), conv_groups=(4, 4)),
     "everything": Variant(
         (3, 24, 11, 14), 5, 12, (3, 7), (4, 3), 2, 6, False, False, True, False, False, batch=(True, False)
     ),
