@@ -137,8 +137,26 @@ def fusion_of(module: nn.Module) -> Fusion | None:
     return getattr(forward.__func__, "fusion", None) if isinstance(forward, types.MethodType) else None
 
 
+def _replicate_for_data_parallel(self: nn.Module) -> nn.Module:
+    """A replica for nn.DataParallel, which computes with its own layers."""
+    replica: nn.Module = type(self)._replicate_for_data_parallel(self)  # type: ignore[no-untyped-call]
+    _set_methods(replica, self.__dict__["forward"].__func__)
+    return replica
+
+
+def _set_methods(module: nn.Module, forward: Callable[..., Any]) -> None:
+    for name, method in (
+        ("forward", forward),
+        ("_replicate_for_data_parallel", _replicate_for_data_parallel),
+    ):
+        module.__dict__[name] = types.MethodType(method, module)
+
+
 def fuse(module: nn.Module) -> Fusion:
-    """Give a module a fused forward pass, in its attribute ``forward``; nothing else of it changes.
+    """Give a module a fused forward pass, in its attribute ``forward``.
+
+    A second attribute lets nn.DataParallel make replicas with such a forward pass. Nothing else of the module
+    changes.
 
     A copy by ``copy.deepcopy`` is fused too. A pickled module has the forward pass of its class where it is
     read, since Python pickles a method as the module and the name of the method.
@@ -151,7 +169,7 @@ def fuse(module: nn.Module) -> Fusion:
     recipe = prove(module)
     fusion = Fusion(recipe, structure_of(module, recipe))
     _require_kernels(module, *fusion)
-    module.__dict__["forward"] = types.MethodType(_fused_forward(fusion, type(module).forward), module)
+    _set_methods(module, _fused_forward(fusion, type(module).forward))
     return fusion
 
 
@@ -159,5 +177,5 @@ def restore(module: nn.Module) -> bool:
     """Take the fused forward pass off a module again; False if it had none."""
     fused = fusion_of(module) is not None
     if fused:
-        del module.__dict__["forward"]
+        del module.__dict__["forward"], module.__dict__["_replicate_for_data_parallel"]
     return fused
