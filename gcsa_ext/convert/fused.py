@@ -139,7 +139,7 @@ def fusion_of(module: nn.Module) -> Fusion | None:
 
 def _replicate_for_data_parallel(self: nn.Module) -> nn.Module:
     """A replica for nn.DataParallel, which computes with its own layers."""
-    replica: nn.Module = type(self)._replicate_for_data_parallel(self)  # type: ignore[no-untyped-call]
+    replica: nn.Module = type(self)._replicate_for_data_parallel(self)
     _set_methods(replica, self.__dict__["forward"].__func__)
     return replica
 
