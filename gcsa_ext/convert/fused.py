@@ -98,7 +98,7 @@ def _fused_forward(fusion: Fusion, like: Callable[..., Any]) -> Callable[..., An
             return type(self).forward(self, *args, **kwargs)
         x: Tensor = args[0]
         weighted = layers.find(self, structure)
-        if weighted is None:
+        if weighted is None or not (before or layers.takes_channels(weighted, x)):
             return type(self).forward(self, x)
         if operator_takes(weighted, x):
             compute = attend
@@ -138,7 +138,9 @@ def fusion_of(module: nn.Module) -> Fusion | None:
 
 
 def fuse(module: nn.Module) -> Fusion:
-    """Give a module a fused forward pass, in its attribute ``forward``; nothing else of it changes.
+    """Give a module a fused forward pass, in its attribute ``forward``.
+
+    A second attribute makes replicas of nn.DataParallel fused; nothing else of the module changes.
 
     A copy by ``copy.deepcopy`` is fused too. A pickled module has the forward pass of its class where it is
     read, since Python pickles a method as the module and the name of the method.
@@ -151,13 +153,34 @@ def fuse(module: nn.Module) -> Fusion:
     recipe = prove(module)
     fusion = Fusion(recipe, structure_of(module, recipe))
     _require_kernels(module, *fusion)
-    module.__dict__["forward"] = types.MethodType(_fused_forward(fusion, type(module).forward), module)
+    _set_forward(module, _fused_forward(fusion, type(module).forward))
     return fusion
+
+
+def _set_forward(module: nn.Module, forward: Callable[..., Any]) -> None:
+    module.__dict__["forward"] = types.MethodType(forward, module)
+    module.__dict__[_REPLICATE] = types.MethodType(_replicate, module)
+
+
+_REPLICATE = "_replicate_for_data_parallel"
+"""The name of the method by which nn.DataParallel makes a shallow copy of a module for another device."""
+
+
+def _replicate(self: nn.Module) -> nn.Module:
+    """A shallow copy, whose fused forward pass is a method of the copy."""
+    replica: nn.Module = getattr(type(self), _REPLICATE)(self)
+    if fusion_of(self) is not None:
+        _set_forward(replica, self.__dict__["forward"].__func__)
+    return replica
+
+
+_replicate.__name__ = _REPLICATE  # pickle looks a method up by its name
 
 
 def restore(module: nn.Module) -> bool:
     """Take the fused forward pass off a module again; False if it had none."""
     fused = fusion_of(module) is not None
     if fused:
-        del module.__dict__["forward"]
+        for name in ("forward", _REPLICATE):
+            del module.__dict__[name]
     return fused

@@ -235,8 +235,8 @@ class _Attempt:
             if x.shape[2:] != self.x.shape[2:]:
                 raise NotAttentionError("the layers in front of the attention change the size of the map", 1)
             return x, before
-        for x in maps:
-            if x.dim() == 4 and linear1.input.numel() == x[:, :, 0, 0].numel():
+        for x in (value for value in maps if value.dim() == 4):
+            if linear1.input.numel() == x[:, :, 0, 0].numel():
                 raise NotAttentionError(
                     f"its channel gate is pooled: {name} sees one value per channel, not every position", 1
                 )
