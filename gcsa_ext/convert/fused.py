@@ -57,7 +57,7 @@ def structure_of(module: nn.Module, recipe: Recipe) -> Structure:
                 kinds = (*layers.BATCH_NORM, nn.Identity)
             # The fused forward pass follows the attributes of the layers that it calls or reads itself.
             attributes = () if child in called else _attributes(child)
-            nodes.append(Node(number, name, kinds, len(child._modules), attributes))
+            nodes.append(Node(number, name, kinds, tuple(child._modules), attributes))
             child_number = len(nodes)
             paths[path + name] = child_number
             if child in numbers:

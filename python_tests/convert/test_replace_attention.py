@@ -184,7 +184,7 @@ def test_a_gcsa_in_a_model_is_reported_and_left() -> None:
 
 
 def test_from_module_refuses_what_the_module_gcsa_lacks() -> None:
-    for options in ({"padding_mode": "replicate"}, {"on_gate": 4}, {"pointwise": True, "gate": gate_of_map}):
+    for options in ({"on_gate": 4}, {"pointwise": True, "gate": gate_of_map}):
         module = TwoSequentials(16, **options)
         with pytest.raises(ValueError, match="replace_attention fuses it where it stands"):
             GCSA.from_module(module)
