@@ -4,7 +4,13 @@
 the definitions of the operators in plain PyTorch.
 """
 
+# ruff: noqa: E402 (a setting comes before the imports that need it)
 import sys
+
+from gcsa_ext import openmp
+
+# libgomp reads its environment when torch is imported, which the imports below do.
+openmp.limit_spinning()
 
 from gcsa_ext import functional, nn, reference
 from gcsa_ext.backends import use_backend
@@ -12,7 +18,7 @@ from gcsa_ext.convert import replace_attention, restore_attention
 from gcsa_ext.deprecated import OldPaths
 from gcsa_ext.info import format_info, info
 from gcsa_ext.nn.attention import GCSA
-from gcsa_ext.nn.masking import FrequencyMasking
+from gcsa_ext.nn.masking import FrequencyMasking, SpecAugment, TimeMasking
 
 __version__ = "0.2.0"
 
@@ -22,6 +28,8 @@ sys.meta_path.insert(0, OldPaths())
 __all__ = [
     "GCSA",
     "FrequencyMasking",
+    "SpecAugment",
+    "TimeMasking",
     "__version__",
     "format_info",
     "functional",

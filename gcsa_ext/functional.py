@@ -18,7 +18,11 @@ __all__ = [
     "frequency_mask_",
     "norm_gate",
     "random_frequency_mask",
+    "random_spectrogram_mask",
+    "random_time_mask",
     "release_workspace",
+    "time_mask",
+    "time_mask_",
     "update_statistics",
 ]
 
@@ -210,7 +214,7 @@ def update_statistics(
                 running.lerp_(new.to(running.dtype), share)
 
 
-def frequency_mask(spectrogram: Tensor, start: Tensor, width: Tensor, value: float = 0.0) -> Tensor:
+def frequency_mask(spectrogram: Tensor, start: Tensor, width: Tensor, value: float | Tensor = 0.0) -> Tensor:
     """Set bands of frequency bins to one value (SpecAugment, arXiv 1904.08779, section 2).
 
     Bins ``start <= bin < start + width`` of every band are masked. The part of a band that is outside the
@@ -220,7 +224,8 @@ def frequency_mask(spectrogram: Tensor, start: Tensor, width: Tensor, value: flo
         spectrogram: (*batch, freq, time), any floating dtype.
         start, width: integers, in bins, of shape (*batch, bands) or broadcastable to it: (bands,) masks all
             samples alike.
-        value: the new value of masked bins.
+        value: the new value of masked bins: a number, or a tensor of one element, which is cast to the dtype
+            and device of the spectrogram. A tensor's gradient is the sum of those of all masked elements.
 
     Returns:
         A new contiguous tensor of the spectrogram's shape.
@@ -229,22 +234,46 @@ def frequency_mask(spectrogram: Tensor, start: Tensor, width: Tensor, value: flo
         ValueError: a shape does not fit.
         TypeError: a dtype or device does not fit.
     """
-    if needs_plain_torch():
-        return reference.frequency_mask(spectrogram, start, width, value)
-    out: Tensor = torch.ops.gcsa_ext.frequency_mask(spectrogram, start, width, value)
-    return out
+    return _mask(spectrogram, start, width, value, 0, False)
 
 
-def frequency_mask_(spectrogram: Tensor, start: Tensor, width: Tensor, value: float = 0.0) -> Tensor:
+def frequency_mask_(spectrogram: Tensor, start: Tensor, width: Tensor, value: float | Tensor = 0.0) -> Tensor:
     """`frequency_mask` in place: only masked bins are written. Returns the spectrogram itself.
 
     Arguments and errors are those of `frequency_mask`. As with every in-place operation of torch, a leaf that
     requires a gradient raises a RuntimeError.
     """
-    if needs_plain_torch() or (spectrogram.requires_grad and torch.is_grad_enabled()):
-        return spectrogram.masked_fill_(reference.frequency_bands(spectrogram, start, width), value)
-    torch.ops.gcsa_ext.frequency_mask_(spectrogram, start, width, value)
-    return spectrogram
+    return _mask(spectrogram, start, width, value, 0, True)
+
+
+def time_mask(spectrogram: Tensor, start: Tensor, width: Tensor, value: float | Tensor = 0.0) -> Tensor:
+    """Set bands of frames to one value (SpecAugment, arXiv 1904.08779, section 2).
+
+    Frames ``start <= frame < start + width`` of every band are masked. Otherwise it is `frequency_mask`.
+
+    Args:
+        spectrogram: (*batch, freq, time), any floating dtype.
+        start, width: integers, in frames, of shape (*batch, bands) or broadcastable to it: (bands,) masks all
+            samples alike.
+        value: the new value of masked frames, a number or a tensor; see `frequency_mask`.
+
+    Returns:
+        A new contiguous tensor of the spectrogram's shape.
+
+    Raises:
+        ValueError: a shape does not fit.
+        TypeError: a dtype or device does not fit.
+    """
+    return _mask(spectrogram, start, width, value, reference.ALL_BANDS, False)
+
+
+def time_mask_(spectrogram: Tensor, start: Tensor, width: Tensor, value: float | Tensor = 0.0) -> Tensor:
+    """`time_mask` in place: only masked frames are written. Returns the spectrogram itself.
+
+    Arguments and errors are those of `time_mask`. As with every in-place operation of torch, a leaf that
+    requires a gradient raises a RuntimeError.
+    """
+    return _mask(spectrogram, start, width, value, reference.ALL_BANDS, True)
 
 
 def random_frequency_mask(
@@ -252,7 +281,7 @@ def random_frequency_mask(
     widest: int,
     bands: int = 1,
     iid: bool = False,
-    value: float = 0.0,
+    value: float | Tensor = 0.0,
     inplace: bool = False,
 ) -> Tensor:
     """`frequency_mask`, or `frequency_mask_`, of random bands (SpecAugment, arXiv 1904.08779, section 2).
@@ -263,34 +292,136 @@ def random_frequency_mask(
     Args:
         spectrogram: (*batch, freq, time), any floating dtype.
         widest: exclusive upper end of a band's width in bins.
-        bands: bands per sample; they may overlap.
+        bands: bands per sample, at least 1; they may overlap.
         iid: True draws bands for every sample, in the spectrogram's dtype and on its device. False draws
             bands for all samples together, in torch's default dtype and on its default device.
-        value: the new value of masked bins.
+        value: the new value of masked bins, a number or a tensor; see `frequency_mask`.
         inplace: overwrite the spectrogram and return it.
 
     Returns:
         A tensor of the spectrogram's shape.
 
     Raises:
-        ValueError: a shape does not fit.
+        ValueError: a shape or the number of bands does not fit.
         TypeError: a dtype does not fit.
     """
+    return _random_mask("random_frequency_mask", spectrogram, (0, 0), (widest, bands), iid, value, inplace)
+
+
+def random_time_mask(
+    spectrogram: Tensor,
+    widest: int,
+    bands: int = 1,
+    iid: bool = False,
+    value: float | Tensor = 0.0,
+    inplace: bool = False,
+) -> Tensor:
+    """`time_mask`, or `time_mask_`, of random bands (SpecAugment, arXiv 1904.08779, section 2).
+
+    Arguments, draws, result and errors are those of `random_frequency_mask`, with frames in place of bins.
+    """
+    return _random_mask("random_time_mask", spectrogram, (widest, bands), (0, 0), iid, value, inplace)
+
+
+def random_spectrogram_mask(
+    spectrogram: Tensor,
+    widest_time: int,
+    widest_freq: int,
+    time_bands: int = 1,
+    freq_bands: int = 1,
+    iid: bool = False,
+    value: float | Tensor = 0.0,
+    inplace: bool = False,
+) -> Tensor:
+    """Mask random bands of frames and of frequency bins in one pass (SpecAugment, arXiv 1904.08779).
+
+    The result is that of `random_time_mask`, then `random_frequency_mask`, which draw the same numbers in the
+    same order.
+
+    Args:
+        spectrogram: (*batch, freq, time), any floating dtype.
+        widest_time, widest_freq: exclusive upper end of a band's width, in frames and in bins.
+        time_bands, freq_bands: bands per sample, at least one of both kinds together; they may overlap.
+        iid, value, inplace: see `random_frequency_mask`.
+
+    Returns:
+        A tensor of the spectrogram's shape.
+
+    Raises:
+        ValueError: a shape or a number of bands does not fit.
+        TypeError: a dtype does not fit.
+    """
+    time, freq = (widest_time, time_bands), (widest_freq, freq_bands)
+    return _random_mask("random_spectrogram_mask", spectrogram, time, freq, iid, value, inplace)
+
+
+def _mask(
+    spectrogram: Tensor, start: Tensor, width: Tensor, value: float | Tensor, time_bands: int, inplace: bool
+) -> Tensor:
+    """The operators spectrogram_mask and spectrogram_mask_; the first `time_bands` bands are of frames."""
+    fill = None
+    if isinstance(value, Tensor):
+        if value.dim() > 0:
+            if value.numel() != 1:
+                raise ValueError(
+                    f"masking: expected a value of one element, got a tensor {tuple(value.shape)}"
+                )
+            value = value.reshape(())
+        fill = value.to(spectrogram.device, spectrogram.dtype)
+        value = 0.0
+    if inplace:
+        differentiable = spectrogram.requires_grad or (fill is not None and fill.requires_grad)
+        if needs_plain_torch() or (differentiable and torch.is_grad_enabled()):
+            if fill is not None:
+                return spectrogram.copy_(
+                    reference.spectrogram_mask(spectrogram, start, width, value, time_bands, fill)
+                )
+            bands = reference.spectrogram_bands(spectrogram, start, width, time_bands)
+            return spectrogram.masked_fill_(bands, value)
+        torch.ops.gcsa_ext.spectrogram_mask_(spectrogram, start, width, value, time_bands, fill)
+        return spectrogram
+    if needs_plain_torch():
+        return reference.spectrogram_mask(spectrogram, start, width, value, time_bands, fill)
+    out: Tensor = torch.ops.gcsa_ext.spectrogram_mask(spectrogram, start, width, value, time_bands, fill)
+    return out
+
+
+def _random_mask(
+    name: str,
+    spectrogram: Tensor,
+    time: tuple[int, int],
+    freq: tuple[int, int],
+    iid: bool,
+    value: float | Tensor,
+    inplace: bool,
+) -> Tensor:
+    """Mask random bands of frames, then of bins.
+
+    Args:
+        name: the caller's, for errors.
+        time, freq: the upper end of a band's width, and the number of bands, of either kind.
+        spectrogram, iid, value, inplace: see `random_frequency_mask`.
+    """
     if spectrogram.dim() < 2:
-        raise ValueError(
-            f"random_frequency_mask: expected a spectrogram (..., freq, time), got {tuple(spectrogram.shape)}"
-        )
+        raise ValueError(f"{name}: expected a spectrogram (..., freq, time), got {tuple(spectrogram.shape)}")
     if not spectrogram.is_floating_point():
-        raise TypeError(
-            f"random_frequency_mask: expected a spectrogram of a floating dtype, got {spectrogram.dtype}"
+        raise TypeError(f"{name}: expected a spectrogram of a floating dtype, got {spectrogram.dtype}")
+    counts = time[1], freq[1]
+    if min(counts) < 0 or max(counts) < 1:
+        raise ValueError(
+            f"{name}: expected at least one band, got {counts[0]} of frames and {counts[1]} of frequency bins"
         )
-    draws = _uniform(bands, spectrogram if iid else None)
-    u, v = draws.movedim(0, -1).unbind(0)
-    width = u * widest
-    start = v * (spectrogram.shape[-2] - width)
-    mask = frequency_mask_ if inplace else frequency_mask
+    starts, widths = [], []
+    for axis, (widest, bands) in ((-1, time), (-2, freq)):
+        if bands > 0:
+            u, v = _uniform(bands, spectrogram if iid else None).movedim(0, -1).unbind(0)
+            widths.append(u * widest)
+            starts.append(v * (spectrogram.shape[axis] - widths[-1]))
+    start, width = (t[0] if len(t) == 1 else torch.cat(t, -1) for t in (starts, widths))
     device = spectrogram.device
-    return mask(spectrogram, start.long().to(device), width.long().to(device), value)
+    start, width = start.long().to(device), width.long().to(device)
+    time_bands = counts[0] if counts[1] else reference.ALL_BANDS
+    return _mask(spectrogram, start, width, value, time_bands, inplace)
 
 
 def _uniform(bands: int, like: Tensor | None) -> Tensor:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy
 import torch
 
-from gcsa_ext import backends
+from gcsa_ext import backends, openmp
 
 """Operators that every backend has."""
 
@@ -41,13 +41,22 @@ def _isa() -> str:
         return f"none: {error}"
 
 
+def _waiting(variables: dict[str, str]) -> str:
+    if not variables:
+        return "spin for milliseconds, then sleep: OpenMP's default, slow beside busy processes"
+    settings = ", ".join(f"{name}={value}" for name, value in variables.items())
+    return f"{settings}, for all of torch in this process"
+
+
 def info() -> dict[str, Any]:
     """Versions, build, instruction set, threads, and the reason why a backend cannot run.
 
     Returns:
         A dict that json can write: "versions" (None where not installed), "build" (None without the compiled
-        module), "load_error", "isa", "threads", "forced_backend", and "backends": {backend: {device type:
-        the reason why it cannot run, or None if it can}}.
+        module), "load_error", "isa", "threads", "openmp" (the environment variables that limit how long a
+        waiting thread spins, as far as they are set), "forced_backend", "backends": {backend: {device type: the
+        reason why it cannot run, or None if it can}}, and "proofs" of the kernels for GPUs in this process:
+        whether they are "enabled", the list "passed", and "failed": {what was proved: why it failed}.
     """
     extension = backends.native.extension
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
@@ -58,6 +67,7 @@ def info() -> dict[str, Any]:
         }
         for backend in backends.ORDER
     }
+    proofs = dict(backends.proof.results)
     return {
         "versions": {
             "gcsa-ext": _version("gcsa-ext"),
@@ -71,9 +81,26 @@ def info() -> dict[str, Any]:
         "load_error": backends.native.load_error,
         "isa": None if extension is None else _isa(),
         "threads": torch.get_num_threads(),
+        "openmp": openmp.environment(),
         "forced_backend": backends.forced_backend(),
         "backends": reasons,
+        "proofs": {
+            "enabled": backends.proof.enabled,
+            "passed": [str(subject) for subject, reason in proofs.items() if reason is None],
+            "failed": {str(subject): reason for subject, reason in proofs.items() if reason is not None},
+        },
     }
+
+
+def _proof_lines(proofs: dict[str, Any]) -> list[str]:
+    if not proofs["enabled"]:
+        return ["proofs of kernels for GPUs", "  switched off: GCSA_EXT_PROOF=0"]
+    outcomes = [f"  {subject}: passed" for subject in proofs["passed"]]
+    outcomes += [f"  {subject}: failed: {reason}" for subject, reason in proofs["failed"].items()]
+    return [
+        "proofs of kernels for GPUs",
+        *(outcomes or ["  none so far: the first use of an operator proves it"]),
+    ]
 
 
 def format_info() -> str:
@@ -94,7 +121,11 @@ def format_info() -> str:
             f"  {'instruction sets':24}{', '.join(build['isas'])}",
             f"  {'in use':24}{report['isa']}{f' (GCSA_EXT_CPU_ISA={requested})' if requested else ''}",
         ]
-    lines += [f"threads{' ':19}{report['threads']}", "backends (best first)"]
+    lines += [
+        f"{'threads':26}{report['threads']}",
+        f"{'waiting threads':26}{_waiting(report['openmp'])}",
+        "backends (best first)",
+    ]
     for backend, devices in report["backends"].items():
         for device, reason in devices.items():
             state = "available" if reason is None else f"cannot run: {reason}"
@@ -102,4 +133,5 @@ def format_info() -> str:
     if forced := report["forced_backend"]:
         known = forced in backends.ORDER
         lines.append(f"  forced: {forced}{'' if known else ', which is none of them'}")
+    lines += _proof_lines(report["proofs"])
     return "\n".join(lines)

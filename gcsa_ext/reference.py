@@ -6,6 +6,8 @@ they compute whenever no kernel can: any device, any floating dtype, any autogra
 
 from __future__ import annotations
 
+import sys
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -154,6 +156,60 @@ def gcsa(
     return z * gate, *_statistics(u1, mean1, var1), *_statistics(u2, mean2, var2)
 
 
+ALL_BANDS = sys.maxsize
+"""The number of bands of frames with which `spectrogram_mask` has no others. It does not depend on a shape,
+which a trace would record."""
+
+
+def _in_bands(size: int, start: Tensor, width: Tensor) -> Tensor:
+    """Which of the positions 0 ... size - 1 are in a band: bool (*batch, size).
+
+    Args:
+        start, width: (*batch, bands) integers; a position i is in a band if start <= i < start + width.
+    """
+    from_start = torch.arange(size, device=start.device) - start.unsqueeze(-1)
+    return ((from_start >= 0) & (from_start < width.unsqueeze(-1))).any(dim=-2)
+
+
+def spectrogram_bands(spectrogram: Tensor, start: Tensor, width: Tensor, time_bands: int = 0) -> Tensor:
+    """Which elements `spectrogram_mask` sets: bool, broadcastable to the spectrogram.
+
+    Args:
+        spectrogram: (*batch, freq, time).
+        start, width, time_bands: see `spectrogram_mask`.
+    """
+    freq, time = spectrogram.shape[-2:]
+    frames = _in_bands(time, start[..., :time_bands], width[..., :time_bands]).unsqueeze(-2)
+    if time_bands == ALL_BANDS:
+        return frames
+    bins = _in_bands(freq, start[..., time_bands:], width[..., time_bands:]).unsqueeze(-1)
+    return frames | bins if time_bands else bins
+
+
+def spectrogram_mask(
+    spectrogram: Tensor,
+    start: Tensor,
+    width: Tensor,
+    value: float,
+    time_bands: int = 0,
+    fill: Tensor | None = None,
+) -> Tensor:
+    """Set the frames and frequency bins ``start <= i < start + width`` of every band to one value.
+
+    Args:
+        spectrogram: (*batch, freq, time).
+        start, width: (*batch or broadcastable to it, bands) integers; a band may reach outside the
+            spectrogram or be empty.
+        value: what masked elements are set to.
+        time_bands: the first `time_bands` bands are bands of frames, the others are bands of frequency bins.
+            With `ALL_BANDS` all of them are bands of frames.
+        fill: (), of the dtype and device of the spectrogram. It takes the place of `value`.
+    """
+    bands = spectrogram_bands(spectrogram, start, width, time_bands)
+    # torch.vmap has no rule for masked_fill with a tensor.
+    return spectrogram.masked_fill(bands, value) if fill is None else torch.where(bands, fill, spectrogram)
+
+
 def frequency_bands(spectrogram: Tensor, start: Tensor, width: Tensor) -> Tensor:
     """Which bins `frequency_mask` sets: bool, broadcastable to the spectrogram.
 
@@ -161,13 +217,13 @@ def frequency_bands(spectrogram: Tensor, start: Tensor, width: Tensor) -> Tensor
         spectrogram: (*batch, freq, time).
         start, width: (*batch or broadcastable to it, bands) integers.
     """
-    bins = torch.arange(spectrogram.shape[-2], device=spectrogram.device)
-    from_start = bins - start.unsqueeze(-1)
-    return ((from_start >= 0) & (from_start < width.unsqueeze(-1))).any(dim=-2).unsqueeze(-1)
+    return spectrogram_bands(spectrogram, start, width)
 
 
 def frequency_mask(spectrogram: Tensor, start: Tensor, width: Tensor, value: float) -> Tensor:
     """Set the frequency bins ``start <= bin < start + width`` of every band to `value`.
+
+    It is `spectrogram_mask` without bands of frames.
 
     Args:
         spectrogram: (*batch, freq, time).
@@ -175,4 +231,4 @@ def frequency_mask(spectrogram: Tensor, start: Tensor, width: Tensor, value: flo
             spectrogram or be empty.
         value: what masked bins are set to.
     """
-    return spectrogram.masked_fill(frequency_bands(spectrogram, start, width), value)
+    return spectrogram_mask(spectrogram, start, width, value)

@@ -130,5 +130,6 @@ def _prepare_gpu(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
         pytest.skip(f"gcsa_ext was built without CUDA kernels: {reason}")
     assert reason is None  # every other reason is a fault
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # errors are measured in float32
+    monkeypatch.setattr(gcsa_ext.backends.proof, "enabled", False)  # tests compare more, and count launches
     if name == "triton":
         monkeypatch.setattr(gcsa_ext.backends.triton.tuning, "enabled", False)

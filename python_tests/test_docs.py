@@ -157,7 +157,7 @@ def test_files_and_folders_that_are_named_exist(page: Path) -> None:
                 assert (ROOT / name).exists(), f"{page}: {name}"
 
 
-INTERNAL = {"atomic", "cli", "deprecated", "extra", "layout", "ops", "transforms"}
+INTERNAL = {"atomic", "cli", "deprecated", "extra", "layout", "openmp", "ops", "transforms"}
 INTERNAL_PARTS = {"inference.bins", "inference.windows", "training.progress"}
 
 

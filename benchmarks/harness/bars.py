@@ -17,7 +17,8 @@ from harness.case import CLONE, Case, shape_name
 from harness.disturbances import WAITED
 from harness.errors import in_one_line
 from harness.operators import MAPS
-from harness.suite import BY_NAME
+from harness.published import VARIANTS
+from harness.suite import BY_NAME, MASKING
 from harness.verdicts import Verdict
 
 Found = tuple[float | None, str]
@@ -115,6 +116,10 @@ def _bars() -> Iterator[Bar]:
         cases = tuple(BY_NAME[name] for name in names)
         what = f"{operation} geometric mean"
         yield Bar(what, "at least", mean, "times the best peer's speed", geometric_mean, cases)
+    for variant in VARIANTS:
+        for passes, least in (("eval forward", 4.5), ("train forward + backward", 4.0)):
+            for shape in batches:
+                yield speed(f"published {variant} {passes} {shape_name(shape)}", least)
     for sizes, least in zip(MAPS, (2.5, 2.5, 1.0, 1.0), strict=True):
         yield speed(f"{evaluation} N=1 {shape_name((1, *sizes))}", least)
     for operation in (evaluation, training):
@@ -130,12 +135,15 @@ def _bars() -> Iterator[Bar]:
         find = functools.partial(peak, shape)
         yield Bar(f"peak memory of a training step {name}", "below", 1.0, "times eager's", find)
 
+    for module in MASKING:
+        for kind, least in (("shared", 4.0), ("iid", 8.0)):
+            yield speed(f"{module} {kind} 64x1x80x400", least, "torchaudio")
+            for name in ("64x1x80x400", "256x1x128x1024"):
+                yield speed(f"{module} {kind} in place {name}", 10.0, "torchaudio")
+            large = BY_NAME[f"{module} {kind} 256x1x128x1024"]
+            yield Bar(str(large), "at most", 1.15, "times the time of a copy", over_clone, (large,))
     for kind, least in (("shared", 4.0), ("iid", 8.0)):
-        yield speed(f"FrequencyMasking {kind} 64x1x80x400", least, "torchaudio")
-        for name in ("64x1x80x400", "256x1x128x1024"):
-            yield speed(f"FrequencyMasking {kind} in place {name}", 10.0, "torchaudio")
-        large = BY_NAME[f"FrequencyMasking {kind} 256x1x128x1024"]
-        yield Bar(str(large), "at most", 1.15, "times the time of a copy", over_clone, (large,))
+        yield speed(f"SpecAugment {kind} mean 64x1x80x400", least, "torchaudio")
 
 
 BARS = tuple(_bars())

@@ -134,7 +134,7 @@ def frequency_mask_case(
         backward,
         dtype,
         device,
-        operator=name,
+        operator="spectrogram_mask_" if inplace else "spectrogram_mask",
         layouts=False,
         bytes=share * dtype.itemsize * math.prod(shape),
         **options,

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gcsa_ext.nn import GCSA, FrequencyMasking
+from gcsa_ext.nn import GCSA, FrequencyMasking, SpecAugment, TimeMasking
 from gcsa_ext.reference import channel_shuffle
 
 try:
@@ -84,6 +84,20 @@ def plain_copy(module: nn.Module) -> nn.Module:
 def _counterpart(module: nn.Module) -> nn.Module | None:
     if isinstance(module, GCSA):
         return PlainGCSA(module)
-    if isinstance(module, FrequencyMasking) and torchaudio is not None:
+    if torchaudio is None:
+        return None
+    if isinstance(module, FrequencyMasking):
         return torchaudio.transforms.FrequencyMasking(module.freq_mask_param, module.iid_masks)
+    if isinstance(module, TimeMasking):
+        return torchaudio.transforms.TimeMasking(module.time_mask_param, module.iid_masks, module.p)
+    if isinstance(module, SpecAugment):
+        return torchaudio.transforms.SpecAugment(
+            module.n_time_masks,
+            module.time_mask_param,
+            module.n_freq_masks,
+            module.freq_mask_param,
+            module.iid_masks,
+            module.p,
+            module.zero_masking,
+        )
     return None

@@ -10,23 +10,52 @@ import torch
 from harness import plain
 from harness.case import BACKWARD_TOLERANCE, BFLOAT16_TOLERANCE, EAGER, Case
 from harness.operators import MAPS, channel_gate_case, frequency_mask_case, gcsa_case, norm_gate_case, randn
+from harness.published import VARIANTS, published_case
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from gcsa_ext.nn import RHCNN, BimodalLoss, BimodalNet, FrequencyMasking
+from gcsa_ext.nn import RHCNN, BimodalLoss, BimodalNet, FrequencyMasking, SpecAugment, TimeMasking
+
+MASKING = ("FrequencyMasking", "TimeMasking", "SpecAugment")
+"""The modules of `masking_case`."""
 
 
-def masking_case(shape: Sequence[int], iid: bool, inplace: bool = False, quick: bool = False) -> Case:
-    """The module on spectrograms of `shape` (N, C, freq, time), drawing included."""
-    widest = shape[2] // 4
+def masking_case(
+    kind: str,
+    shape: Sequence[int],
+    iid: bool,
+    inplace: bool = False,
+    mean: bool = False,
+    quick: bool = False,
+) -> Case:
+    """A module of MASKING on spectrograms of `shape` (N, C, freq, time), drawing included.
+
+    FrequencyMasking and TimeMasking have one band, SpecAugment has two of either kind. The value is 0, or for
+    SpecAugment with `mean` the mean of the spectrograms.
+    """
+    freq, time = shape[2:]
+    bins, frames = freq // 4, time // 4
+    bands = 2 if kind == "SpecAugment" else 1
 
     def make(is_plain: bool) -> Any:
-        module: nn.Module = FrequencyMasking(widest, iid_masks=iid, inplace=inplace)
+        module: nn.Module
+        if kind == "SpecAugment":
+            module = SpecAugment(bands, frames, bands, bins, iid, zero_masking=not mean, inplace=inplace)
+        elif kind == "TimeMasking":
+            module = TimeMasking(frames, iid_masks=iid, inplace=inplace)
+        else:
+            module = FrequencyMasking(bins, iid_masks=iid, inplace=inplace)
         return plain.plain_copy(module) if is_plain else module, (randn(shape),), None
 
-    masked = widest / 2 / shape[2]  # on average
+    # Shares of the elements, on average.
+    kept = 1.0
+    if kind != "TimeMasking":
+        kept *= (1 - bins / 2 / freq) ** bands
+    if kind != "FrequencyMasking":
+        kept *= (1 - frames / 2 / time) ** bands
+    words = [kind, "iid" if iid else "shared"] + ["in place"] * inplace + ["mean"] * mean
     return Case(
-        f"FrequencyMasking {'iid' if iid else 'shared'}{' in place' if inplace else ''}",
+        " ".join(words),
         shape,
         make,
         layouts=False,
@@ -34,7 +63,7 @@ def masking_case(shape: Sequence[int], iid: bool, inplace: bool = False, quick: 
         compiled=False,
         peer="torchaudio" if plain.torchaudio is not None else EAGER,
         clone=not inplace,
-        bytes=(masked if inplace else 2 - masked) * 4 * math.prod(shape),
+        bytes=((1 - kept if inplace else 1 + kept) + mean) * 4 * math.prod(shape),
         quick=quick,
     )
 
@@ -143,10 +172,17 @@ def _cases() -> Iterator[Case]:
     for training in (False, True):
         for sizes in MAPS:
             yield gcsa_case((8, *sizes), training, backward=training, dtype=torch.bfloat16, autocast=True)
-    for shape in (spectrograms, large_spectrograms):
-        for iid in (False, True):
-            for inplace in (False, True):
-                yield masking_case(shape, iid, inplace, quick=shape is spectrograms)
+    for kind in MASKING:
+        for shape in (spectrograms, large_spectrograms):
+            for iid in (False, True):
+                for inplace in (False, True):
+                    yield masking_case(kind, shape, iid, inplace, quick=shape is spectrograms)
+    for iid in (False, True):
+        yield masking_case("SpecAugment", spectrograms, iid, mean=True)
+    for variant in VARIANTS:
+        for training in (False, True):
+            for sizes in MAPS:
+                yield published_case(variant, (8, *sizes), training)
     for training in (False, True):
         yield stack_case((8, 3, 224, 224), training)
     yield bimodal_case("small", (8, 4, 3, 64, 64), (8, 1, 64, 128), quick=True)

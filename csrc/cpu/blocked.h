@@ -46,41 +46,76 @@ inline BlockRange block_range(int64_t index, int64_t blocks, int64_t positions) 
     };
 }
 
-// Reads a range of a map in any layout: sink(position, vector of the block's channels).
-template <class T, class Sink>
-inline void read_block(const FeatureMap& map, const T* from, BlockRange range, const Sink& sink) {
+// The order of channels where none has moved.
+struct SameChannels {
+    constexpr int64_t operator()(int64_t c) const { return c; }
+};
+
+// Reads a range of a map in any layout: sink(position, vector of the block's channels). Channel c of the block is channel
+// channel(c) of the map.
+template <class T, class Sink, class Channel = SameChannels>
+inline void read_block(
+    const FeatureMap& map, const T* from, BlockRange range, const Sink& sink, const Channel& channel = {}
+) {
+    constexpr bool same = std::is_same_v<Channel, SameChannels>;
     using A = accumulator<T>;
     constexpr int L = lanes<A>;
     const int64_t first = range.block * L, end = range.begin + range.count;
     const int width = static_cast<int>(map.channels - first < L ? map.channels - first : L);
     const T* image = from + range.image * map.channels * map.positions;
+    int64_t channels[L];
+    for (int i = 0; i < width && !same; ++i) channels[i] = channel(first + i);
     if (map.layout == Layout::channels_last) {
         for (int64_t p = range.begin; p < end; ++p) {
-            const T* at = image + p * map.channels + first;
-            sink(p, width == L ? load(at, Full<T>{}) : load(at, width));
+            const T* at = image + p * map.channels;
+            if constexpr (same) {
+                at += first;
+                sink(p, width == L ? load(at, Full<T>{}) : load(at, width));
+            } else {
+                T lane[L] = {};
+                for (int i = 0; i < width; ++i) lane[i] = at[channels[i]];
+                sink(p, load(lane, Full<T>{}));
+            }
         }
         return;
     }
     for (int64_t p = range.begin; p < end; p += L) {
         const int height = static_cast<int>(end - p < L ? end - p : L);
-        transpose_rows(image + first * map.positions + p, map.positions, width, height, [&](int i, vec<A> value) {
-            sink(p + i, value);
-        });
+        const auto take = [&](int i, vec<A> value) { sink(p + i, value); };
+        if constexpr (same) {
+            transpose_rows(image + first * map.positions + p, map.positions, width, height, take);
+        } else {
+            const auto row = [&](int i) {
+                const T* const at = image + channels[i] * map.positions + p;
+                return height == L ? load(at, Full<T>{}) : load(at, height);
+            };
+            transpose_square<A>(width, height, row, take);
+        }
     }
 }
 
-// Writes a range of a map in any layout from source(position).
-template <class T, class Source>
-inline void write_block(const FeatureMap& map, T* to, BlockRange range, const Source& source) {
+// Writes a range of a map in any layout from source(position); channels as above.
+template <class T, class Source, class Channel = SameChannels>
+inline void write_block(const FeatureMap& map, T* to, BlockRange range, const Source& source, const Channel& channel = {}) {
+    constexpr bool same = std::is_same_v<Channel, SameChannels>;
     using A = accumulator<T>;
     constexpr int L = lanes<A>;
     const int64_t first = range.block * L, end = range.begin + range.count;
     const int width = static_cast<int>(map.channels - first < L ? map.channels - first : L);
     T* image = to + range.image * map.channels * map.positions;
+    int64_t channels[L];
+    for (int i = 0; i < width; ++i) channels[i] = channel(first + i);
     if (map.layout == Layout::channels_last) {
         for (int64_t p = range.begin; p < end; ++p) {
-            T* at = image + p * map.channels + first;
-            width == L ? store(at, source(p), Full<T>{}) : store(at, source(p), width);
+            T* at = image + p * map.channels;
+            if constexpr (same) {
+                at += first;
+                width == L ? store(at, source(p), Full<T>{}) : store(at, source(p), width);
+            } else {
+                T lane[L];
+                store(lane, source(p), Full<T>{});
+                for (int i = 0; i < width; ++i) at[channels[i]] = lane[i];
+            }
         }
         return;
     }
@@ -89,7 +124,7 @@ inline void write_block(const FeatureMap& map, T* to, BlockRange range, const So
         transpose_square<A>(
             height, width, [&](int i) { return source(p + i); },
             [&](int i, vec<A> value) {
-                T* const at = image + (first + i) * map.positions + p;
+                T* const at = image + channels[i] * map.positions + p;
                 height == L ? store(at, value, Full<T>{}) : store(at, value, height);
             }
         );

@@ -23,7 +23,7 @@ template <size_t... i>
 constexpr Kernels make_table(std::index_sequence<i...>) {
     return {GCSA_EXT_NAME_OF(GCSA_EXT_ISA), (static_cast<void>(i), AnyKernel{})...};
 }
-constexpr size_t kernel_count = sizeof(Kernels) / sizeof(Kernel<FrequencyMask>) - 1;  // all but the name
+constexpr size_t kernel_count = sizeof(Kernels) / sizeof(Kernel<SpectrogramMask>) - 1;  // all but the name
 
 }  // namespace
 

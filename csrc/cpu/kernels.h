@@ -3,10 +3,10 @@
 
 #include "params/channel_gate.h"
 #include "params/convolution.h"
-#include "params/frequency_mask.h"
 #include "params/gcsa.h"
 #include "params/measure.h"
 #include "params/norm_gate.h"
+#include "params/spectrogram_mask.h"
 
 namespace gcsa_ext::cpu {
 
@@ -23,7 +23,7 @@ struct Kernels {
     Kernel<NormGateBackward> norm_gate_backward;
     Kernel<ConvolutionForward> convolution_forward;
     Kernel<ConvolutionBackward> convolution_backward;
-    Kernel<FrequencyMask> frequency_mask;
+    Kernel<SpectrogramMask> spectrogram_mask;
     Kernel<GcsaForward> gcsa_forward;
     Kernel<GcsaBackward> gcsa_backward;
     Kernel<CoreRoundTrip, double> core_round_trip;

@@ -2,6 +2,7 @@
 // are compiled, directly in bfloat16.
 #pragma once
 
+#include "cpu/border.h"
 #include "cpu/kernels.h"
 #ifdef GCSA_EXT_MATRIX_REGISTERS
 #include "cpu/matrix/direct_gradient.h"
@@ -25,25 +26,31 @@ template <class T>
 using PlannedConvolution = Convolution<accumulator<T> >;
 #endif
 
-// See plan_convolution.
-template <class T, class... Arguments>
-inline PlannedConvolution<T> plan(const Arguments&... arguments) {
+// See plan_convolution. The matrix registers take neither groups nor borders other than zeros.
+template <class T>
+inline PlannedConvolution<T> plan(
+    int64_t batch, int64_t inputs, int64_t outputs, int64_t height, int64_t width, int64_t kernel, int threads,
+    bool split_batch, bool with_gradient = false, [[maybe_unused]] int64_t groups = 1,
+    [[maybe_unused]] Border border = Border::zeros
+) {
 #ifdef GCSA_EXT_MATRIX_REGISTERS
-    return plan_direct(arguments...);
+    return plan_direct(batch, inputs, outputs, height, width, kernel, threads, split_batch, with_gradient);
 #else
-    return plan_convolution<accumulator<T> >(arguments...);
+    return plan_convolution<accumulator<T> >(
+        batch, inputs, outputs, height, width, kernel, threads, split_batch, with_gradient, groups, border
+    );
 #endif
 }
 
-// Calls body(element) with a value of the element type of a call's map. A call that the matrix registers do not serve goes
-// to AVX-512's kernel instead.
+// Calls body(element) with a value of the element type of a call's map. A call that the matrix registers do not serve, as
+// one whose convolutions are not `plain` never is, goes to AVX-512's kernel instead.
 template <class Call, class Body>
 inline void with_planned_element(
     [[maybe_unused]] const Call& call, const FeatureMap& map, [[maybe_unused]] int64_t width, [[maybe_unused]] bool mixed,
-    const Body& body
+    [[maybe_unused]] bool plain, const Body& body
 ) {
 #ifdef GCSA_EXT_MATRIX_REGISTERS
-    if (!uses_registers(map, width, mixed)) return avx512::run<void>(call);
+    if (!plain || !uses_registers(map, width, mixed)) return avx512::run<void>(call);
     map.dtype == DType::bfloat16 ? body(bfloat16{}) : body(float{});
 #else
     with_element(map.dtype, body);

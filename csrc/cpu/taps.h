@@ -23,23 +23,42 @@ struct TapStrides {
     int64_t at(int64_t o, int64_t i, int64_t t) const { return o * output + i * input + t * tap; }
 };
 
+// The weights of a convolution in groups of channels: there are only those of an input and an output of the same group.
 template <class A>
 struct Taps {
     const A* data;
-    int64_t outputs, inputs;
+    int64_t outputs, inputs;  // of all groups
     TapStrides strides;
     int64_t kernel;
-    bool mirrored;  // false: out[p] = sum_d w[d] in[p + d]; true: w[d] in[p - d], the gradient of the former's input
+    bool mirrored;       // false: out[p] = sum_d w[d] in[p + d]; true: w[d] in[p - d], the gradient of the former's input
+    int64_t groups = 1;  // with several, each has whole blocks of outputs
 
     // The taps of a convolution with weights in this layout, and of the one from its output's gradient to its input's.
-    static Taps forward(const void* data, Layout layout, int64_t outputs, int64_t inputs, int64_t kernel) {
-        return {static_cast<const A*>(data), outputs, inputs, TapStrides::of(layout, inputs, kernel), kernel, false};
+    static Taps forward(
+        const void* data, Layout layout, int64_t outputs, int64_t inputs, int64_t kernel, int64_t groups = 1
+    ) {
+        const TapStrides strides = TapStrides::of(layout, inputs / groups, kernel);
+        return {static_cast<const A*>(data), outputs, inputs, strides, kernel, false, groups};
     }
-    static Taps backward(const void* data, Layout layout, int64_t outputs, int64_t inputs, int64_t kernel) {
-        const TapStrides strides = TapStrides::of(layout, inputs, kernel).exchanged();
-        return {static_cast<const A*>(data), inputs, outputs, strides, kernel, true};
+    static Taps backward(
+        const void* data, Layout layout, int64_t outputs, int64_t inputs, int64_t kernel, int64_t groups = 1
+    ) {
+        const TapStrides strides = TapStrides::of(layout, inputs / groups, kernel).exchanged();
+        return {static_cast<const A*>(data), inputs, outputs, strides, kernel, true, groups};
     }
-    const A* at(int64_t output, int64_t input) const { return data + strides.at(output, input, 0); }
+    int64_t group_inputs() const { return inputs / groups; }
+    int64_t group_blocks() const { return (outputs / groups + lanes<A> - 1) / lanes<A>; }
+    // The group of a block of outputs, and the first input of that group.
+    int64_t group(int64_t block) const { return block / group_blocks(); }
+    int64_t first_input(int64_t block) const { return group(block) * group_inputs(); }
+    // The taps of the first output of a block and of an input of its group. The weights lie in memory as (outputs, inputs of
+    // a group, kernel, kernel), where inputs and outputs are exchanged for mirrored taps.
+    const A* at(int64_t block, int64_t input) const {
+        const int64_t first = group(block);
+        const int64_t missing =
+            mirrored ? first * (outputs / groups) * strides.output : first * group_inputs() * strides.input;
+        return data + strides.at(block * lanes<A>, input, 0) - missing;
+    }
     int64_t size() const { return kernel * kernel; }
     int64_t outputs_in(int64_t block) const { return std::min<int64_t>(outputs - block * lanes<A>, lanes<A>); }
 };
@@ -48,9 +67,37 @@ struct Taps {
 template <class A>
 struct WeightGradient {
     const BlockedMap<A>* input;  // of the convolution; null if no gradient of the weights is wanted
-    A* grad;                     // (channels of g, channels of input, kernel, kernel)
+    A* grad;                     // (channels of g, channels of input / groups, kernel, kernel)
     Layout layout;               // of grad
     A* sums;                     // memory for unit_sums_size elements, or null where that is 0
+    int64_t groups = 1;
+};
+
+// A rectangle of a grouped convolution's weights: inputs and outputs [begin, end).
+struct WeightRectangle {
+    int64_t first_input, end_input, first_output, end_output;
+};
+// The sizes of one group of channels of a convolution.
+struct GroupSizes {
+    int64_t inputs, outputs;
+
+    // True if an input and an output of the rectangle are in the same group.
+    bool has_weights(WeightRectangle r) const { return first_(r) < end_(r); }
+    // Calls body(group, rectangle) for each group that has inputs and outputs of the rectangle, with these.
+    template <class Body>
+    void for_each_part(WeightRectangle r, const Body& body) const {
+        for (int64_t group = first_(r); group < end_(r); ++group)
+            body(
+                group, WeightRectangle{
+                           std::max(r.first_input, group * inputs), std::min(r.end_input, (group + 1) * inputs),
+                           std::max(r.first_output, group * outputs), std::min(r.end_output, (group + 1) * outputs)
+                       }
+            );
+    }
+
+   private:
+    int64_t first_(WeightRectangle r) const { return std::max(r.first_input / inputs, r.first_output / outputs); }
+    int64_t end_(WeightRectangle r) const { return std::min((r.end_input - 1) / inputs, (r.end_output - 1) / outputs) + 1; }
 };
 
 // From a row of `count` scalars for each output to vectors of all outputs.
@@ -188,7 +235,7 @@ inline void for_each_taps(
     constexpr int L = lanes<A>;
     const TapStrides strides = taps.strides;
     const int64_t outputs = taps.outputs_in(block), size = taps.size();
-    const A* const from = taps.at(block * L, first);
+    const A* const from = taps.at(block, first);
     // Inputs that follow each other in memory are gathered together: as many as a vector has lanes or, where their taps
     // follow each other, a quarter of that, whose full squares stay in the L1 cache until they are transformed.
     const int64_t together = strides.input == 1 ? L : strides.input == size ? std::max(L / 4, 1) : 1;

@@ -18,6 +18,15 @@ struct Team {
     void for_each(int64_t count, const Body& body) const {
         for (auto [i, end] = share(count); i < end; ++i) body(i);
     }
+    // This member's share of the numbers in [0, count) for which chosen(number) is true.
+    template <class Chosen, class Body>
+    void for_each_chosen(int64_t count, const Chosen& chosen, const Body& body) const {
+        int64_t total = 0;
+        for (int64_t i = 0; i < count; ++i) total += chosen(i) ? 1 : 0;
+        const auto [begin, end] = share(total);
+        for (int64_t i = 0, number = 0; number < end; ++i)
+            if (chosen(i) && number++ >= begin) body(i);
+    }
     // Afterwards all threads of the team see what any of them wrote before.
     void barrier() const {
 #ifdef _OPENMP

@@ -12,7 +12,7 @@ namespace gcsa_ext::cuda {
 
 namespace {
 
-FrequencyMask frequency_mask_call(
+SpectrogramMask frequency_mask_call(
     int64_t batch, int64_t bins, int64_t frames, int64_t bands, bool shared, int64_t element_size, Address start,
     Address width, uint64_t value, Address input, Address output
 ) {
@@ -24,6 +24,7 @@ FrequencyMask frequency_mask_call(
         bins,
         frames,
         bands,
+        0,  // bands of frames
         pointer<const int64_t>(start),
         pointer<const int64_t>(width),
         shared,

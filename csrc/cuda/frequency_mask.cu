@@ -15,7 +15,7 @@ namespace {
 
 constexpr int threads = 256, accesses_per_thread = 4, accesses_per_tile = threads * accesses_per_thread;
 
-__device__ bool is_masked(const FrequencyMask& call, int64_t row) {
+__device__ bool is_masked(const SpectrogramMask& call, int64_t row) {
     const int64_t sample = row / call.bins, bin = row - sample * call.bins;
     const int64_t first = call.shared ? 0 : sample * call.bands;
     bool masked = false;
@@ -28,7 +28,7 @@ __device__ bool is_masked(const FrequencyMask& call, int64_t row) {
 }
 
 template <class T, int count>
-__global__ void __launch_bounds__(threads) copy_with_mask(const FrequencyMask call) {
+__global__ void __launch_bounds__(threads) copy_with_mask(const SpectrogramMask call) {
     constexpr int tile = accesses_per_tile * count;
     auto* const row_is_masked = shared_memory();
     const auto value = static_cast<T>(call.value);
@@ -78,7 +78,7 @@ __global__ void __launch_bounds__(threads) copy_with_mask(const FrequencyMask ca
 
 // Blocks along y share the bands of the samples, which are counted along x.
 template <class T>
-__global__ void __launch_bounds__(threads) fill_bands(const FrequencyMask call) {
+__global__ void __launch_bounds__(threads) fill_bands(const SpectrogramMask call) {
     constexpr int count = elements_per_access<T>;
     const auto value = static_cast<T>(call.value);
     Pack<T, count> pack;
@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(threads) fill_bands(const FrequencyMask call) 
 }
 
 // How many elements an access has: 16 bytes, or one element where a tensor does not begin on a multiple of 16 bytes.
-int64_t elements_at_a_time(const FrequencyMask& call) {
+int64_t elements_at_a_time(const SpectrogramMask& call) {
     const auto in = reinterpret_cast<uintptr_t>(call.input), out = reinterpret_cast<uintptr_t>(call.output);
     return in % 16 == 0 && out % 16 == 0 ? 16 / call.element_size : 1;
 }
@@ -122,7 +122,7 @@ void with_bits(int64_t element_size, const Function& function) {
 
 }  // namespace
 
-Plan plan_frequency_mask(const FrequencyMask& call, const Device& device) {
+Plan plan_frequency_mask(const SpectrogramMask& call, const Device& device) {
     if (call.output == call.input) {
         const int64_t pieces = call.batch * call.bands;
         const int64_t tiles = ceil_div(call.bins * call.frames, accesses_per_tile * 16 / call.element_size);
@@ -139,7 +139,7 @@ Plan plan_frequency_mask(const FrequencyMask& call, const Device& device) {
     return {"frequency_mask", ceil_div(call.batch * call.bins * call.frames, tile), 1, 1, threads, rows};
 }
 
-void frequency_mask(const FrequencyMask& call, const Device& device, Stream stream) {
+void frequency_mask(const SpectrogramMask& call, const Device& device, Stream stream) {
     const auto plan = plan_frequency_mask(call, device);
     const bool wide = elements_at_a_time(call) > 1;
     with_bits(call.element_size, [&](auto bits) {

@@ -1,11 +1,12 @@
 // Global channel-spatial attention as a whole.
 //
 //   z   = channel_gate(x)                                       channel_gate.h
-//   u1  = conv1(z) + bias, h channels       a1 = relu(norm1(u1))
-//   u2  = conv2(a1) + bias, C channels      out = z * sigmoid(norm2(u2))
+//   u1  = conv1(z) + bias, m channels       a1 = relu(norm1(u1))
+//   u2  = conv2(a1) + bias, C channels      s = activation(norm2(u2))
+//   out[j * gate_groups + i] = z[j * gate_groups + i] * s[i * (C / gate_groups) + j]
 //
-// The convolutions have 'same' zero padding, stride 1, odd kernels. norm is batch normalisation:
-// (u - mean) / sqrt(var + eps) * weight + bias.
+// The convolutions have 'same' padding, stride 1, odd kernels. norm is batch normalisation:
+// (u - mean) / sqrt(var + eps) * weight + bias. The activation is the sigmoid or nothing.
 #pragma once
 
 #include "params/channel_gate.h"
@@ -23,20 +24,24 @@ struct BatchNorm {
 };
 
 struct Convolution2d {
-    const void* weight;                  // (outputs, inputs, kernel, kernel)
-    const void* bias;                    // (outputs) or null: 0
-    Layout layout = Layout::contiguous;  // of the weight and of its gradient
+    const void* weight;  // (outputs, inputs / groups, kernel, kernel)
+    const void* bias;    // (outputs) or null: 0
+    Layout layout;       // of the weight and of its gradient
+    int64_t kernel, groups;
 };
 
 // The vectors and the convolutions' weights are float32 (float64 for a float64 map), the rest has the map's dtype.
 struct GcsaForward {
     ChannelGateForward gate;  // with the map, x, out and the channel gate's weights
     int64_t height, width;    // of the map
-    int64_t kernel;
+    int64_t hidden;           // m
+    int64_t gate_groups;      // divides C
+    bool gate_sigmoid;
+    bool replicate;  // the convolutions pad with the values at the edge of the map instead of zeros
     Convolution2d conv1, conv2;
     BatchNorm norm1, norm2;
     bool mixed;  // layers of a float32 map may round their factors to bfloat16
-    // Saved for the backward pass in a layout of the kernels: N * H * W times h or C elements, padded to a multiple of 64
+    // Saved for the backward pass in a layout of the kernels: N * H * W times m or C elements, padded to a multiple of 64
     // bytes of float32 (float64 for a float64 map). Both are given, or both null: not wanted.
     void *u1, *u2;
 };

@@ -3,6 +3,7 @@
 #include "params/gcsa.h"
 
 #include <array>
+#include <cstring>
 #include <iterator>
 #include <utility>
 
@@ -46,6 +47,12 @@ enum Field {
 };
 constexpr int differentiable = NORM2_BIAS + 1;
 
+py::object zeros(const Shape& shape, const py::object& dtype) {
+    py::object tensor = empty(shape, dtype);
+    std::memset(address(tensor), 0, elements(shape) * element_size(dtype));
+    return tensor;
+}
+
 // The operands, each dense in the dtype that the kernels take, and the call that they make.
 class Operands {
    public:
@@ -55,31 +62,37 @@ class Operands {
         call.gate.map = feature_map(a[X], layout);
         dtype = dtype_of(a[X]), sums = sum_dtype(dtype);
         shape = shape_of(a[X]);
-        const Shape taps = shape_of(a[CONV1_WEIGHT]);
-        require(taps.size() == 4, "a weight (h, C, k, k)");
-        const int64_t C = shape[1], h = taps[0], k = taps[3];
-        hidden = h;
-        require(elements(shape) > 0 && h >= 1, "a map that is not empty, and hidden channels");
-        require(k >= 3 && k <= 11 && k % 2 == 1, "an odd kernel size from 3 to 11");
+        const Shape layer = shape_of(a[W1]), taps1 = shape_of(a[CONV1_WEIGHT]), taps2 = shape_of(a[CONV2_WEIGHT]);
+        require(layer.size() == 2 && taps1.size() == 4 && taps2.size() == 4, "weights (h, C) and (outputs, inputs, k, k)");
+        const int64_t C = shape[1], h = layer[0], m = taps1[0];
+        hidden = m;
+        require(elements(shape) > 0 && h >= 1 && m >= 1, "a map that is not empty, and hidden channels");
         call.gate.groups = py::cast<int64_t>(a[GROUPS]);
-        require(call.gate.groups >= 1 && C % call.gate.groups == 0, "groups that divide the channels");
+        call.gate_groups = py::cast<int64_t>(a[GATE_GROUPS]);
+        for (const int64_t groups : {call.gate.groups, call.gate_groups})
+            require(groups >= 1 && C % groups == 0, "groups that divide the channels");
 
-        const Shape shapes[] = {shape, {h, C}, {h}, {C, h}, {C}, {h, C, k, k}, {h}, {C, h, k, k}, {C},
-                                {h},   {h},    {C}, {C},    {h}, {h},          {C}, {C}};
+        const Shape weight1 = weight_shape(taps1, C, m), weight2 = weight_shape(taps2, m, C);
+        const Shape shapes[] = {shape, {h, C}, {h}, {C, h}, {C}, weight1, {m}, weight2, {C},
+                                {m},   {m},    {C}, {C},    {m}, {m},     {C}, {C}};
         for (int i = 0; i <= VAR2; ++i) {
             const bool of_map = i <= B2;  // the channel gate's weights have the dtype of the map
             if (i == X || i == CONV1_WEIGHT || i == CONV2_WEIGHT) layouts_[i] = layout_of(a[i]);
             held_[i] = dense(a[i], shapes[i], of_map ? dtype : sums, layouts_[i]);
         }
-        for (const int i : {W1, B1, W2, B2, CONV1_WEIGHT, CONV2_WEIGHT})
+        for (const int i : {W1, W2, CONV1_WEIGHT, CONV2_WEIGHT})
             require(!held_[i].is_none(), "all weights of the channel gate and of the convolutions");
+        for (const int i : {B1, B2})
+            if (held_[i].is_none()) held_[i] = zeros(shapes[i], dtype);
         call.gate.hidden = h;
         call.gate.sigmoid = py::cast<bool>(a[SIGMOID]);
         call.gate.x = at(X);
         call.gate.w1 = at(W1), call.gate.b1 = at(B1), call.gate.w2 = at(W2), call.gate.b2 = at(B2);
-        call.height = shape[2], call.width = shape[3], call.kernel = k;
-        call.conv1 = {at(CONV1_WEIGHT), at(CONV1_BIAS), layouts_[CONV1_WEIGHT]};
-        call.conv2 = {at(CONV2_WEIGHT), at(CONV2_BIAS), layouts_[CONV2_WEIGHT]};
+        call.height = shape[2], call.width = shape[3], call.hidden = m;
+        call.conv1 = {at(CONV1_WEIGHT), at(CONV1_BIAS), layouts_[CONV1_WEIGHT], weight1[3], C / weight1[1]};
+        call.conv2 = {at(CONV2_WEIGHT), at(CONV2_BIAS), layouts_[CONV2_WEIGHT], weight2[3], m / weight2[1]};
+        call.gate_sigmoid = py::cast<bool>(a[GATE_SIGMOID]);
+        call.replicate = py::cast<bool>(a[REPLICATE]);
         call.norm1 = {batch1, py::cast<double>(a[EPS1]), at(NORM1_WEIGHT), at(NORM1_BIAS), at(MEAN1), at(VAR1)};
         call.norm2 = {batch2, py::cast<double>(a[EPS2]), at(NORM2_WEIGHT), at(NORM2_BIAS), at(MEAN2), at(VAR2)};
         call.mixed = py::cast<bool>(a[MIXED]);
@@ -100,6 +113,17 @@ class Operands {
     int64_t hidden;
 
    private:
+    // The shape of a convolution's weights: that of the given ones, if its groups and its kernel size fit.
+    static Shape weight_shape(const Shape& taps, int64_t inputs, int64_t outputs) {
+        const int64_t per_group = taps[1], k = taps[3];
+        require(k >= 1 && k <= 11 && k % 2 == 1, "odd kernel sizes up to 11");
+        require(
+            per_group >= 1 && inputs % per_group == 0 && outputs % (inputs / per_group) == 0,
+            "groups that divide the inputs and the outputs of a convolution"
+        );
+        return {outputs, per_group, k, k};
+    }
+
     std::array<py::object, VAR2 + 1> held_;
     std::array<Layout, VAR2 + 1> layouts_{};
 };
@@ -175,7 +199,7 @@ py::tuple backward(
     }
     py::tuple result(differentiable);
     for (int i = 0; i < differentiable; ++i)
-        result[i] = wanted[i] && !grads[i].is_none() ? converted(grads[i], dtype_of(a[i])) : py::none();
+        result[i] = wanted[i] && !a[i].is_none() ? converted(grads[i], dtype_of(a[i])) : py::none();
     return result;
 }
 

@@ -15,7 +15,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from gcsa_ext.backends import cpu, cuda, forced, native, reference, triton
+from gcsa_ext.backends import cpu, cuda, forced, native, proof, reference, triton
+from gcsa_ext.backends.operands import Arguments
 
 _warned: set[str] = set()
 
@@ -36,6 +37,9 @@ class Backend(Protocol):
 
         This predicate both selects the backend and words the reason.
         """
+
+    def takes(self, a: Arguments, /) -> bool:
+        """Whether the backend's functions of gcsa take these arguments. The reference computes all others."""
 
 
 _BACKENDS: dict[str, Backend] = {"cpu": cpu, "triton": triton, "cuda": cuda, "reference": reference}
@@ -66,6 +70,7 @@ def choose(
     device: torch.device,
     dtype: torch.dtype,
     warn: bool = True,
+    x: Tensor | None = None,
 ) -> str:
     """The name of the backend that runs `operator` on tensors of this device and dtype.
 
@@ -73,6 +78,8 @@ def choose(
         operator: the name of the operator.
         device, dtype: of the operator's first tensor.
         warn: warn if only the reference can run it; once for each reason.
+        x: the map or spectrogram whose layout the result has. With it the kernels of a backend for GPUs
+            must also agree with the reference, which their first use compares; see backends/proof.py.
 
     Raises:
         RuntimeError: the backend forced by `use_backend` or GCSA_EXT_BACKEND cannot run it; the message says
@@ -80,12 +87,17 @@ def choose(
     """
     if forced.name is not None:
         reason = unsupported(forced.name, operator, device, dtype)
+        if reason is None and x is not None and forced.name in proof.BACKENDS:
+            reason = proof.failure(forced.name, operator, x, forced=True)
         if reason is not None:
             raise RuntimeError(f"{operator}: backend {forced.name!r} is forced but cannot run: {reason}")
         return forced.name
     reasons = []
     for name in ORDER:
         reason = _BACKENDS[name].unsupported(operator, device, dtype)
+        if reason is None and x is not None and name in proof.BACKENDS:
+            reason = proof.failure(name, operator, x)
+            warn = warn and reason is None  # proof.failure has warned
         if reason is None:
             break
         reasons.append(reason)
@@ -101,17 +113,27 @@ def choose(
 
 
 def select(operator: str, x: Tensor, warn: bool = True) -> Callable[..., Any]:
-    """The function that computes `operator` if its first tensor is x.
+    """The function that computes `operator` for x, the map or spectrogram whose layout the result has.
 
     It is that of the backend which `choose` names, or that of the reference if this backend lacks it.
     """
-    name = choose(operator, x.device, x.dtype, warn)
+    return _function(choose(operator, x.device, x.dtype, warn, x), operator)
+
+
+def select_gcsa(operator: str, a: Arguments, warn: bool = True) -> Callable[..., Any]:
+    """`select` for gcsa, gcsa_inference, gcsa_backward and saved_shape, which a backend may have for some
+    arguments only, by its predicate `takes`."""
+    name = choose(operator, a.x.device, a.x.dtype, warn, a.x)
+    return _function(name if _BACKENDS[name].takes(a) else "reference", operator)
+
+
+def _function(name: str, operator: str) -> Callable[..., Any]:
     function = _BACKENDS[name].operators.get(operator)
     return reference.function(operator) if function is None else function
 
 
 def has_kernels(operator: str, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether `choose` names another backend than the reference. Never warns."""
+    """Whether `choose` names another backend than the reference, without a proof. Never warns."""
     for name in ORDER if forced.name is None else (forced.name,):
         if name != "reference" and unsupported(name, operator, device, dtype) is None:
             return True
@@ -154,8 +176,10 @@ __all__ = [
     "forced_backend",
     "has_kernels",
     "native",
+    "proof",
     "reference",
     "select",
+    "select_gcsa",
     "triton",
     "unsupported",
     "use_backend",

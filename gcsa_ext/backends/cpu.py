@@ -1,7 +1,7 @@
 """Backend "cpu": the C++ kernels of csrc/cpu, called by the functions of csrc/python, which take tensors.
 
 Arguments are checked by gcsa_ext/ops, on the CPU, and of a dtype of `DTYPES` (`MASK_DTYPES` for
-frequency_mask). Results are new tensors in the layout of the first argument.
+spectrogram_mask). Results are new tensors in the layout of the first argument.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from torch import Tensor
 
 from gcsa_ext import reference
 from gcsa_ext.backends import native
-from gcsa_ext.backends.bits import unsigned_bits
-from gcsa_ext.backends.operands import expand_bands
+from gcsa_ext.backends.bits import element_bits, unsigned_bits
+from gcsa_ext.backends.operands import Arguments, expand_bands
 from gcsa_ext.layout import memory_format
 from gcsa_ext.reference import accumulator_dtype
 
@@ -32,10 +32,15 @@ def unsupported(operator: str, device: torch.device, dtype: torch.dtype) -> str 
         return reason
     if device != _CPU and device.type != "cpu":  # `!=` is much faster and nearly always decides
         return f"the cpu backend takes tensors on the CPU, not on {device}"
-    dtypes = MASK_DTYPES if operator.startswith("frequency_mask") else DTYPES
+    dtypes = MASK_DTYPES if operator.startswith("spectrogram_mask") else DTYPES
     if dtype not in dtypes:
         return f"the cpu backend has {operator} for {', '.join(map(str, dtypes))}, not {dtype}"
     return None
+
+
+def takes(a: Arguments) -> bool:
+    """The kernels of gcsa take all arguments."""
+    return True
 
 
 def isa() -> str:
@@ -133,26 +138,35 @@ def release_workspace() -> int:
     return 0 if native.extension is None else int(native.extension.release_scratch())
 
 
-def _mask_into(out: Tensor, spectrogram: Tensor, start: Tensor, width: Tensor, value: float) -> None:
+def _mask_into(
+    out: Tensor,
+    spectrogram: Tensor,
+    start: Tensor,
+    width: Tensor,
+    value: float,
+    time_bands: int,
+    fill: Tensor | None,
+) -> None:
     """Write the masked spectrogram to `out`, which may be the spectrogram itself; both are contiguous."""
     start, width, _ = expand_bands(spectrogram, start, width)
     start, width = start.to(torch.int64), width.to(torch.int64)
+    bits = unsigned_bits(value, spectrogram.dtype) if fill is None else element_bits(fill)
     assert native.extension is not None
-    native.extension.mask_into(out, spectrogram, start, width, unsigned_bits(value, spectrogram.dtype))
+    native.extension.mask_into(out, spectrogram, start, width, min(time_bands, start.shape[-1]), bits)
 
 
-def frequency_mask(spectrogram: Tensor, start: Tensor, width: Tensor, value: float) -> Tensor:
-    """See reference.frequency_mask; the result is contiguous."""
+def spectrogram_mask(spectrogram: Tensor, *args: Any) -> Tensor:
+    """See reference.spectrogram_mask; the result is contiguous."""
     spectrogram = spectrogram.contiguous()
     assert native.extension is not None
     out: Tensor = native.extension.empty_spectrogram(spectrogram)
-    _mask_into(out, spectrogram, start, width, value)
+    _mask_into(out, spectrogram, *args)
     return out
 
 
-def frequency_mask_(spectrogram: Tensor, start: Tensor, width: Tensor, value: float) -> None:
+def spectrogram_mask_(spectrogram: Tensor, *args: Any) -> None:
     """Mask a contiguous spectrogram in place."""
-    _mask_into(spectrogram, spectrogram, start, width, value)
+    _mask_into(spectrogram, spectrogram, *args)
 
 
 operators: Mapping[str, Callable[..., Any]] = {}
@@ -162,12 +176,12 @@ if native.extension is not None:
         "channel_gate_backward": native.extension.channel_gate_backward,
         "conv2d_same": conv2d_same,
         "conv2d_same_backward": conv2d_same_backward,
-        "frequency_mask": frequency_mask,
-        "frequency_mask_": frequency_mask_,
         "gcsa": native.extension.gcsa,
         "gcsa_backward": native.extension.gcsa_backward,
         "gcsa_inference": native.extension.gcsa_inference,
         "norm_gate": native.extension.norm_gate,
         "norm_gate_backward": native.extension.norm_gate_backward,
         "saved_shape": saved_shape,
+        "spectrogram_mask": spectrogram_mask,
+        "spectrogram_mask_": spectrogram_mask_,
     }

@@ -1,4 +1,4 @@
-"""The arguments of the operators, as named tuples, and the bands of frequency_mask as kernels take them."""
+"""The arguments of the operators, as named tuples, and the bands of spectrogram_mask as kernels take them."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ DIFFERENTIABLE = 13
 
 
 def expand_bands(spectrogram: Tensor, start: Tensor, width: Tensor) -> tuple[Tensor, Tensor, bool]:
-    """start and width of frequency_mask, contiguous, and whether all samples share the bands.
+    """start and width of spectrogram_mask, contiguous, and whether all samples share the bands.
 
     Both are (bands,), up to axes of size 1, if all samples share them, else (*batch, bands).
     """

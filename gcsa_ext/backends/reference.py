@@ -10,6 +10,7 @@ from torch import Tensor
 
 from gcsa_ext import reference
 from gcsa_ext.backends import cpu
+from gcsa_ext.backends.gpu import maps
 from gcsa_ext.backends.operands import Arguments, ChannelGateArguments, NormGateArguments
 from gcsa_ext.layout import memory_format
 
@@ -102,23 +103,26 @@ def conv2d_same_backward(
     return grads[0], grads[1]
 
 
-def frequency_mask(spectrogram: Tensor, start: Tensor, width: Tensor, value: float) -> Tensor:
-    """See reference.frequency_mask; the result is contiguous."""
-    return reference.frequency_mask(spectrogram, start, width, value).contiguous()
+def spectrogram_mask(spectrogram: Tensor, *args: Any) -> Tensor:
+    """See reference.spectrogram_mask; the result is contiguous."""
+    return reference.spectrogram_mask(spectrogram, *args).contiguous()
 
 
-def frequency_mask_(spectrogram: Tensor, start: Tensor, width: Tensor, value: float) -> None:
+def spectrogram_mask_(
+    spectrogram: Tensor, start: Tensor, width: Tensor, value: float, time_bands: int, fill: Tensor | None
+) -> None:
     """Mask a spectrogram of any strides in place."""
-    spectrogram.masked_fill_(reference.frequency_bands(spectrogram, start, width), value)
+    bands = reference.spectrogram_bands(spectrogram, start, width, time_bands)
+    spectrogram.masked_fill_(bands, value if fill is None else fill)
 
 
 def saved_shape(channels: int, x: Tensor) -> tuple[int, ...]:
     """The shape in which the kernels save a convolution's output.
 
-    This backend saves nothing, but a graph that was compiled while kernels were available expects this shape.
+    This backend saves nothing, but the kernels may compute one of both passes, and a compiled graph expects
+    one shape whoever computes.
     """
-    N, _, H, W = x.shape
-    return cpu.saved_shape(channels, x) if x.device.type == "cpu" else (N, channels, H * W)
+    return cpu.saved_shape(channels, x) if x.device.type == "cpu" else maps.saved_shape(channels, x)
 
 
 def gcsa(a: Arguments) -> tuple[Tensor, ...]:
@@ -178,15 +182,20 @@ operators: Mapping[str, Callable[..., Any]] = {
     "channel_gate_backward": channel_gate_backward,
     "conv2d_same": conv2d_same,
     "conv2d_same_backward": conv2d_same_backward,
-    "frequency_mask": frequency_mask,
-    "frequency_mask_": frequency_mask_,
     "gcsa": gcsa,
     "gcsa_backward": gcsa_backward,
     "gcsa_inference": gcsa_inference,
     "norm_gate": norm_gate,
     "norm_gate_backward": norm_gate_backward,
     "saved_shape": saved_shape,
+    "spectrogram_mask": spectrogram_mask,
+    "spectrogram_mask_": spectrogram_mask_,
 }
+
+
+def takes(a: Arguments) -> bool:
+    """The reference takes all arguments."""
+    return True
 
 
 def function(operator: str) -> Callable[..., Any]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from gcsa_ext import __version__
-from gcsa_ext.cli import demo, evaluate, info, predict, train
+from gcsa_ext.cli import check, demo, evaluate, info, predict, train
 from gcsa_ext.cli.errors import error_in_one_line, report_error
 from gcsa_ext.cli.options import DefaultsFormatter
 
@@ -32,6 +32,7 @@ class Verb(Protocol):
 
 VERBS: dict[str, Verb] = {
     "info": info,
+    "check": check,
     "demo": demo,
     "train": train,
     "evaluate": evaluate,

@@ -9,11 +9,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gcsa_ext.convert.fused import fuse, has_other_forward
 from gcsa_ext.convert.proof import is_proving
 from gcsa_ext.convert.recognition import NotAttentionError
+from gcsa_ext.transforms import needs_plain_torch
 
 _left: weakref.WeakSet[nn.Module] = weakref.WeakSet()
 """Objects of fused classes that are not to be fused: they were refused, or restored."""
@@ -73,6 +74,8 @@ def fuse_class(kind: type[nn.Module]) -> bool:
             same
             and not has_other_forward(self)
             and not torch.compiler.is_compiling()
+            and not needs_plain_torch()
+            and all(isinstance(arg, Tensor) for arg in args)  # none of torch.fx's proxies
             and _fuse_object(self, warn=True)
         ):
             return self.forward(*args, **kwargs)

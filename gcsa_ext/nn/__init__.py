@@ -4,7 +4,7 @@ from gcsa_ext.nn.attention import GCSA, replace_attention
 from gcsa_ext.nn.bimodal import BimodalNet, BimodalOutput
 from gcsa_ext.nn.fusion import ProportionalFusion
 from gcsa_ext.nn.loss import BimodalLoss, CoarseFineLoss
-from gcsa_ext.nn.masking import FrequencyMasking
+from gcsa_ext.nn.masking import FrequencyMasking, SpecAugment, TimeMasking
 from gcsa_ext.nn.mcnn import MCNN
 from gcsa_ext.nn.rhcnn import RHCNN
 
@@ -18,5 +18,7 @@ __all__ = [
     "CoarseFineLoss",
     "FrequencyMasking",
     "ProportionalFusion",
+    "SpecAugment",
+    "TimeMasking",
     "replace_attention",
 ]

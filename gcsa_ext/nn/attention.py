@@ -6,6 +6,7 @@ from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, is_autocast_enabled, is_grad_enabled, nn
+from torch.fx import Proxy
 
 from gcsa_ext import functional, reference
 from gcsa_ext.backends import has_kernels
@@ -85,6 +86,9 @@ class GCSA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Gate x (N, C, H, W)."""
+        if torch.jit.is_tracing() or isinstance(x, Proxy):  # no branch on sizes that are not known yet
+            z = self._channel_gate_by_layers(x)
+            return z * torch.sigmoid(self.spatial_attention(z))
         weighted = layers.find(self)
         if weighted is None or not operator_takes(weighted, x):
             return self._spatial_gate(self._channel_gate(x))
@@ -92,13 +96,16 @@ class GCSA(nn.Module):
 
     def _channel_gate(self, x: Tensor) -> Tensor:
         if not layers.are_channel_gate(self.channel_attention):
-            pre = self.channel_attention(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-            gate = torch.sigmoid(pre) if self.channel_sigmoid else pre
-            return reference.channel_shuffle(x * gate, self.groups)
+            return self._channel_gate_by_layers(x)
         first, _, second = cast("tuple[nn.Linear, nn.ReLU, nn.Linear]", tuple(self.channel_attention))
         return functional.channel_gate(
             x, first.weight, first.bias, second.weight, second.bias, self.groups, self.channel_sigmoid
         )
+
+    def _channel_gate_by_layers(self, x: Tensor) -> Tensor:
+        pre = self.channel_attention(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        gate = torch.sigmoid(pre) if self.channel_sigmoid else pre
+        return reference.channel_shuffle(x * gate, self.groups)
 
     def _spatial_gate(self, z: Tensor) -> Tensor:
         # The result of an empty map is empty, but convolutions refuse empty maps.
@@ -130,7 +137,8 @@ class Settings(NamedTuple):
 
 def operator_takes(weighted: Layers, x: Tensor) -> bool:
     """Whether a kernel of the operator gcsa computes what these layers compute from x."""
-    if x.dim() != 4 or x.numel() == 0 or needs_plain_torch() or not has_kernels("gcsa", x.device, x.dtype):
+    # needs_plain_torch first: a branch on the size of a traced map would be recorded as a constant.
+    if needs_plain_torch() or x.dim() != 4 or x.numel() == 0 or not has_kernels("gcsa", x.device, x.dtype):
         return False
     if not layers.operator_takes(weighted):
         return False
@@ -207,11 +215,11 @@ def gates_take(weighted: Layers, settings: Settings) -> bool:
 def layers_take(weighted: Layers, x: Tensor, settings: Settings) -> bool:
     """Whether `attend_by_layers` computes what these layers compute from x."""
     return (
-        x.dim() == 4
+        not needs_plain_torch()
+        and x.dim() == 4
         and x.numel() > 0
         and gates_take(weighted, settings)
         and not layers.synchronises(weighted.norm2)
-        and not needs_plain_torch()
         and not is_autocast_enabled("cpu" if x.is_cpu else x.device.type)
         and has_kernels("channel_gate", x.device, x.dtype)
         and layers.have_dtype(weighted, x.dtype)

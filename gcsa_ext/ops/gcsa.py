@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gcsa_ext import backends, reference
+from gcsa_ext.backends.gpu import capture
 from gcsa_ext.backends.operands import DIFFERENTIABLE, Arguments
 from gcsa_ext.layout import memory_format
 from gcsa_ext.ops import registration
@@ -80,21 +81,20 @@ def _taps(weight: Tensor, name: str, inputs: int, outputs: int) -> tuple[int, ..
     return outputs, per_group, k, k
 
 
-def _select(operator: str, a: Arguments) -> Callable[..., Any]:
-    return backends.select(operator, a.x) if a.plain else backends.reference.function(operator)
-
-
 def _forward(*args: Any) -> tuple[Tensor, ...]:
     a = Arguments(*args)
     _check(a)
-    results: tuple[Tensor, ...] = _select("gcsa", a)(a)
+    compute = backends.select_gcsa("gcsa", a)
+    if compute is backends.reference.gcsa:
+        _reference_has_run.add((a.x.device, a.x.dtype))
+    results: tuple[Tensor, ...] = compute(a)
     return results
 
 
 def _inference(*args: Any) -> Tensor:
     a = Arguments(*args)
     _check(a)
-    out: Tensor = _select("gcsa_inference", a)(a)
+    out: Tensor = backends.select_gcsa("gcsa_inference", a)(a)
     return out
 
 
@@ -106,7 +106,7 @@ def _inference_fake(*args: Any) -> Tensor:
 
 def _saved_shapes(a: Arguments) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The shapes in which the backend saves the convolutions' outputs."""
-    saved_shape = backends.select("saved_shape", a.x, warn=False)
+    saved_shape = backends.select_gcsa("saved_shape", a, warn=False)
     return saved_shape(a.hidden, a.x), saved_shape(a.x.shape[1], a.x)
 
 
@@ -116,6 +116,21 @@ def _forward_fake(*args: Any) -> tuple[Tensor, ...]:
     dtype = reference.accumulator_dtype(a.x.dtype)
     statistics = (a.x.new_empty(channels, dtype=dtype) for channels in (m, m, C, C))
     return _inference_fake(*args), *map(a.x.new_empty, _saved_shapes(a)), *statistics
+
+
+_reference_has_run: set[tuple[torch.device, torch.dtype]] = set()
+"""The devices and dtypes for which the reference has computed a forward pass in this process."""
+
+
+def _saved_by_reference(u1: Tensor) -> bool:
+    """Whether the reference may have run the forward pass that saved u1.
+
+    Reading u1 on a GPU waits for the GPU, so it is read only if the reference has run at all. While a CUDA
+    graph is captured it cannot be read.
+    """
+    if (u1.device, u1.dtype) not in _reference_has_run:
+        return False
+    return capture.is_capturing(u1) or bool(u1.flatten()[0].isnan())
 
 
 def _backward(
@@ -130,13 +145,12 @@ def _backward(
     a = Arguments(*args)
     _check(a)
     registration.check_gradient("gcsa", grad_out, a.x.shape, a.x)
-    differentiate = _select("gcsa_backward", a)
+    differentiate = backends.select_gcsa("gcsa_backward", a)
     # Another backend may have run the forward pass and saved u1 and u2 in its own layout, which this backend
-    # cannot read. The reference reads neither; it saves NaN, in the shapes of the kernels for the CPU.
+    # cannot read. The reference reads neither, and saves NaN.
     saved = tuple((tuple(u.shape), u.dtype, u.device) for u in (u1, u2))
     fits = saved == tuple((shape, a.x.dtype, a.x.device) for shape in _saved_shapes(a))
-    by_cpu = differentiate is backends.cpu.operators.get("gcsa_backward")
-    if not fits or (by_cpu and u1.flatten()[0].isnan()):
+    if not fits or (differentiate is not backends.reference.gcsa_backward and _saved_by_reference(u1)):
         differentiate = backends.reference.gcsa_backward
     grads = differentiate(grad_out, a, u1, u2, (batch_statistics1, batch_statistics2), need)
     return tuple(

@@ -48,7 +48,7 @@ def _check(a: NormGateArguments) -> None:
 def _forward(*args: Any) -> tuple[Tensor, Tensor, Tensor]:
     a = NormGateArguments(*args)
     _check(a)
-    out, used_mean, used_var = select("norm_gate", a.u)(*a)
+    out, used_mean, used_var = select("norm_gate", a.z)(*a)
     return out, used_mean, used_var
 
 
@@ -64,7 +64,7 @@ def _backward(grad_out: Tensor, *args: Any) -> tuple[Tensor, ...]:
     a = NormGateArguments(*args[:7])
     _check(a)
     registration.check_gradient("norm_gate", grad_out, a.z.shape, a.z)
-    grads = select("norm_gate_backward", a.u)(grad_out, *args)
+    grads = select("norm_gate_backward", a.z)(grad_out, *args)
     return tuple(a.u.new_empty(0) if grad is None else grad for grad in grads)
 
 

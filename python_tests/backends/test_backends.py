@@ -95,7 +95,7 @@ def test_float16_is_computed_by_the_definition_with_one_warning() -> None:
             for _ in range(3):
                 out = functional.channel_gate(x, *weights, 4)
             functional.norm_gate(x, x, training=True)
-            # frequency_mask copies bits: the kernel takes float16.
+            # spectrogram_mask copies bits: the kernel takes float16.
             functional.frequency_mask(x, torch.tensor([0]), torch.tensor([1]))
         print(torch.equal(out, reference.channel_gate(x, *weights, 4)))
         for warning in caught:
@@ -208,7 +208,7 @@ def test_environment_variable_forces_a_backend() -> None:
         import torch, gcsa_ext
         from gcsa_ext import backends
         calls = []
-        backends.cpu.operators["frequency_mask"] = lambda x, *a: calls.append(1) or x.clone()
+        backends.cpu.operators["spectrogram_mask"] = lambda x, *a: calls.append(1) or x.clone()
         print(gcsa_ext.info()["forced_backend"])
         try:
             gcsa_ext.functional.frequency_mask(torch.randn(3, 4), torch.tensor([0]), torch.tensor([1]))

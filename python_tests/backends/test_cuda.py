@@ -216,7 +216,7 @@ def test_conversions(name: str, emulated_cuda: ModuleType) -> None:
 def test_unsupported_tensors() -> None:
     cpu, meta = torch.device("cpu"), torch.device("meta")
     assert "not torch.float64" in backends.unsupported("cuda", "norm_gate", cpu, torch.float64)
-    for operator in ("frequency_mask", "frequency_mask_"):
+    for operator in ("spectrogram_mask", "spectrogram_mask_"):
         assert backends.unsupported("cuda", operator, cpu, torch.float64) is None
     assert "on a GPU, not on meta" in backends.unsupported("cuda", "gcsa", meta, torch.float32)
     with gcsa_ext.use_backend("cpu"):

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import sys
 from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any
@@ -22,11 +21,9 @@ from torch import Tensor
 import gcsa_ext
 from gcsa_ext import reference
 from gcsa_ext.backends.cuda import gates, launch
+from gcsa_ext.backends.cuda import small_gcsa as small_gcsa_module
 from gcsa_ext.backends.gpu import ChannelGate
 from gcsa_ext.backends.operands import Arguments
-
-# The function of this name hides the module.
-small_gcsa_module = sys.modules["gcsa_ext.backends.cuda.small_gcsa"]
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), *only("cuda")]
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

@@ -12,6 +12,7 @@ from types import ModuleType
 import pytest
 import torch
 from accuracy import MODULE_FACTOR, assert_as_accurate
+from attention_variants import VARIANTS, check_variant, variant_arguments
 from devices import ON_A_GPU, every_backend
 from gate_checks import channel_gate_arguments, check, gate
 from pairs import assert_same_step, pair
@@ -31,9 +32,52 @@ DEVICE = "cuda"
 
 def test_kernels_run_on_a_gpu(backend: str) -> None:
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        for operator in ("channel_gate", "norm_gate", "frequency_mask", "conv2d_same", "gcsa"):
+        for operator in ("channel_gate", "norm_gate", "spectrogram_mask", "conv2d_same", "gcsa"):
             assert backends.unsupported(backend, operator, torch.device(DEVICE), dtype) is None
     assert not backends.triton.INTERPRETED and not backends.cuda.launch.emulated()
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last], ids=str)
+@pytest.mark.parametrize("operator", ["channel_gate", "frequency_mask", "gcsa", "norm_gate"])
+def test_kernels_pass_their_proofs(
+    operator: str, layout: torch.memory_format, tf32: bool, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(backends.proof, "enabled", True)
+    monkeypatch.setattr(backends.proof, "results", {})
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", tf32)
+    torch.backends.cuda.matmul.allow_tf32 = tf32
+    try:
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            x = torch.zeros(2, 4, 3, 5, dtype=dtype).contiguous(memory_format=layout)
+            assert backends.proof.failure(backend, operator, x) is None
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = False
+    assert len(backends.proof.results) == 3 and set(backends.proof.results.values()) == {None}
+
+
+def test_kernels_are_proved_after_a_capture(backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A forced backend computes while a graph is captured. The first call after the capture proves it."""
+    monkeypatch.setattr(backends.proof, "enabled", True)
+    monkeypatch.setattr(backends.proof, "results", {})
+    u, vector = torch.randn(2, 24, 9, 11), torch.rand(24) + 0.5
+    expected = reference.norm_gate(u, u, None, None, vector, vector, 1e-5)
+
+    def call() -> Tensor:
+        return torch.ops.gcsa_ext.norm_gate(u, u, None, None, vector, vector, 1e-5)[0]
+
+    monkeypatch.setattr(backends.proof, "enabled", False)
+    call()  # so that the kernel is loaded
+    monkeypatch.setattr(backends.proof, "enabled", True)
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        out = call()
+    assert backends.proof.results == {}
+    graph.replay()
+    torch.testing.assert_close(out, expected)
+    call()
+    assert list(backends.proof.results.values()) == [None]
 
 
 def test_errors_of_launches_name_kernel_and_shape(backend: str) -> None:
@@ -62,6 +106,14 @@ def test_attention_at_usual_sizes(
     fused, plain = (m.train(training) for m in pair(dtype, channels=shape[1]))
     x = torch.randn(shape, dtype=dtype).contiguous(memory_format=layout)
     assert_same_step(fused, plain, x, summands=10.0, buffers=1e-3 if dtype == torch.float32 else 2.0**-6)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_at_a_usual_size(name: str, training: bool, dtype: torch.dtype, layout: str) -> None:
+    check_variant(variant_arguments(name, dtype, training, layout, (8, 96, 28, 28)))
 
 
 @pytest.mark.parametrize("hidden", [16, 32, 64, 128, 256, 300])

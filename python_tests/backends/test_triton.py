@@ -147,7 +147,7 @@ def test_tf32_only_where_torch_multiplies_so() -> None:
 def test_unsupported_tensors() -> None:
     cpu = torch.device("cpu")
     assert "not torch.float64" in backends.unsupported("triton", "norm_gate", cpu, torch.float64)
-    assert backends.unsupported("triton", "frequency_mask", cpu, torch.float64) is None
+    assert backends.unsupported("triton", "spectrogram_mask", cpu, torch.float64) is None
     meta = torch.device("meta")
     assert "on a GPU, not on meta" in backends.unsupported("triton", "gcsa", meta, torch.float32)
     with gcsa_ext.use_backend("reference"):

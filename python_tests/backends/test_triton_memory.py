@@ -51,7 +51,7 @@ def allocate_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments of kernels in reference cycles.
     """
 
-    def convolve(x: Tensor, weight: Tensor, padding: int) -> Tensor:
+    def convolve(x: Tensor, weight: Tensor, bias: None, padding: int, groups: int) -> Tensor:
         return x.new_empty((len(x), len(weight), *x.shape[2:])).contiguous(memory_format=memory_format(x))
 
     def differentiate(grad: Tensor, x: Tensor, weight: Tensor, *others: Any) -> tuple[Tensor | None, ...]:

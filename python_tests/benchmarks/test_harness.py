@@ -27,7 +27,9 @@ SMALL = (
     frequency_mask_case((3, 1, 12, 5), iid=False, inplace=True),
     gcsa_case((2, 8, 5, 6), training=True, backward=True),
     gcsa_case((1, 8, 5, 6), dtype=torch.bfloat16, autocast=True),
-    masking_case((3, 1, 12, 5), iid=True),
+    masking_case("FrequencyMasking", (3, 1, 12, 5), iid=True),
+    masking_case("TimeMasking", (3, 1, 5, 12), iid=False, inplace=True),
+    masking_case("SpecAugment", (3, 1, 12, 13), iid=True, mean=True),
 )
 
 

@@ -45,7 +45,7 @@ def convolution_operands() -> dict[str, Any]:
 
 def mask_operands() -> dict[str, Any]:
     bands = {"start": torch.tensor([1]), "width": torch.tensor([2])}
-    return {"out": maps(2, 4, 3), "spectrogram": maps(2, 4, 3), **bands, "bits": 0}
+    return {"out": maps(2, 4, 3), "spectrogram": maps(2, 4, 3), **bands, "time_bands": 1, "bits": 0}
 
 
 FUNCTIONS: dict[str, tuple[Callable[[], dict[str, Any]], Callable[..., Any]]] = {
@@ -121,6 +121,12 @@ def test_masking_checks_dtypes_and_layouts(name: str) -> None:
     for changed in (other, strided) if operands[name].numel() > 1 else (other,):
         with pytest.raises(ValueError, match=r"gcsa_ext\._C: expected "):
             _C.mask_into(*{**operands, name: changed}.values())
+
+
+@pytest.mark.parametrize("time_bands", [-1, 2])
+def test_more_time_bands_than_bands_raise(time_bands: int) -> None:
+    with pytest.raises(ValueError, match=r"gcsa_ext\._C: expected at most as many time bands as bands"):
+        _C.mask_into(*{**mask_operands(), "time_bands": time_bands}.values())
 
 
 def test_a_plain_tuple_of_other_things_raises() -> None:

@@ -21,15 +21,16 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from gcsa_ext.backends.triton import gates, mask
-from gcsa_ext.backends.triton.kernels import batch_norm, channel_gate, frequency_mask, tile
+from gcsa_ext.backends.triton.kernels import batch_norm, channel_gate, spectrogram_mask, tile
 
 ELEMENTS = {torch.float32: "fp32", torch.bfloat16: "bf16"}
 MAPS = (
-    *("x", "z", "u", "out", "grad", "grad_x", "grad_u", "grad_z", "spectrogram"),
+    *("x", "z", "u", "out", "grad", "grad_x", "grad_u", "grad_z", "spectrogram", "fill"),
     *("hidden_out", "g1_out", "hidden_in", "g1_in"),
 )
 INTEGERS = (
-    *("position_units", "P_UNITS", "C", "h", "groups", "parts", "rows", "freq", "time", "bands", "bits"),
+    *("position_units", "P_UNITS", "C", "h", "groups", "parts", "rows", "freq", "time", "bands"),
+    *("time_bands", "bits"),
     *("size1", "size2", "size3", "size4"),
 )
 ALIGNED = ("C", "time")
@@ -119,13 +120,14 @@ def norm_kernels(
 ) -> Iterator[tuple[str, Any]]:
     last, out_last = (layout == torch.channels_last for layout in (u_layout, out_layout))
     constants = {"UNIT": 16, "WIDE": False, "LAST": last}
+    gate = {"SIGMOID": True}
     usual, large = gates.elementwise_blocks(64, u_layout, out_layout)
-    forward = {**constants, "Z_LAST": last, "OUT_LAST": out_last, "ADD": False}
+    forward = {**constants, **gate, "Z_LAST": last, "OUT_LAST": out_last, "ADD": False}
     for name, blocks in (("forward", usual), ("forward, large", large)):
         yield name, compile_kernel(batch_norm.norm_forward, ELEMENTS[dtype], {**forward, **blocks})
-    added = {**constants, "Z_LAST": out_last, "OUT_LAST": last, "ADD": True}
+    added = {**constants, **gate, "Z_LAST": out_last, "OUT_LAST": last, "ADD": True}
     yield "forward, added", compile_kernel(batch_norm.norm_forward, ELEMENTS[dtype], {**added, **usual})
-    backward = {**constants, "GRAD_LAST": out_last}
+    backward = {**constants, **gate, "GRAD_LAST": out_last}
     for what, without, blocks in (
         ("sums", ("sums", "grad_u", "grad_z"), {**usual, "AHEAD": 3}),
         ("gradients", ("partial",), {**usual, "AHEAD": 1}),
@@ -167,13 +169,13 @@ def unusual_calls() -> Iterator[tuple[str, Any]]:
             (batch_norm.batch_statistics, {**norm, "AHEAD": 4}, ("partial",), ("offset",)),
             (
                 batch_norm.norm_forward,
-                {**norm, "Z_LAST": False, "OUT_LAST": True, "ADD": False},
+                {**norm, "Z_LAST": False, "OUT_LAST": True, "ADD": False, "SIGMOID": False},
                 ("z",),
                 ("weight", "bias", "offset"),
             ),
             (
                 batch_norm.norm_backward,
-                {**norm, "GRAD_LAST": True, "AHEAD": 3},
+                {**norm, "GRAD_LAST": True, "AHEAD": 3, "SIGMOID": False},
                 ("z", "grad_z", "sums"),
                 ("weight", "bias", "partial", "sums", "grad_u"),
             ),
@@ -213,13 +215,21 @@ def every_kernel() -> Iterator[tuple[str, Any]]:
     yield "sum_partials", compile_kernel(tile.sum_partials, "fp32", constants)
     for bits in (16, 32, 64):
         usual, large = mask.mask_blocks(1024)
-        for name, kernel, blocks in (
-            ("copy", frequency_mask.frequency_mask, usual),
-            ("copy, large", frequency_mask.frequency_mask, large),
-            ("in place", frequency_mask.frequency_mask_in_place, usual),
-        ):
-            compiled = compile_kernel(kernel, f"i{bits}", {"SHARED": False, **blocks})
-            yield f"mask, {name}, i{bits}", compiled
+        for without in (("fill",), ()):
+            value = "a tensor" if "fill" not in without else "a number"
+            for time in (False, True):
+                for size, blocks in (("", usual), (", large", large)):
+                    constants = {"SHARED": False, "TIME": time, **blocks}
+                    compiled = compile_kernel(
+                        spectrogram_mask.spectrogram_mask, f"i{bits}", constants, without
+                    )
+                    kinds = "frames and bins" if time else "bins"
+                    yield f"mask, copy{size}, {kinds}, {value}, i{bits}", compiled
+            constants = {"SHARED": False, **usual}
+            compiled = compile_kernel(
+                spectrogram_mask.spectrogram_mask_in_place, f"i{bits}", constants, without
+            )
+            yield f"mask, in place, {value}, i{bits}", compiled
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from public_attention import PlainAttention, randomize_statistics
 from torch import Tensor, nn
 
 import gcsa_ext
-from gcsa_ext import GCSA, FrequencyMasking, functional
+from gcsa_ext import GCSA, FrequencyMasking, SpecAugment, TimeMasking, functional
 from gcsa_ext.backends import cpu
 
 # Compilers warn about themselves; what counts here is the result.
@@ -130,8 +130,14 @@ def test_net_with_masking_is_one_graph(training: bool) -> None:
 @every_backend
 @pytest.mark.parametrize("iid", [True, False])
 @pytest.mark.parametrize("inplace", [True, False])
-def test_frequency_masking_is_one_graph(iid: bool, inplace: bool) -> None:
-    module = FrequencyMasking(8, iid_masks=iid, num_masks=2, value=0.5, inplace=inplace)
+@pytest.mark.parametrize("kind", ["FrequencyMasking", "TimeMasking", "SpecAugment"])
+def test_masking_is_one_graph(kind: str, iid: bool, inplace: bool) -> None:
+    options = {"iid_masks": iid, "num_masks": 2, "value": 0.5, "inplace": inplace}
+    module = {
+        "FrequencyMasking": lambda: FrequencyMasking(8, **options),
+        "TimeMasking": lambda: TimeMasking(8, **options),
+        "SpecAugment": lambda: SpecAugment(2, 4, 1, 8, iid_masks=iid, inplace=inplace),
+    }[kind]()
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     x = torch.randn(3, 2, 20, 7)
     results = []
@@ -141,7 +147,7 @@ def test_frequency_masking_is_one_graph(iid: bool, inplace: bool) -> None:
         out = call(argument)
         results.append((out, argument if inplace else x))
     assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
-    assert (results[0][0] == 0.5).any()
+    assert (results[0][0] == (x.mean() if kind == "SpecAugment" else 0.5)).any()
 
 
 @every_backend

@@ -69,6 +69,11 @@ OPERATORS: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], Callabl
         lambda x: reference.frequency_mask(x, START[:, None], WIDTH[:, None], 0.5),
         lambda layout: [double(*SHAPE, layout=layout)],
     ),
+    "time_mask of a value": (
+        lambda x, value: functional.time_mask(x, START[:, None], WIDTH[:, None], value),
+        lambda x, value: reference.spectrogram_mask(x, START[:, None], WIDTH[:, None], 0.0, 2, value),
+        lambda layout: [double(*SHAPE, layout=layout), double()],
+    ),
 }
 
 
@@ -182,6 +187,9 @@ def test_in_place_mask_under_transforms() -> None:
     x = double(3, 2, 4, 3)
     found = vmap(lambda x: functional.frequency_mask_(x.clone(), START[0], WIDTH[0], 2.0))(x)
     assert torch.equal(found, reference.frequency_mask(x, START[0], WIDTH[0], 2.0))
+    found = vmap(lambda x: functional.time_mask_(x.clone(), START[0], WIDTH[0], x.mean()))(x)
+    expected = [reference.spectrogram_mask(y, START[0], WIDTH[0], float(y.mean()), 2) for y in x]
+    assert torch.equal(found, torch.stack(expected))
 
 
 def test_per_sample_gradients_of_gcsa() -> None:
@@ -241,13 +249,19 @@ def test_opcheck(backend: str, layout: str, dtype: torch.dtype) -> None:
     weight4, bias4 = torch.randn(3, 4, 5, 5, dtype=dtype), torch.randn(3, dtype=dtype)
     opcheck("conv2d_same_backward", grad_out[:, :3], x, weight4, True, True)
     opcheck("conv2d_same_backward", grad_out[:, :3], x, weight4, False, True)
-    opcheck("frequency_mask", x, START[:, None], WIDTH[:, None], 0.5)
-    opcheck("frequency_mask_", x.clone(), START[:, None], WIDTH[:, None], 0.5)
-    for tensor in (x, z, w1, b1, w2, b2, weight, bias, weight4, bias4):
+    fill = torch.tensor(0.5, dtype=dtype)
+    for time_bands in (0, 1, 2, reference.ALL_BANDS):
+        for value in (None, fill):
+            arguments = (START[:, None], WIDTH[:, None], 0.25, time_bands, value)
+            opcheck("spectrogram_mask", x, *arguments)
+            opcheck("spectrogram_mask_", x.clone(), *arguments)
+    for tensor in (x, z, w1, b1, w2, b2, weight, bias, weight4, bias4, fill):
         tensor.requires_grad_()
     opcheck("conv2d_same", x, weight4, bias4)
     opcheck("conv2d_same", x, weight4, None)
     opcheck("channel_gate", x, w1, b1, w2, b2, 4, False)
     opcheck("norm_gate", x, z, weight, bias, None, None, 1e-5)
     opcheck("norm_gate", x, z, None, bias, mean, var, 1e-5)
-    opcheck("frequency_mask", x, START[0], WIDTH[0], -1.0)
+    opcheck("spectrogram_mask", x, START[0], WIDTH[0], -1.0, 0, None)
+    opcheck("spectrogram_mask", x, START[0], WIDTH[0], -1.0, 1, fill)
+    opcheck("spectrogram_mask", x.detach(), START[0], WIDTH[0], -1.0, 1, fill)

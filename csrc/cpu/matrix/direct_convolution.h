@@ -152,7 +152,7 @@ inline void round_weights(
     if (c.two_taps() || inputs < count * G) std::fill(to, to + count * c.factors_per_group() * matrix_elements, bfloat16{});
     for (int64_t i = 0; i < inputs; i += L) {
         const int64_t some = std::min<int64_t>(inputs - i, L);
-        gather_taps(taps.at(block * L, input + i), taps.strides, outputs, some, size, gathered);
+        gather_taps(taps.at(block, input + i), taps.strides, outputs, some, size, gathered);
         bfloat16* const group = to + i / G * c.factors_per_group() * matrix_elements;
         for (int64_t j = 0; j < some; j += 2) {
             const float* const lower = gathered + j * size * L;

@@ -2,6 +2,7 @@
 
 #include "params/convolution.h"
 
+#include "cpu/elastic_team.h"
 #include "cpu/kernels.h"
 #include "cpu/plan.h"
 #include "memory/scratch.h"
@@ -52,7 +53,7 @@ void forward(const ConvolutionForward& p) {
     A* const spectra = pieces.take(c.workspace_size());
     A* const thread_memory = pieces.take(threads * per_thread);
 
-    parallel_team(threads, [&](const Team& team) {
+    elastic_team(threads, [&](const Team& team) {
         A* const scratch = thread_memory + team.rank * per_thread;
         pack(team, p.map, static_cast<const T*>(p.x), in);
         team.barrier();
@@ -131,13 +132,13 @@ void backward(const ConvolutionBackward& q) {
 
 template <>
 void run(const ConvolutionForward& p) {
-    with_planned_element(p, p.map, p.width, false, [&](auto element) { forward<decltype(element)>(p); });
+    with_planned_element(p, p.map, p.width, false, true, [&](auto element) { forward<decltype(element)>(p); });
 }
 
 template <>
 void run(const ConvolutionBackward& q) {
     const ConvolutionForward& p = q.forward;
-    with_planned_element(q, p.map, p.width, false, [&](auto element) { backward<decltype(element)>(q); });
+    with_planned_element(q, p.map, p.width, false, true, [&](auto element) { backward<decltype(element)>(q); });
 }
 
 }  // namespace gcsa_ext::cpu::GCSA_EXT_ISA

@@ -48,30 +48,38 @@ class Affine {
 // How both convolutions of the forward pass are carried out.
 template <class T>
 struct ForwardPlan {
+    using A = accumulator<T>;
+    GroupedWeights<A> weights1, weights2;
     PlannedConvolution<T> conv1, conv2;
     bool split_batch;  // every thread works on images of its own
     int teams;         // of threads that work together
 
-    explicit ForwardPlan(const GcsaShape<T>& s)
-        : conv1(plan<T>(s.N, s.C, s.h, s.H, s.W, s.k, s.threads, false)),
-          conv2(plan<T>(s.N, s.h, s.C, s.H, s.W, s.k, s.threads, false)) {
-        const PlannedConvolution<T> split1 = plan<T>(s.N, s.C, s.h, s.H, s.W, s.k, s.threads, true);
-        const PlannedConvolution<T> split2 = plan<T>(s.N, s.h, s.C, s.H, s.W, s.k, s.threads, true);
+    ForwardPlan(const GcsaForward& p, const GcsaShape<T>& s)
+        : weights1(p.conv1, s.m, s.C, false),
+          weights2(p.conv2, s.C, s.m, false),
+          conv1(plan1_(p, s, false)),
+          conv2(plan2_(p, s, false)) {
+        const PlannedConvolution<T> split1 = plan1_(p, s, true), split2 = plan2_(p, s, true);
         split_batch = better_split(split1, conv1, s.threads) && better_split(split2, conv2, s.threads);
         if (split_batch) conv1 = split1, conv2 = split2;
         teams = split_batch ? s.threads : 1;
     }
 
+    int64_t weights_size() const { return weights1.size() + weights2.size(); }
     int64_t workspace_size() const { return std::max(conv1.workspace_size(), conv2.workspace_size()); }  // of a team
     int64_t scratch_size() const { return std::max(conv1.scratch_size(), conv2.scratch_size()); }        // of a thread
     Team team(const Team& all) const { return split_batch ? Team{0, 1} : all; }
     int64_t team_number(const Team& all) const { return split_batch ? all.rank : 0; }
     Team::Share images(const Team& all, int64_t N) const { return split_batch ? all.share(N) : Team::Share{0, N}; }
-};
 
-template <class A>
-inline Taps<A> forward_taps(const Convolution2d& conv, int64_t outputs, int64_t inputs, int64_t kernel) {
-    return Taps<A>::forward(conv.weight, conv.layout, outputs, inputs, kernel);
-}
+   private:
+    static Border border_(const GcsaForward& p) { return p.replicate ? Border::replicate : Border::zeros; }
+    PlannedConvolution<T> plan1_(const GcsaForward& p, const GcsaShape<T>& s, bool split) const {
+        return plan<T>(s.N, s.C, s.m, s.H, s.W, p.conv1.kernel, s.threads, split, false, weights1.groups(), border_(p));
+    }
+    PlannedConvolution<T> plan2_(const GcsaForward& p, const GcsaShape<T>& s, bool split) const {
+        return plan<T>(s.N, s.m, s.C, s.H, s.W, p.conv2.kernel, s.threads, split, false, weights2.groups(), border_(p));
+    }
+};
 
 }  // namespace gcsa_ext::cpu::GCSA_EXT_ISA

@@ -95,20 +95,25 @@ struct BackwardPlan {
     using A = accumulator<T>;
     using S = Pieces<A>;
 
+    GroupedWeights<A> weights1, weights2;
     PlannedConvolution<T> conv1, conv2;  // from the gradient of each convolution's output to that of its input
     bool want_gate, want_z;              // gradients of the gate's weights, and of the gated map
+    int64_t padded_size;                 // of the gradient of a map with the values that replicate its edges
     bool u2_in_grad_x;                   // the gradient of u2 is stored in grad_x, which is written after its last use
     int64_t z_size, a1_size, packed_size, spectra_size, unit_sums_size;
     int64_t sums_size, gate_size, unit_size, scratch_size;  // of each thread
 
     BackwardPlan(const GcsaBackward& q, const GcsaShape<T>& s)
-        : conv1(plan<T>(s.N, s.h, s.C, s.H, s.W, s.k, s.threads, false, true)),
-          conv2(plan<T>(s.N, s.C, s.h, s.H, s.W, s.k, s.threads, false, true)),
+        : weights1(q.forward.conv1, s.m, s.C, true),
+          weights2(q.forward.conv2, s.C, s.m, true),
+          conv1(plan_(q.forward, s, s.m, s.C, q.forward.conv1.kernel, weights1.groups())),
+          conv2(plan_(q.forward, s, s.C, s.m, q.forward.conv2.kernel, weights2.groups())),
           want_gate(q.grad_w1 != nullptr),
           want_z(want_gate || q.grad_x),
+          padded_size(S::size(std::max(padded_size_(q.forward, s, conv1), padded_size_(q.forward, s, conv2)))),
           u2_in_grad_x(q.grad_x && std::is_same_v<T, A> && s.C % lanes<A> == 0),
           z_size(S::size(s.map_size(s.C, s.N))),
-          a1_size(S::size(s.map_size(s.h, s.N))),
+          a1_size(S::size(s.map_size(s.m, s.N))),
           packed_size(S::size(BlockedGate<T>::packed_size(s.C, s.h))),
           spectra_size(std::max(gradient_workspace_size(conv1), gradient_workspace_size(conv2))),
           unit_sums_size(
@@ -126,10 +131,51 @@ struct BackwardPlan {
 
     int64_t per_thread() const { return sums_size + gate_size + unit_size + scratch_size; }
     int64_t total(const GcsaShape<T>& s) const {
-        return NormGradient<A>::size(s.C) + NormGradient<A>::size(s.h) + (u2_in_grad_x ? 2 : 3) * z_size + a1_size +
-               packed_size + spectra_size + unit_sums_size + s.threads * per_thread();
+        return NormGradient<A>::size(s.C) + NormGradient<A>::size(s.m) + (u2_in_grad_x ? 2 : 3) * z_size + a1_size +
+               padded_size + packed_size + weights1.size() + weights2.size() + spectra_size + unit_sums_size +
+               s.threads * per_thread();
+    }
+
+   private:
+    static PlannedConvolution<T> plan_(
+        const GcsaForward& p, const GcsaShape<T>& s, int64_t inputs, int64_t outputs, int64_t kernel, int64_t groups
+    ) {
+        const Border border = p.replicate ? Border::full : Border::zeros;
+        return plan<T>(s.N, inputs, outputs, s.H, s.W, kernel, s.threads, false, true, groups, border);
+    }
+    static int64_t padded_size_(const GcsaForward& p, const GcsaShape<T>& s, const PlannedConvolution<T>& conv) {
+        const int64_t margin = conv.kernel - 1;
+        if (!p.replicate || margin == 0) return 0;
+        return s.N * BlockedMap<A>{nullptr, conv.outputs, s.H + margin, s.W + margin}.image_size();
     }
 };
+
+// Adds the values in a margin of `radius` points around each image of a map to the nearest point inside of it. Then calls
+// epilogue(image, block, first position, count, vectors, step between vectors) for every row of the inside.
+template <class A, class Epilogue>
+void fold_margin(const Team& team, int64_t images, const BlockedMap<A>& map, int64_t radius, const Epilogue& epilogue) {
+    constexpr int64_t L = lanes<A>;
+    const int64_t height = map.height - 2 * radius, width = map.width - 2 * radius;
+    const auto add = [](A* to, const A* from) { store(to, load(to, Full<A>{}) + load(from, Full<A>{}), Full<A>{}); };
+    team.for_each(images * map.blocks() * height, [&](int64_t unit) {
+        const int64_t image = unit / height / map.blocks(), block = unit / height % map.blocks(), y = unit % height;
+        A* const first = map.block(image, block);
+        A* const row = first + (y + radius) * map.width * L;
+        const auto add_row = [&](int64_t other) {
+            for (int64_t x = 0; x < map.width; ++x) add(row + x * L, first + (other * map.width + x) * L);
+        };
+        for (int64_t d = 0; d < radius; ++d) {
+            if (y == 0) add_row(d);
+            if (y == height - 1) add_row(height + radius + d);
+        }
+        A *const left = row + radius * L, *const right = left + (width - 1) * L;
+        for (int64_t d = 1; d <= radius; ++d) {
+            add(left, left - d * L);
+            add(right, right + d * L);
+        }
+        epilogue(image, block, y * width, width, left, L);
+    });
+}
 
 template <class T>
 class BackwardPass {
@@ -141,19 +187,23 @@ class BackwardPass {
         : q_(q),
           p_(q.forward),
           s_(p_),
+          shuffle_(s_.C, p_.gate_groups, s_.P),
           plan_(q, s_),
           weights_(p_.gate),
           memory_(plan_.total(s_) * static_cast<int64_t>(sizeof(A))),
           pieces_(static_cast<A*>(memory_.data())),
-          norm1_(p_.norm1, s_.h, pieces_),
+          norm1_(p_.norm1, s_.m, pieces_),
           norm2_(p_.norm2, s_.C, pieces_),
           u1_(static_cast<const T*>(p_.u1)),
           u2_(static_cast<const T*>(p_.u2)),
           z_(s_.map(pieces_.take(plan_.z_size), s_.C)),
           grad_z_(s_.map(pieces_.take(plan_.z_size), s_.C)),
           grad_u2_(s_.map(plan_.u2_in_grad_x ? static_cast<A*>(q.grad_x) : pieces_.take(plan_.z_size), s_.C)),
-          a1_(s_.map(pieces_.take(plan_.a1_size), s_.h)),
+          a1_(s_.map(pieces_.take(plan_.a1_size), s_.m)),
           grad_u1_(a1_),
+          padded_(pieces_.take(plan_.padded_size)),
+          expanded1_(pieces_.take(plan_.weights1.size())),
+          expanded2_(pieces_.take(plan_.weights2.size())),
           gate_(p_.gate, weights_.get(), pieces_.take(plan_.packed_size)),
           spectra_(pieces_.take(plan_.spectra_size)),
           unit_sums_(plan_.unit_sums_size ? pieces_.take(plan_.unit_sums_size) : nullptr),
@@ -179,6 +229,8 @@ class BackwardPass {
 
         sums.clear(s_.blocks(s_.C));
         gate_.pack(team);
+        plan_.weights1.expand(team, expanded1_);
+        plan_.weights2.expand(team, expanded2_);
         team.barrier();
         gate_.run(team, 0, s_.N, z_, gate_memory);
         team.barrier();
@@ -189,20 +241,20 @@ class BackwardPass {
         activate_(team);
         team.barrier();
         differentiate_norm_(team, norm2_, s_.blocks(s_.C), u2_, grad_u2_);
-        sums.clear(s_.blocks(s_.h));
+        sums.clear(s_.blocks(s_.m));
         team.barrier();
         differentiate_conv2_(team, sums, unit, scratch);
         if (team.rank == 0)
             norm1_.finish(team.size, sums_of, count, q_.grad_norm1_weight, q_.grad_norm1_bias, q_.grad_conv1_bias);
         team.barrier();
-        differentiate_norm_(team, norm1_, s_.blocks(s_.h), u1_, grad_u1_);
+        differentiate_norm_(team, norm1_, s_.blocks(s_.m), u1_, grad_u1_);
         team.barrier();
         if (plan_.want_z || q_.grad_conv1) differentiate_conv1_(team, unit, scratch);
         if (plan_.want_z) differentiate_gate_(team);
     }
 
-    // Through out = z * sigmoid(v) with v = norm2(u2): the gradient of v into grad_u2, its sums for the normalisation, and
-    // the first part of the gradient of z.
+    // Through out = z * activation(v) with v = norm2(u2): the gradient of v into grad_u2, its sums for the normalisation,
+    // and the first part of the gradient of z.
     void differentiate_product_(const Team& team, const ChannelSums<A>& sums) const {
         const int64_t blocks = s_.blocks(s_.C);
         team.for_each(block_ranges(s_.N, blocks, s_.P), [&](int64_t i) {
@@ -210,18 +262,39 @@ class BackwardPass {
             const auto norm = norm2_.block(r.block);
             const int64_t offset = (r.image * blocks + r.block) * s_.P * L;
             const T* const u2 = u2_ + offset;
-            const A* const z = z_.data + offset;
-            A *const grad_u2 = grad_u2_.data + offset, *const grad_z = grad_z_.data + offset;
-            const Sigmoid<A> sigmoid;
+            A* const grad_u2 = grad_u2_.data + offset;
+            const T* const grad_out = static_cast<const T*>(q_.grad_out);
             vec<A> sum_d{}, sum_dn{};
-            read_block<T>(p_.gate.map, static_cast<const T*>(q_.grad_out), r, [&](int64_t position, vec<A> grad) {
-                const int64_t at = position * L;
-                const vec<A> u = load(u2 + at, Full<T>{}), s = sigmoid(norm.value(u));
-                const vec<A> d = grad * load(z + at, Full<A>{}) * s * (A(1) - s);
-                sum_d += d;
-                sum_dn += d * norm.normalised(u);
-                store(grad_u2 + at, d, Full<A>{});
-                store(grad_z + at, grad * s, Full<A>{});
+            with_constant(p_.gate_sigmoid, [&](auto with_sigmoid) {
+                const Sigmoid<A> sigmoid;
+                // Returns the gradient of a vector of z.
+                const auto differentiate = [&](int64_t position, vec<A> grad, vec<A> z) {
+                    const int64_t at = position * L;
+                    const vec<A> u = load(u2 + at, Full<T>{}), v = norm.value(u), s = with_sigmoid ? sigmoid(v) : v;
+                    const vec<A> d = with_sigmoid ? grad * z * s * (A(1) - s) : grad * z;
+                    sum_d += d;
+                    sum_dn += d * norm.normalised(u);
+                    store(grad_u2 + at, d, Full<A>{});
+                    return grad * s;
+                };
+                if (shuffle_.moves()) {
+                    const A* const z = z_.block(r.image, 0);
+                    A* const grad_z = grad_z_.block(r.image, 0);
+                    read_block<T>(
+                        p_.gate.map, grad_out, r,
+                        [&](int64_t at, vec<A> grad) {
+                            const vec<A> value = differentiate(at, grad, shuffle_.gather(z, r.block, at));
+                            shuffle_.scatter(grad_z, r.block, at, value);
+                        },
+                        [&](int64_t d) { return shuffle_.channel(d); }
+                    );
+                } else {
+                    const A* const z = z_.data + offset;
+                    A* const grad_z = grad_z_.data + offset;
+                    read_block<T>(p_.gate.map, grad_out, r, [&](int64_t at, vec<A> grad) {
+                        store(grad_z + at * L, differentiate(at, grad, load(z + at * L, Full<A>{})), Full<A>{});
+                    });
+                }
             });
             sums.add(r.block, sum_d, sum_dn);
         });
@@ -229,7 +302,7 @@ class BackwardPass {
 
     // a1 = relu(norm1(u1))
     void activate_(const Team& team) const {
-        const int64_t blocks = s_.blocks(s_.h);
+        const int64_t blocks = s_.blocks(s_.m);
         team.for_each(block_ranges(s_.N, blocks, s_.P), [&](int64_t i) {
             const BlockRange r = block_range(i, blocks, s_.P);
             const auto norm = norm1_.block(r.block);
@@ -252,15 +325,36 @@ class BackwardPass {
         });
     }
 
+    // convolve_backward, where the epilogue takes the gradient of the convolution's input whatever its border is.
+    template <class Epilogue>
+    void convolve_back_(
+        const Team& team, const PlannedConvolution<T>& conv, const BlockedMap<A>& g, const Taps<A>& taps, A* unit,
+        A* scratch, const WeightGradient<A>& weights, bool want_input, const Epilogue& epilogue
+    ) const {
+        const int64_t radius = conv.kernel / 2;
+        if (!p_.replicate || radius == 0)
+            return convolve_backward(team, conv, g, taps, spectra_, unit, scratch, weights, want_input, epilogue);
+        const BlockedMap<A> padded{padded_, conv.outputs, s_.H + 2 * radius, s_.W + 2 * radius};
+        convolve_backward(
+            team, conv, g, taps, spectra_, unit, scratch, weights, want_input,
+            [&](int64_t image, int64_t block, int64_t at, int64_t count, const A* run, int64_t step) {
+                A* const to = padded.block(image, block) + at * L;
+                for (int64_t i = 0; i < count; ++i) store(to + i * L, load(run + i * step, Full<A>{}), Full<A>{});
+            }
+        );
+        if (want_input) fold_margin(team, s_.N, padded, radius, epilogue);
+        team.barrier();
+    }
+
     // Through the second convolution and the relu. The gradient of norm1's result overwrites a1: the spectra of a group of
     // tiles are computed before the gradients of these tiles are written.
     void differentiate_conv2_(const Team& team, const ChannelSums<A>& sums, A* unit, A* scratch) const {
-        const auto taps = Taps<A>::backward(p_.conv2.weight, p_.conv2.layout, s_.C, s_.h, s_.k);
+        const auto taps = plan_.weights2.taps(expanded2_);
         const WeightGradient<A> weights{
-            q_.grad_conv2 ? &a1_ : nullptr, static_cast<A*>(q_.grad_conv2), p_.conv2.layout, unit_sums_
+            q_.grad_conv2 ? &a1_ : nullptr, static_cast<A*>(q_.grad_conv2), p_.conv2.layout, unit_sums_, p_.conv2.groups
         };
-        convolve_backward(
-            team, plan_.conv2, grad_u2_, taps, spectra_, unit, scratch, weights, true,
+        convolve_back_(
+            team, plan_.conv2, grad_u2_, taps, unit, scratch, weights, true,
             [&](int64_t image, int64_t block, int64_t at, int64_t count, const A* run, int64_t step) {
                 const auto norm = norm1_.block(block);
                 A* const a1 = a1_.block(image, block) + at * L;
@@ -280,12 +374,12 @@ class BackwardPass {
 
     // Through the first convolution: adds the second part of the gradient of z.
     void differentiate_conv1_(const Team& team, A* unit, A* scratch) const {
-        const auto taps = Taps<A>::backward(p_.conv1.weight, p_.conv1.layout, s_.h, s_.C, s_.k);
+        const auto taps = plan_.weights1.taps(expanded1_);
         const WeightGradient<A> weights{
-            q_.grad_conv1 ? &z_ : nullptr, static_cast<A*>(q_.grad_conv1), p_.conv1.layout, unit_sums_
+            q_.grad_conv1 ? &z_ : nullptr, static_cast<A*>(q_.grad_conv1), p_.conv1.layout, unit_sums_, p_.conv1.groups
         };
-        convolve_backward(
-            team, plan_.conv1, grad_u1_, taps, spectra_, unit, scratch, weights, plan_.want_z,
+        convolve_back_(
+            team, plan_.conv1, grad_u1_, taps, unit, scratch, weights, plan_.want_z,
             [&](int64_t image, int64_t block, int64_t at, int64_t count, const A* run, int64_t step) {
                 A* const to = grad_z_.block(image, block) + at * L;
                 for (int64_t i = 0; i < count; ++i)
@@ -319,6 +413,7 @@ class BackwardPass {
     const GcsaBackward& q_;
     const GcsaForward& p_;
     GcsaShape<T> s_;
+    GateShuffle<A> shuffle_;
     BackwardPlan<T> plan_;
     PerceptronWeights<T> weights_;
     Scratch memory_;
@@ -326,6 +421,7 @@ class BackwardPass {
     NormGradient<A> norm1_, norm2_;
     const T *u1_, *u2_;
     BlockedMap<A> z_, grad_z_, grad_u2_, a1_, grad_u1_;
+    A *padded_, *expanded1_, *expanded2_;
     BlockedGate<T> gate_;
     A *spectra_, *unit_sums_, *thread_memory_;
 };
@@ -335,7 +431,9 @@ class BackwardPass {
 template <>
 void run(const GcsaBackward& q) {
     const GcsaForward& p = q.forward;
-    with_planned_element(q, p.gate.map, p.width, p.mixed, [&](auto element) { BackwardPass<decltype(element)>(q).run(); });
+    with_planned_element(q, p.gate.map, p.width, p.mixed, is_plain(p), [&](auto element) {
+        BackwardPass<decltype(element)>(q).run();
+    });
 }
 
 }  // namespace gcsa_ext::cpu::GCSA_EXT_ISA

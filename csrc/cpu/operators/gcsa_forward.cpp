@@ -19,19 +19,22 @@ class Training {
     explicit Training(const GcsaForward& p)
         : p_(p),
           s_(p),
-          plan_(s_),
+          shuffle_(s_.C, p.gate_groups, s_.P),
+          plan_(p, s_),
           weights_(p.gate),
           scratch_size_(S::size(std::max(plan_.scratch_size(), BlockedGate<T>::scratch_size(s_.C, s_.h)))),
           statistics_size_(S::size(Statistics<A>::size(s_.most_blocks()))),
           memory_(size_() * static_cast<int64_t>(sizeof(A))),
           pieces_(static_cast<A*>(memory_.data())),
-          affine1_(pieces_, s_.h),
+          affine1_(pieces_, s_.m),
           affine2_(pieces_, s_.C),
           z_(s_.map(pieces_.take(s_.map_size(s_.C, s_.N)), s_.C)),
-          a1_(s_.map(pieces_.take(s_.map_size(s_.h, s_.N)), s_.h)),
-          u1_(saved_(p.u1, s_.h)),
+          a1_(s_.map(pieces_.take(s_.map_size(s_.m, s_.N)), s_.m)),
+          u1_(saved_(p.u1, s_.m)),
           u2_(saved_(p.u2, s_.C)),
           gate_(p.gate, weights_.get(), pieces_.take(packed_size_())),
+          expanded1_(pieces_.take(plan_.weights1.size())),
+          expanded2_(pieces_.take(plan_.weights2.size())),
           team_memory_(pieces_.take(plan_.teams * plan_.workspace_size())),
           thread_memory_(pieces_.take(s_.threads * scratch_size_)),
           statistics_memory_(pieces_.take(s_.threads * statistics_size_)) {
@@ -46,9 +49,9 @@ class Training {
    private:
     int64_t packed_size_() const { return S::size(BlockedGate<T>::packed_size(s_.C, s_.h)); }
     int64_t size_() const {
-        const int64_t maps = S::size(s_.map_size(s_.C, s_.N)) + S::size(s_.map_size(s_.h, s_.N));
-        return Affine<A>::size(s_.h) + Affine<A>::size(s_.C) + (p_.u1 ? 1 : 2) * maps + packed_size_() +
-               plan_.teams * plan_.workspace_size() + s_.threads * (scratch_size_ + statistics_size_);
+        const int64_t maps = S::size(s_.map_size(s_.C, s_.N)) + S::size(s_.map_size(s_.m, s_.N));
+        return Affine<A>::size(s_.m) + Affine<A>::size(s_.C) + (p_.u1 ? 1 : 2) * maps + packed_size_() +
+               plan_.weights_size() + plan_.teams * plan_.workspace_size() + s_.threads * (scratch_size_ + statistics_size_);
     }
     // A convolution's result: the caller's memory or, where it is not saved, memory of this call.
     T* saved_(void* given, int64_t channels) {
@@ -68,16 +71,18 @@ class Training {
         const Statistics<A> statistics = statistics_(all.rank);
 
         gate_.pack(all);
+        plan_.weights1.expand(all, expanded1_);
+        plan_.weights2.expand(all, expanded2_);
         all.barrier();
         gate_.run(team, begin, count, z_.from(begin), scratch);
-        statistics.clear(s_.blocks(s_.h));
+        statistics.clear(s_.blocks(s_.m));
         all.barrier();
-        const auto taps1 = forward_taps<A>(p_.conv1, s_.h, s_.C, s_.k), taps2 = forward_taps<A>(p_.conv2, s_.C, s_.h, s_.k);
+        const auto taps1 = plan_.weights1.taps(expanded1_), taps2 = plan_.weights2.taps(expanded2_);
         convolve(
             team, plan_.conv1, z_, plan_.conv1.images(begin, count), taps1, spectra, scratch,
-            save_(affine1_, p_.norm1, s_.h, u1_, statistics), NoFinish{}
+            save_(affine1_, p_.norm1, s_.m, u1_, statistics), NoFinish{}
         );
-        finish_norm_(all, p_.norm1, s_.h, affine1_);
+        finish_norm_(all, p_.norm1, s_.m, affine1_);
         activate_(team, begin, count);
         statistics.clear(s_.blocks(s_.C));
         team.barrier();
@@ -128,7 +133,7 @@ class Training {
 
     // a1 = relu(norm1(u1))
     void activate_(const Team& team, int64_t begin, int64_t count) const {
-        const int64_t blocks = s_.blocks(s_.h);
+        const int64_t blocks = s_.blocks(s_.m);
         team.for_each(block_ranges(count, blocks, s_.P), [&](int64_t i) {
             const BlockRange r = block_range(i, blocks, s_.P);
             const auto affine = affine1_.block(r.block);
@@ -140,7 +145,7 @@ class Training {
         });
     }
 
-    // out = z * sigmoid(norm2(u2))
+    // out = z * activation(norm2(u2)), the latter shuffled
     void write_result_(const Team& team, int64_t begin, int64_t count) const {
         const int64_t blocks = s_.blocks(s_.C);
         T* const out = static_cast<T*>(p_.gate.out);
@@ -149,18 +154,30 @@ class Training {
             r.image += begin;
             const int64_t offset = (r.image * blocks + r.block) * s_.P * L;
             const auto affine = affine2_.block(r.block);
-            const Sigmoid<A> sigmoid;
             const T* const u = u2_ + offset;
-            const A* const z = z_.data + offset;
-            write_block<T>(p_.gate.map, out, r, [&](int64_t at) {
-                const vec<A> v = affine.normalised(load(u + at * L, Full<T>{}));
-                return load(z + at * L, Full<A>{}) * sigmoid(v);
+            with_constant(p_.gate_sigmoid, [&](auto with_sigmoid) {
+                const Sigmoid<A> sigmoid;
+                const auto gate = [&](int64_t at) {
+                    const vec<A> v = affine.normalised(load(u + at * L, Full<T>{}));
+                    return with_sigmoid ? sigmoid(v) : v;
+                };
+                if (shuffle_.moves()) {
+                    const A* const z = z_.block(r.image, 0);
+                    write_block<T>(
+                        p_.gate.map, out, r, [&](int64_t at) { return shuffle_.gather(z, r.block, at) * gate(at); },
+                        [&](int64_t d) { return shuffle_.channel(d); }
+                    );
+                } else {
+                    const A* const z = z_.data + offset;
+                    write_block<T>(p_.gate.map, out, r, [&](int64_t at) { return load(z + at * L, Full<A>{}) * gate(at); });
+                }
             });
         });
     }
 
     const GcsaForward& p_;
     GcsaShape<T> s_;
+    GateShuffle<A> shuffle_;
     ForwardPlan<T> plan_;
     PerceptronWeights<T> weights_;
     int64_t scratch_size_, statistics_size_;  // of a thread
@@ -170,6 +187,7 @@ class Training {
     BlockedMap<A> z_, a1_;
     T *u1_, *u2_;
     BlockedGate<T> gate_;
+    A *expanded1_, *expanded2_;
     A *team_memory_, *thread_memory_, *statistics_memory_;
 };
 
@@ -177,7 +195,7 @@ class Training {
 
 template <>
 void run(const GcsaForward& p) {
-    with_planned_element(p, p.gate.map, p.width, p.mixed, [&](auto element) {
+    with_planned_element(p, p.gate.map, p.width, p.mixed, is_plain(p), [&](auto element) {
         using T = decltype(element);
         const bool batch = p.norm1.batch_statistics || p.norm2.batch_statistics;
         if (batch || p.u1)

@@ -1,9 +1,11 @@
-// Convolution with 'same' zero padding by Fourier transforms of tiles (overlap-save).
+// Convolution with stride 1 by Fourier transforms of tiles (overlap-save).
 //
 // The map is cut into tiles of height x width points that overlap by k - 1, each is transformed, at every frequency the
 // channels are mixed by one complex matrix product with the spectrum of the weights, and of the result transformed back the
 // points are kept to which no other side of the tile has wrapped around. A tile that covers the whole axis needs only the
 // size plus k / 2 points: the zeros that pad it behind serve in front as well, since it wraps around.
+//
+// With groups of channels the tiles are the same: a block of outputs is multiplied by the inputs of its group alone.
 //
 // All maps are blocked (blocked.h). Spectra lie as [channel block][frequency][tile][part][lane].
 #pragma once
@@ -13,6 +15,8 @@
 #include <cstdint>
 
 #include "cpu/blocked.h"
+#include "cpu/border.h"
+#include "cpu/pointwise.h"
 #include "cpu/taps.h"
 #include "cpu/team.h"
 #include "cpu/transforms/spectral_product.h"
@@ -21,16 +25,23 @@
 
 namespace gcsa_ext::cpu::GCSA_EXT_ISA {
 
-// How one axis of the map is cut into tiles.
+// How one axis of the result is cut into tiles.
 struct TileAxis {
-    int64_t size, length, radius;  // of the map, of a tile, k / 2
+    int64_t size, length, radius;  // of the result, of a tile, k / 2
+    Border border = Border::zeros;
 
-    bool whole() const { return length >= size + radius; }
+    // True if one tile covers the axis.
+    bool whole() const {
+        return length >= size + (border == Border::zeros ? radius : border == Border::replicate ? 2 * radius : 0);
+    }
     int64_t step() const { return whole() ? size : length - 2 * radius; }
     int64_t tiles() const { return (size + step() - 1) / step(); }
-    int64_t margin() const { return whole() ? 0 : radius; }                  // first valid point of a tile
-    int64_t origin(int64_t tile) const { return tile * step() - margin(); }  // where a tile begins on the map
-    int64_t valid(int64_t tile) const {                                      // how many valid points it has
+    // The first valid point of a tile. Replicated values do not serve in front and behind at the same time.
+    int64_t margin() const { return whole() && border != Border::replicate ? 0 : radius; }
+    int64_t origin(int64_t tile) const {  // where a tile begins on the map
+        return tile * step() - margin() - (border == Border::full ? radius : 0);
+    }
+    int64_t valid(int64_t tile) const {  // how many valid points it has
         const int64_t left = size - tile * step();
         return left < step() ? left : step();
     }
@@ -48,9 +59,15 @@ struct Tiling {
     }
 };
 
+// Scratch memory for one tile, in elements: of its transform, then two rows that are put together where a tile with
+// replicated values reaches beyond the map.
+template <class A>
+inline int64_t transform_scratch(const Tiling& tiling) {
+    return TileTransform<A>::scratch(tiling.y.length, tiling.x.length);
+}
 template <class A>
 inline int64_t tile_scratch(const Tiling& tiling) {
-    return TileTransform<A>::scratch(tiling.y.length, tiling.x.length);
+    return transform_scratch<A>(tiling) + (tiling.x.border == Border::zeros ? 0 : 2 * tiling.x.length * lanes<A>);
 }
 
 // The spectra of some tiles. Tiles of one channel block and frequency, which are read together, lie together.
@@ -111,7 +128,8 @@ struct TileRangeOfBatch {
 };
 
 // Transforms tiles of a map, from channel block `first_block` on as many blocks as `to` has. Without `halo` a tile has only
-// the points that it does not share with other tiles; the others are zero.
+// the points that it does not share with other tiles; the others are zero. These are then tiles of the input of a forward
+// convolution, whose values are replicated where the border of the convolution back is full.
 template <class A>
 inline void transform_tiles(
     const Team& team, const BlockedMap<A>& map, const Tiling& tiling, TileRangeOfBatch range, bool halo,
@@ -120,23 +138,38 @@ inline void transform_tiles(
     constexpr int L = lanes<A>;
     const TileTransform<A> transform(tiling.y.length, tiling.x.length);
     const int64_t across = tiling.x.tiles(), per_image = tiling.per_image();
-    // The points of an axis that a tile takes from the map: [begin, end) within the tile.
-    const auto bounds = [&](const TileAxis& axis, int64_t tile, int64_t& begin, int64_t& end) {
+    const bool replicates = tiling.x.border == (halo ? Border::replicate : Border::full);
+    A* const rows = scratch + transform_scratch<A>(tiling);
+    // The points of an axis that a tile takes from the map of `size` points: [begin, end) within the tile.
+    const auto bounds = [&](const TileAxis& axis, int64_t tile, int64_t size, int64_t& begin, int64_t& end) {
         const int64_t origin = axis.origin(tile);
-        begin = halo ? (origin < 0 ? -origin : 0) : axis.margin();
-        end = halo ? axis.length : axis.margin() + axis.step();
-        if (end > axis.size - origin) end = axis.size - origin;
+        begin = halo ? 0 : axis.margin();
+        end = !halo ? axis.margin() + axis.valid(tile) : replicates ? axis.valid(tile) + 2 * axis.radius : axis.length;
+        if (replicates) return;
+        begin = std::max(begin, -origin);
+        end = std::min(end, size - origin);
     };
     team.for_each(range.count * to.blocks, [&](int64_t unit) {
         const int64_t tile = unit / to.blocks, block = unit % to.blocks, at = range.first + tile;
         const int64_t image = at / per_image, ty = at % per_image / across, tx = at % across;
         int64_t top, bottom, left, right;
-        bounds(tiling.y, ty, top, bottom);
-        bounds(tiling.x, tx, left, right);
-        const A* from = map.block(image, first_block + block) + (tiling.y.origin(ty) * map.width + tiling.x.origin(tx)) * L;
+        bounds(tiling.y, ty, map.height, top, bottom);
+        bounds(tiling.x, tx, map.width, left, right);
+        const int64_t y0 = tiling.y.origin(ty), x0 = tiling.x.origin(tx);
+        const A* const from = map.block(image, first_block + block);
+        const bool inside = x0 + left >= 0 && x0 + right <= map.width;
+        const auto row = [&](int64_t y) -> const A* {
+            if (y < top || y >= bottom) return nullptr;
+            if (!replicates) return from + ((y0 + y) * map.width + x0) * L;
+            const A* const nearest = from + std::clamp<int64_t>(y0 + y, 0, map.height - 1) * map.width * L;
+            if (inside) return nearest + x0 * L;
+            A* const copy = rows + y % 2 * tiling.x.length * L;
+            for (int64_t x = left; x < right; ++x)
+                store(copy + x * L, load(nearest + std::clamp<int64_t>(x0 + x, 0, map.width - 1) * L, Full<A>{}), Full<A>{});
+            return copy;
+        };
         transform.template forward<input_parts>(
-            [&](int64_t y) { return y < top || y >= bottom ? nullptr : from + y * map.width * L; }, left, right,
-            to.at(block, 0) + tile * to.tile_stride, to.stride, scratch
+            row, left, right, to.at(block, 0) + tile * to.tile_stride, to.stride, scratch
         );
     });
 }
@@ -189,20 +222,20 @@ class Multiplication {
           rows_(gathered_ + taps.kernel * taps.kernel * L * L),
           spectra_(rows_ + (whole_ ? 1 : at_once_) * rows_size_) {}
 
-    int64_t inputs() const { return taps_.inputs; }
-    int64_t outputs() const { return taps_.outputs; }
+    const Taps<A>& taps() const { return taps_; }
     int64_t columns() const { return transform_.columns(); }
-    // The inputs from `first` on that are multiplied at a time.
-    int64_t inputs(int64_t first) const { return std::min(at_once_, taps_.inputs - first); }
+    int64_t at_once() const { return at_once_; }
 
-    // Computes what inputs first ... first + inputs(first) contribute to columns [first_column, last_column) of a block of
-    // outputs. It is written to block `to` of `out`, or added if `first` is not 0. `in` begins with the block of channels of
-    // input `first`. `next` is where the weights of the next call begin: they are prefetched.
+    // Computes what inputs first ... first + count, at most at_once of one group, contribute to columns
+    // [first_column, last_column) of a block of that group's outputs. It is written to block `to` of `out`, or added if
+    // `first` is not the first input of the group. `in` begins with the block of channels of input `first`. `next` is where
+    // the weights of the next call begin: they are prefetched.
     void run(
-        int64_t tiles, const InputSpectra<A>& in, int64_t first, int64_t block, int first_column, int last_column,
-        const A* next, const OutputSpectra<A>& out, int64_t to
+        int64_t tiles, const InputSpectra<A>& in, int64_t first, int64_t count, int64_t block, int first_column,
+        int last_column, const A* next, const OutputSpectra<A>& out, int64_t to
     ) const {
-        const int64_t count = inputs(first);
+        const int64_t lane = first % L;
+        const bool accumulate = first > taps_.first_input(block);
         // The weights of the next call are prefetched: they lie in as many streams as there are outputs or inputs, more than
         // the processor's prefetcher follows. Products of many tiles leave time for that; with few tiles it is done beside
         // the transforms. The lines are prefetched into the L1 cache, although they do not all fit there: a busy Zen 5 drops
@@ -227,15 +260,16 @@ class Multiplication {
             for (int j = 0; j < transform_.frequencies(k); ++j, ++step) {
                 const int64_t f = transform_.first_frequency(k) + j;
                 using Tiles = TilesByChannels<A>;
-                const Tiles tile{in.at(0, f), in.block_stride, in.stride, next_lines.step(step)};
+                const Tiles tile{in.at(0, f) + lane, in.block_stride, in.stride, next_lines.step(step)};
                 const auto multiply = tiling_.holds_two(f) ? product<RealSums<A>, Tiles>
                                       : taps_.mirrored     ? product<Sum<A, false>, Tiles>
                                                            : product<Sum<A, true>, Tiles>;
-                multiply(tiles, count, tile, spectrum_of(k) + j * stride_, 2 * L, out.at(to, f), out.tile_stride, first > 0);
+                multiply(
+                    tiles, count, tile, spectrum_of(k) + j * stride_, 2 * L, out.at(to, f), out.tile_stride, accumulate
+                );
             }
         }
     }
-    const A* weights(int64_t block, int64_t input) const { return taps_.at(block * L, input); }
 
    private:
     Tiling tiling_;
@@ -247,35 +281,35 @@ class Multiplication {
     A *gathered_, *rows_, *spectra_;
 };
 
-// Computes what the inputs that are multiplied at a time, from `first` on, contribute to all outputs.
-template <class A>
-inline void multiply_inputs(
-    const Team& team, const Multiplication<A>& product, int64_t tiles, const InputSpectra<A>& in, int64_t first,
-    const OutputSpectra<A>& out
-) {
-    // Where there are fewer blocks of outputs than threads, some share one and divide its columns.
-    const int64_t shares = (team.size + out.blocks - 1) / out.blocks, columns = product.columns();
-    const auto [begin, end] = team.share(out.blocks * shares);
-    for (int64_t unit = begin; unit < end; ++unit) {
-        const int64_t block = unit / shares, share = unit % shares;
-        const bool last = unit + 1 == end;
-        const A* const next =
-            product.weights((last ? begin : unit + 1) / shares, last ? first + product.inputs(first) : first);
-        product.run(
-            tiles, in, first, block, static_cast<int>(columns * share / shares),
-            static_cast<int>(columns * (share + 1) / shares), next, out, block
-        );
-    }
-}
 // Computes what inputs begin ... end contribute to all outputs.
 template <class A>
 inline void multiply_spectra(
     const Team& team, const Multiplication<A>& product, int64_t tiles, const InputSpectra<A>& in, int64_t begin, int64_t end,
     const OutputSpectra<A>& out
 ) {
-    // The tiles' spectra of these inputs stay in the cache for all blocks of outputs.
-    for (int64_t first = begin; first < end; first += product.inputs(first))
-        multiply_inputs(team, product, tiles, in.from((first - begin) / lanes<A>), first, out);
+    const Taps<A>& taps = product.taps();
+    const int64_t at_once = product.at_once(), size = taps.group_inputs(), columns = product.columns();
+    // The blocks of outputs of the groups that these inputs belong to.
+    const int64_t first_block = begin / size * taps.group_blocks();
+    const int64_t blocks = ((end - 1) / size + 1) * taps.group_blocks() - first_block;
+    // Where there are fewer blocks of outputs than threads, some share one and divide its columns.
+    const int64_t shares = (team.size + blocks - 1) / blocks;
+    const auto [first_unit, end_unit] = team.share(blocks * shares);
+    const auto first_input = [&](int64_t block) { return std::max(begin, taps.first_input(block)); };
+    // Some inputs of every group at a time: the tiles' spectra of these stay in the cache for all blocks of outputs.
+    for (int64_t done = 0; done < std::min(size, end - begin); done += at_once)
+        for (int64_t unit = first_unit; unit < end_unit; ++unit) {
+            const int64_t block = first_block + unit / shares, share = unit % shares, first = first_input(block) + done;
+            const int64_t count = std::min(at_once, std::min(end, taps.first_input(block) + size) - first);
+            if (count <= 0) continue;
+            const bool last = unit + 1 == end_unit;
+            const int64_t next = first_block + (last ? first_unit : unit + 1) / shares;
+            product.run(
+                tiles, in.from((first - begin) / lanes<A>), first, count, block, static_cast<int>(columns * share / shares),
+                static_cast<int>(columns * (share + 1) / shares),
+                taps.at(next, first_input(next) + done + (last ? at_once : 0)), out, block
+            );
+        }
 }
 // Computes one block of outputs after the other from all inputs; the thread that has a block transforms it back at once.
 // `block_spectra` is the thread's memory for the spectra of one block.
@@ -285,13 +319,16 @@ inline void multiply_and_transform_back(
     const InputSpectra<A>& in, const OutputSpectra<A>& block_spectra, const Epilogue& epilogue, const Finish& finish,
     A* scratch
 ) {
+    const Taps<A>& taps = product.taps();
     const int columns = static_cast<int>(product.columns());
-    const auto [begin, end] = team.share((product.outputs() + lanes<A> - 1) / lanes<A>);
+    const auto [begin, end] = team.share((taps.outputs + lanes<A> - 1) / lanes<A>);
     for (int64_t block = begin; block < end; ++block) {
-        for (int64_t first = 0; first < product.inputs();) {
-            const int64_t after = first + product.inputs(first);
-            const A* const next = after < product.inputs() ? product.weights(block, after) : product.weights(block + 1, 0);
-            product.run(range.count, in.from(first / lanes<A>), first, block, 0, columns, next, block_spectra, 0);
+        const int64_t end_input = taps.first_input(block) + taps.group_inputs();
+        for (int64_t first = taps.first_input(block); first < end_input;) {
+            const int64_t count = std::min(product.at_once(), end_input - first), after = first + count;
+            const A* const next =
+                after < end_input ? taps.at(block, after) : taps.at(block + 1, taps.first_input(block + 1));
+            product.run(range.count, in.from(first / lanes<A>), first, count, block, 0, columns, next, block_spectra, 0);
             first = after;
         }
         transform_back(Team{0, 1}, block_spectra, tiling, range, epilogue, finish, scratch, block);
@@ -300,15 +337,18 @@ inline void multiply_and_transform_back(
 
 // ---- a whole convolution ----
 
-// What a convolution is and how it is carried out.
+// What a convolution is and how it is carried out. That of a 1x1 kernel is computed without transforms, by pointwise.h, and
+// has one tile per image.
 template <class A>
 struct Convolution {
     int64_t batch, inputs, outputs, kernel;
     Tiling tiling;
     int64_t group;  // tiles that are transformed, multiplied and transformed back at a time
     int team;       // threads that work on one group: all, or 1 where the batch is split among threads
+    int64_t channel_groups = 1;
 
     static constexpr int L = lanes<A>;
+    bool pointwise() const { return kernel == 1; }
     int64_t tiles() const { return batch * tiling.per_image(); }
     int64_t images_per_group() const { return std::max<int64_t>(group / tiling.per_image(), 1); }
     TileRangeOfBatch images(int64_t first, int64_t count) const {
@@ -320,7 +360,7 @@ struct Convolution {
     bool by_outputs() const { return outputs > inputs && outputs > (team - 1) * L; }
     // True if each thread completes one block of outputs of one image before it begins another, for so many images.
     bool block_by_block(int64_t images) const {
-        return by_outputs() && (images * tiling.per_image() <= group || group % tiling.per_image() == 0);
+        return !pointwise() && by_outputs() && (images * tiling.per_image() <= group || group % tiling.per_image() == 0);
     }
     int64_t channels_per_turn(int64_t channels) const {
         constexpr int64_t cache = (640 << 10) / static_cast<int64_t>(sizeof(A));
@@ -337,6 +377,7 @@ struct Convolution {
     // All turns use the same memory. With two buffers threads would wait for each other less, but miss the cache more.
     int64_t turn_size(int64_t channels) const { return input_size(channels_per_turn(channels)); }
     int64_t workspace_size() const {
+        if (pointwise()) return 0;
         return by_outputs() ? input_size(inputs) + team * output_size(L) : turn_size(inputs) + output_size(outputs);
     }
     // Transforms tiles of a map with the inputs or the outputs of the convolution, turn by turn, and calls take(spectra,
@@ -358,6 +399,7 @@ struct Convolution {
     }
     // Scratch memory of each thread, in elements.
     int64_t scratch_size() const {
+        if (pointwise()) return pointwise_scratch<A>(inputs);
         const int64_t inputs = inputs_at_once<A>(tiling, kernel);
         const int64_t taps =
             kernel * kernel * L * L + inputs * TapTransform<A>::rows_size(tiling.x.length, kernel) +
@@ -374,6 +416,7 @@ inline void convolve(
     const Team& team, const Convolution<A>& c, const BlockedMap<A>& in, TileRangeOfBatch range, const Taps<A>& taps,
     A* spectra, A* scratch, const Epilogue& epilogue, const Finish& finish
 ) {
+    if (c.pointwise()) return convolve_pointwise(team, in, {range.first, range.count}, taps, scratch, epilogue, finish);
     const Multiplication<A> product(c.tiling, taps, scratch);
     for (int64_t done = 0; done < range.count; done += c.group) {
         const int64_t left = range.count - done;

@@ -22,17 +22,20 @@ inline int64_t weight_gradient_units(int64_t inputs, int64_t outputs) {
 }
 template <class A>
 inline int64_t unit_size(const Convolution<A>& c) {
+    if (c.pointwise()) return 0;
     return c.tiling.frequencies() * unit_stride<A>;
 }
 // The sums of all units, or 0 where one group has all tiles: then one unit after the other is summed and done.
 template <class A>
 inline int64_t unit_sums_size(const Convolution<A>& c) {
+    if (c.pointwise()) return 0;
     return c.group < c.tiles() ? weight_gradient_units<A>(c.outputs, c.inputs) * unit_size(c) : 0;
 }
 
 // Spectra of both maps, and those of results, in elements.
 template <class A>
 inline int64_t gradient_workspace_size(const Convolution<A>& c) {
+    if (c.pointwise()) return 0;
     return c.by_outputs() ? c.input_size(c.inputs) + std::max(c.turn_size(c.outputs), c.team * c.output_size(lanes<A>))
                           : c.input_size(c.outputs) + c.turn_size(c.inputs) + c.output_size(c.outputs);
 }
@@ -50,7 +53,8 @@ class WeightSums {
         : c_(c),
           weights_(weights),
           transform_(c.tiling.y.length, c.tiling.x.length, c.kernel),
-          strides_(TapStrides::of(weights.layout, c.outputs, c.kernel)),
+          group_{c.outputs / weights.groups, c.inputs / weights.groups},
+          strides_(TapStrides::of(weights.layout, group_.inputs, c.kernel)),
           unit_(unit),
           scratch_(scratch) {}
 
@@ -62,9 +66,12 @@ class WeightSums {
         const int64_t inputs = c_.outputs, strips = (inputs + rows - 1) / rows;
         const int64_t strips_here = std::min(x.blocks * L / rows, strips - first_input / rows);
         const bool last = group.first + group.count == c_.tiles();
-        team.for_each(strips_here * g.blocks, [&](int64_t i) {
-            const int64_t x_row = i % strips_here * rows, input = first_input + x_row;
-            const int64_t g_block = i / strips_here, block = first_output / L + g_block;
+        const auto input_of = [&](int64_t i) { return first_input + i % strips_here * rows; };
+        const auto block_of = [&](int64_t i) { return first_output / L + i / strips_here; };
+        const auto has_weights = [&](int64_t i) { return group_.has_weights(rectangle_(block_of(i), input_of(i))); };
+        team.for_each_chosen(strips_here * g.blocks, has_weights, [&](int64_t i) {
+            const int64_t x_row = i % strips_here * rows, input = input_of(i);
+            const int64_t g_block = i / strips_here, block = block_of(i);
             const int64_t unit = block * strips + input / rows;
             A* const sums = weights_.sums ? weights_.sums + unit * unit_size(c_) : unit_;
             for (int64_t f = 0; f < c_.tiling.frequencies(); ++f) {
@@ -80,22 +87,39 @@ class WeightSums {
     }
 
    private:
+    // The inputs and outputs of one unit.
+    WeightRectangle rectangle_(int64_t block, int64_t input) const {
+        return {
+            input, std::min<int64_t>(input + rows, c_.outputs), block * L, std::min<int64_t>((block + 1) * L, c_.inputs)
+        };
+    }
     // The gradient for one block of outputs and the inputs of one unit, from the spectra of its taps.
     void store_(const A* sums, int64_t block, int64_t input) const {
-        const int64_t outputs = std::min<int64_t>(c_.inputs - block * L, L),
-                      inputs = std::min<int64_t>(rows, c_.outputs - input);
+        const WeightRectangle unit = rectangle_(block, input);
         const int64_t taps = c_.kernel * c_.kernel;
-        A* const grad = weights_.grad + strides_.at(block * L, input, 0);
-        prefetch_taps_to_write(strides_, outputs, inputs, taps, grad);
+        const auto for_each_part = [&](const auto& body) {
+            group_.for_each_part(unit, [&](int64_t group, WeightRectangle r) {
+                A* const grad = weights_.grad + strides_.at(r.first_output, r.first_input - group * group_.inputs, 0);
+                body(r, r.end_output - r.first_output, r.end_input - r.first_input, grad);
+            });
+        };
+        for_each_part([&](WeightRectangle, int64_t outputs, int64_t inputs, A* grad) {
+            prefetch_taps_to_write(strides_, outputs, inputs, taps, grad);
+        });
         A* const row_spectra = scratch_ + rows * taps * L;
-        for (int64_t i = 0; i < inputs; ++i)
+        for (int64_t i = 0; i < unit.end_input - input; ++i)
             transform_.backward(sums + i * 2 * L, unit_stride<A>, scratch_ + i * taps * L, row_spectra);
-        scatter_taps(scratch_, strides_, outputs, inputs, taps, transform_.backward_scale(), grad);
+        for_each_part([&](WeightRectangle r, int64_t outputs, int64_t inputs, A* grad) {
+            // The vectors of the part begin with the lane of its first output.
+            const A* const from = scratch_ + (r.first_input - input) * taps * L + (r.first_output - block * L);
+            scatter_taps(from, strides_, outputs, inputs, taps, transform_.backward_scale(), grad);
+        });
     }
 
     const Convolution<A>& c_;
     const WeightGradient<A>& weights_;
     TapTransform<A> transform_;
+    GroupSizes group_;
     TapStrides strides_;
     A *unit_, *scratch_;
 };
@@ -108,6 +132,12 @@ inline void convolve_backward(
     const Team& team, const Convolution<A>& c, const BlockedMap<A>& g, const Taps<A>& taps, A* spectra, A* unit, A* scratch,
     const WeightGradient<A>& weights, bool want_input, const Epilogue& epilogue
 ) {
+    if (c.pointwise()) {
+        if (weights.input) pointwise_weight_gradient(team, c.batch, g, weights, scratch);
+        team.barrier();
+        if (want_input) convolve_pointwise(team, g, {0, c.batch}, taps, scratch, epilogue, NoFinish{});
+        return;
+    }
     const WeightSums<A> weight_sums(c, weights, unit, scratch);
     const Multiplication<A> multiplication(c.tiling, taps, scratch);
     const int64_t inputs = c.outputs, outputs = c.inputs;  // of the forward convolution

@@ -29,7 +29,7 @@ inline double estimated_cost(const Convolution<A>& c, bool with_gradient) {
     const double points = static_cast<double>(c.tiling.y.length * c.tiling.x.length), tiles = static_cast<double>(c.tiles());
     const double transform_cost = 6 + points / 330;
     const double in_blocks = std::ceil(c.inputs / L), out_blocks = std::ceil(c.outputs / L);
-    const double products = static_cast<double>(c.inputs) * out_blocks;
+    const double products = static_cast<double>(c.inputs) * out_blocks / static_cast<double>(c.channel_groups);
     const double groups = std::ceil(tiles / static_cast<double>(c.group));
     const double taps = tap_cost * points + gather_cost + (with_gradient && groups > 1 ? sums_cost * points : 0);
     return points * (tiles * transform_cost * (in_blocks + out_blocks) +
@@ -38,24 +38,31 @@ inline double estimated_cost(const Convolution<A>& c, bool with_gradient) {
 }
 
 // The plan of least estimated cost. `split_batch`: every thread works on images of its own. `with_gradient`: the gradient of
-// the weights is computed from the same tiles.
+// the weights is computed from the same tiles. With several groups of channels, each has whole blocks of outputs.
 template <class A>
 inline Convolution<A> plan_convolution(
     int64_t batch, int64_t inputs, int64_t outputs, int64_t height, int64_t width, int64_t kernel, int threads,
-    bool split_batch, bool with_gradient = false
+    bool split_batch, bool with_gradient = false, int64_t groups = 1, Border border = Border::zeros
 ) {
     const int64_t radius = kernel / 2;
+    const int team = split_batch ? 1 : threads;
+    const int64_t images = split_batch ? (batch + threads - 1) / threads : batch;
+    if (kernel == 1) {
+        const int64_t cache = (int64_t(1) << 20) / static_cast<int64_t>(sizeof(A)) * team;
+        const int64_t group = std::max<int64_t>(cache / ((inputs + outputs) * height * width), 1);
+        return {batch, inputs, outputs, 1, {{height, height, 0}, {width, width, 0}}, std::min(group, images), team, groups};
+    }
+    const int64_t margin = border == Border::full ? 2 * radius : 0;  // more results than points of the map
     Convolution<A> best{};
     double least = 0;
-    const int64_t images = split_batch ? (batch + threads - 1) / threads : batch;
     for (int64_t y : fft_lengths) {
         // In a shorter tile a kernel would wrap onto itself, or no point would be valid.
         if (y <= 2 * radius) continue;
-        const TileAxis rows{height, y, radius};
+        const TileAxis rows{height + margin, y, radius, border};
         for (int64_t x : fft_lengths) {
             if (x <= 2 * radius) continue;
-            const TileAxis columns{width, x, radius};
-            Convolution<A> c{batch, inputs, outputs, kernel, {rows, columns}, 1, split_batch ? 1 : threads};
+            const TileAxis columns{width + margin, x, radius, border};
+            Convolution<A> c{batch, inputs, outputs, kernel, {rows, columns}, 1, team, groups};
             c.group = tiles_per_group(c, images * c.tiling.per_image());
             const double cost = estimated_cost(c, with_gradient);
             // At equal cost the longer columns: their transform is simpler than that of rows.
@@ -70,6 +77,7 @@ inline Convolution<A> plan_convolution(
 // True if it is faster to split the batch among threads: they do not wait for each other, but each transforms all taps.
 template <class A>
 inline bool better_split(const Convolution<A>& split, const Convolution<A>& together, int threads) {
+    if (split.pointwise()) return threads > 1 && split.batch >= threads;
     return threads > 1 && split.batch >= threads && split.tiles() / threads >= product_rows &&
            estimated_cost(split, false) < 1.05 * estimated_cost(together, false);
 }

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gcsa_ext.backends import forced
 from gcsa_ext.backends.cuda import gates, launch, mask
-from gcsa_ext.backends.cuda.small_gcsa import small_gcsa, takes
+from gcsa_ext.backends.cuda import small_gcsa as small
 from gcsa_ext.backends.gpu import Operators
 from gcsa_ext.backends.gpu.support import too_old, unsupported_dtype
 from gcsa_ext.backends.operands import Arguments
@@ -22,6 +22,8 @@ from gcsa_ext.backends.operands import Arguments
 
 def unsupported(operator: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """Why this backend cannot run `operator` on such tensors, or None if it can.
+
+    Even where it can, torch computes masks with bands of frames or with a value on the GPU; see mask.py.
 
     While the kernels are emulated (in tests) the backend takes tensors on the CPU, but only if it is forced.
     """
@@ -46,19 +48,24 @@ def _unsupported_gpu(device: torch.device) -> str | None:
     return f"the CUDA kernels cannot run: {error}" if error else None
 
 
+def takes(a: Arguments) -> bool:
+    """Whether the kernels of gcsa take these arguments: they have the spatial gate with its sigmoid only."""
+    return a.gate_sigmoid
+
+
 _operators = Operators(gates)
 
 
 def gcsa_inference(a: Arguments) -> Tensor:
     """See backends/reference.py. Small maps take one launch, all others one or more a layer."""
-    return small_gcsa(a) if takes(a) else _operators.attention.inference(a)
+    return small.small_gcsa(a) if small.takes(a) else _operators.attention.inference(a)
 
 
 operators: Mapping[str, Callable[..., Any]] = {
     **_operators.functions(),
-    "frequency_mask": mask.frequency_mask,
-    "frequency_mask_": mask.frequency_mask_,
     "gcsa_inference": gcsa_inference,
+    "spectrogram_mask": mask.spectrogram_mask,
+    "spectrogram_mask_": mask.spectrogram_mask_,
 }
 
-__all__ = ["operators", "unsupported"]
+__all__ = ["operators", "takes", "unsupported"]

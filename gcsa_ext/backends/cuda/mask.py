@@ -1,17 +1,21 @@
-"""The operators frequency_mask and frequency_mask_."""
+"""The operators spectrogram_mask and spectrogram_mask_.
+
+There is a kernel for bands of frequency bins and a value that is a number. Torch computes all other masks.
+"""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from gcsa_ext.backends import reference
 from gcsa_ext.backends.bits import unsigned_bits
 from gcsa_ext.backends.cuda.launch import address, kernels, target
 from gcsa_ext.backends.operands import expand_bands
 
 
 def _mask(spectrogram: Tensor, start: Tensor, width: Tensor, value: float, out: Tensor) -> None:
-    """Write the masked spectrogram to `out`, which may be the spectrogram itself; both are contiguous."""
+    """Mask frequency bins. The result `out` may be the spectrogram itself; both are contiguous."""
     if out.numel() == 0:
         return
     freq, time = spectrogram.shape[-2:]
@@ -34,14 +38,23 @@ def _mask(spectrogram: Tensor, start: Tensor, width: Tensor, value: float, out: 
         )
 
 
-def frequency_mask(spectrogram: Tensor, start: Tensor, width: Tensor, value: float) -> Tensor:
-    """See reference.frequency_mask; the result is contiguous."""
+def spectrogram_mask(
+    spectrogram: Tensor, start: Tensor, width: Tensor, value: float, time_bands: int, fill: Tensor | None
+) -> Tensor:
+    """See reference.spectrogram_mask; the result is contiguous."""
+    if time_bands > 0 or fill is not None:
+        return reference.spectrogram_mask(spectrogram, start, width, value, time_bands, fill)
     spectrogram = spectrogram.contiguous()
     out = torch.empty_like(spectrogram)
     _mask(spectrogram, start, width, value, out)
     return out
 
 
-def frequency_mask_(spectrogram: Tensor, start: Tensor, width: Tensor, value: float) -> None:
+def spectrogram_mask_(
+    spectrogram: Tensor, start: Tensor, width: Tensor, value: float, time_bands: int, fill: Tensor | None
+) -> None:
     """Mask a contiguous spectrogram in place."""
-    _mask(spectrogram, start, width, value, spectrogram)
+    if time_bands > 0 or fill is not None:
+        reference.spectrogram_mask_(spectrogram, start, width, value, time_bands, fill)
+    else:
+        _mask(spectrogram, start, width, value, spectrogram)

@@ -53,6 +53,8 @@ def _takes_contiguous_maps(u: Tensor, layout: torch.memory_format) -> bool:
 
 def _normalisation(norm: Norm) -> tuple[object, ...]:
     """The arguments of the compiled functions that describe `norm`."""
+    if not norm.sigmoid:
+        raise NotImplementedError("the CUDA kernels have the spatial gate with its sigmoid only")
     vectors = map(vector, (norm.weight, norm.bias, norm.offset))
     return *vectors, address(norm.mean), address(norm.var)
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gcsa_ext.backends.cuda.launch import ELEMENTS, address, kernels, target, vector
-from gcsa_ext.backends.gpu.support import tf32
+from gcsa_ext.backends.gpu.support import convolution_tf32, tf32
 from gcsa_ext.backends.operands import Arguments
 from gcsa_ext.layout import memory_format
 
@@ -25,7 +25,9 @@ With this number the one launch takes about as long as one launch per layer. The
 
 
 def takes(a: Arguments) -> bool:
-    """Whether the map is so small that `small_gcsa` is to compute gcsa_inference."""
+    """Whether `small_gcsa` is to compute gcsa_inference: the map is small, the arguments are plain."""
+    if not a.plain:
+        return False
     N, C, H, W = a.x.shape
     hidden, kernel_size = a.w1.shape[0], a.conv1_weight.shape[-1]
     if N * H * W > POSITIONS:
@@ -42,16 +44,6 @@ def _arguments(x: Tensor, hidden: int, kernel_size: int, groups: int, sigmoid: b
     units = (tf32(x), convolution_tf32(x))
     last = memory_format(x) == torch.channels_last
     return limits, ELEMENTS[x.dtype], tuple(x.shape), settings, units, last
-
-
-def convolution_tf32(x: Tensor) -> bool:
-    """Whether convolutions of x round float32 operands to tf32: where torch's own convolutions do."""
-    if x.dtype != torch.float32 or not x.is_cuda:
-        return False
-    try:
-        return torch.backends.cudnn.allow_tf32
-    except RuntimeError:  # allow_tf32 raises it once the newer fp32_precision was set
-        return bool(torch.backends.cudnn.conv.fp32_precision == "tf32")  # type: ignore[attr-defined]
 
 
 @functools.lru_cache(maxsize=256)
@@ -74,7 +66,8 @@ def small_gcsa(a: Arguments) -> Tensor:
         z, between_convolutions = x.new_empty(z_elements), x.new_empty(between_elements)
         partial = x.new_empty(partial_elements, dtype=torch.float32)
         out = torch.empty_like(x)
-        used = [x.new_empty(len(value), dtype=torch.float32) for value in (a.b1, a.b1, a.b2, a.b2)]
+        channels = hidden, hidden, x.shape[1], x.shape[1]
+        used = [x.new_empty(count, dtype=torch.float32) for count in channels]
         gate = [w.to(x.dtype).contiguous() for w in a.gate]
         first, second = (w.to(x.dtype).contiguous() for w in (a.conv1_weight, a.conv2_weight))
         vectors1 = [a.conv1_bias, a.norm1_weight, a.norm1_bias, a.mean1, a.var1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple, cast
+from typing import NamedTuple, cast, overload
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,7 @@ from gcsa_ext.backends.gpu.launches import ChannelGate, Gates, Norm, NormGradien
 from gcsa_ext.backends.gpu.maps import convolution_layout, from_saved, to_saved
 from gcsa_ext.backends.operands import Arguments
 from gcsa_ext.layout import memory_format
+from gcsa_ext.reference import conv2d_same
 
 
 @contextlib.contextmanager
@@ -33,10 +34,28 @@ def _float32(vector: Tensor | None) -> Tensor | None:
     return None if vector is None else vector.to(torch.float32).contiguous()
 
 
+@overload
+def shuffle(values: Tensor, groups: int) -> Tensor: ...
+@overload
+def shuffle(values: Tensor | None, groups: int) -> Tensor | None: ...
+def shuffle(values: Tensor | None, groups: int) -> Tensor | None:
+    """reference.channel_shuffle of a map (N, C, H, W), in its layout, or of a vector (C,); None stays None.
+
+    A shuffle by C // groups undoes a shuffle by groups.
+    """
+    axis = 1 if values is not None and values.dim() == 4 else 0
+    if values is None or groups in (1, values.shape[axis]):
+        return values
+    out = torch.empty_like(values)
+    out.unflatten(axis, (-1, groups)).copy_(values.unflatten(axis, (groups, -1)).transpose(axis, axis + 1))
+    return out
+
+
 class _Layer(NamedTuple):
     """A convolution and the normalisation behind it; vectors are contiguous, statistics float32.
 
-    mean and var are None where the statistics are those of the batch and not yet computed.
+    The channels are shuffled in `groups` between the two, so all vectors of the normalisation and the offset
+    are shuffled. mean and var are None where the statistics are those of the batch and not yet computed.
     """
 
     weight: Tensor
@@ -46,11 +65,18 @@ class _Layer(NamedTuple):
     mean: Tensor | None
     var: Tensor | None
     eps: float
+    groups: int = 1
+    sigmoid: bool = True
 
     def norm(self) -> Norm:
         """The normalisation; mean and var must be known."""
         mean, var = cast("tuple[Tensor, Tensor]", (self.mean, self.var))
-        return Norm(self.scale, self.shift, mean, var, self.offset, self.eps)
+        return Norm(self.scale, self.shift, mean, var, self.offset, self.eps, self.sigmoid)
+
+    @property
+    def inverse(self) -> int:
+        """The groups of the shuffle back into the order of the convolution's outputs."""
+        return self.weight.shape[0] // self.groups
 
 
 def _channel_gate(a: Arguments) -> ChannelGate:
@@ -59,12 +85,16 @@ def _channel_gate(a: Arguments) -> ChannelGate:
 
 def _layers(a: Arguments) -> tuple[_Layer, _Layer]:
     """Both convolutions with their normalisations."""
-    offset1, scale1, shift1 = map(contiguous, (a.conv1_bias, a.norm1_weight, a.norm1_bias))
-    offset2, scale2, shift2 = map(contiguous, (a.conv2_bias, a.norm2_weight, a.norm2_bias))
     mean1, var1, mean2, var2 = map(_float32, a.statistics)
+    offset1, scale1, shift1 = map(contiguous, (a.conv1_bias, a.norm1_weight, a.norm1_bias))
+    offset2, scale2, shift2, mean2, var2 = (
+        shuffle(contiguous(vector), a.gate_groups)
+        for vector in (a.conv2_bias, a.norm2_weight, a.norm2_bias, mean2, var2)
+    )
+    settings2 = a.eps2, a.gate_groups, a.gate_sigmoid
     return (
         _Layer(a.conv1_weight, offset1, scale1, shift1, mean1, var1, a.eps1),
-        _Layer(a.conv2_weight, offset2, scale2, shift2, mean2, var2, a.eps2),
+        _Layer(a.conv2_weight, offset2, scale2, shift2, mean2, var2, *settings2),
     )
 
 
@@ -75,18 +105,39 @@ def convolution_backward(
     need_x: bool,
     need_weight: bool,
     layout: torch.memory_format,
+    replicate: bool = False,
 ) -> tuple[Tensor | None, Tensor | None]:
     """The gradients of x, in `layout`, and weight by torch's convolution, None where not needed.
 
-    The gradient of x depends on the shape of x alone. Without `grad` or x, both are None.
+    The convolution is that of reference.conv2d_same. The gradient of x depends on the shape of x alone.
+    Without `grad` or x, both are None.
     """
     if grad is None or x is None or not (need_x or need_weight):
         return None, None
-    padding = 2 * [weight.shape[-1] // 2]
+    groups, needs = x.shape[1] // weight.shape[1], [need_x, need_weight, False]
+    zeros, copies = (0, weight.shape[-1] // 2) if replicate else (weight.shape[-1] // 2, 0)
+    if copies:
+        x = F.pad(x, 4 * [copies], mode="replicate")
     grad_x, grad_weight, _ = torch.ops.aten.convolution_backward(
-        grad, x, weight, None, [1, 1], padding, [1, 1], False, [0, 0], 1, [need_x, need_weight, False]
+        grad, x, weight, None, [1, 1], [zeros, zeros], [1, 1], False, [0, 0], groups, needs
     )
+    if grad_x is not None and copies:
+        grad_x = _replicate_backward(grad_x, copies)
     return None if grad_x is None else grad_x.contiguous(memory_format=layout), grad_weight
+
+
+def _replicate_backward(grad: Tensor, copies: int) -> Tensor:
+    """The gradient of a map from that of the map padded with `copies` of its edges on every side.
+
+    torch's own has no deterministic version for GPUs.
+    """
+    for axis in (2, 3):
+        size = grad.shape[axis] - 2 * copies
+        inside = grad.narrow(axis, copies, size).clone()
+        inside.select(axis, 0).add_(grad.narrow(axis, 0, copies).sum(axis))
+        inside.select(axis, -1).add_(grad.narrow(axis, copies + size, copies).sum(axis))
+        grad = inside
+    return grad
 
 
 def _recomputed_convolution_backward(
@@ -97,15 +148,16 @@ def _recomputed_convolution_backward(
     need_x: bool,
     need_weight: bool,
     layout: torch.memory_format,
+    replicate: bool,
 ) -> tuple[Tensor | None, Tensor | None]:
     """`convolution_backward` where x is computed again, and freed before the gradient of x is allocated.
 
     `like_x` is any map of the shape and dtype of x.
     """
     x = compute_x() if need_weight else None
-    _, grad_weight = convolution_backward(grad, x, weight, False, need_weight, layout)
+    _, grad_weight = convolution_backward(grad, x, weight, False, need_weight, layout, replicate)
     del x
-    grad_x, _ = convolution_backward(grad, like_x, weight, need_x, False, layout)
+    grad_x, _ = convolution_backward(grad, like_x, weight, need_x, False, layout, replicate)
     return grad_x, grad_weight
 
 
@@ -155,15 +207,15 @@ class Attention:
         use: Callable[[Tensor, Tensor], None] | None = None,
     ) -> Tensor:
         """The result. `save` gets the output of each convolution, `use` the statistics that normalise it."""
-        layout, padding = convolution_layout(a.x), a.conv1_weight.shape[-1] // 2
+        layout = convolution_layout(a.x)
         with _on_device_of(a.x):
             x = a.x.contiguous(memory_format=memory_format(a.x))
             z = self.channel_gate(x, _channel_gate(a), layout)
             u = z
             layers, gated_maps, out_layouts = _layers(a), (None, z), (layout, memory_format(x))
             for layer, gated, out_layout in zip(layers, gated_maps, out_layouts, strict=True):
-                u = F.conv2d(u, layer.weight.to(x.dtype, memory_format=layout), padding=padding)
-                u = u.contiguous(memory_format=layout)
+                u = conv2d_same(u, layer.weight.to(x.dtype, memory_format=layout), None, a.replicate)
+                u = shuffle(u.contiguous(memory_format=layout), layer.groups)
                 mean, var = layer.mean, layer.var
                 if mean is None or var is None:
                     mean, var = self._gates.batch_statistics(u, layer.offset, layout)
@@ -171,7 +223,7 @@ class Attention:
                     mean, var = mean.clone(), var.clone()
                 if save is not None and use is not None:
                     save(to_saved(u, layout))
-                    use(mean, var)
+                    use(shuffle(mean, layer.inverse), shuffle(var, layer.inverse))
                 norm = layer._replace(mean=mean, var=var).norm()
                 u = self._gates.norm_forward(u, gated, norm, layout, out_layout)
         return u
@@ -217,8 +269,9 @@ class Attention:
             grads2 = self._gates.norm_backward(
                 grad_out, u2, compute_z(), norm2, batch_statistics[1], needed, layout, outside, need_bias2
             )
+            grads2 = grads2._replace(u=shuffle(grads2.u, layer2.inverse))
             grad_hidden, grad_weight2 = _recomputed_convolution_backward(
-                grads2.u, compute_hidden, u1, weight2, need_hidden, need_weight2, layout
+                grads2.u, compute_hidden, u1, weight2, need_hidden, need_weight2, layout, a.replicate
             )
             grads2 = grads2._replace(u=None)
             grads1 = NormGradients()
@@ -229,7 +282,7 @@ class Attention:
                 )
             del grad_hidden
             grad_z, grad_weight1 = _recomputed_convolution_backward(
-                grads1.u, compute_z, u2, weight1, need_z, need_weight1, layout
+                grads1.u, compute_z, u2, weight1, need_z, need_weight1, layout, a.replicate
             )
             grads1 = grads1._replace(u=None)
             grad_bias1 = _offset_gradient(norm1, grads1, batch_statistics[0]) if need_bias1 else None
@@ -242,12 +295,13 @@ class Attention:
                 )
         return [
             grad_x,
-            *gate_grads,
+            *(grad if w is not None else None for grad, w in zip(gate_grads, a[1:5], strict=True)),
             _like(grad_weight1, a.conv1_weight),
             _like(grad_bias1, a.conv1_bias),
             _like(grad_weight2, a.conv2_weight),
-            _like(grad_bias2, a.conv2_bias),
-            *(grads1.weight, grads1.bias, grads2.weight, grads2.bias),
+            _like(shuffle(grad_bias2, layer2.inverse), a.conv2_bias),
+            *(grads1.weight, grads1.bias),
+            *(shuffle(grad, layer2.inverse) for grad in (grads2.weight, grads2.bias)),
         ]
 
     def channel_gate(self, x: Tensor, gate: ChannelGate, layout: torch.memory_format) -> Tensor:

@@ -21,7 +21,7 @@ class Norm(NamedTuple):
     """A batch normalisation of C channels: (u + offset - mean) / sqrt(var + eps) * weight + bias.
 
     All vectors are (C,). `offset` is the bias of the convolution that made u, which the convolution leaves
-    out.
+    out. `sigmoid` belongs to the gate of `Gates.norm_forward`; CUDA has no kernels where it is False.
     """
 
     weight: Tensor | None
@@ -30,6 +30,7 @@ class Norm(NamedTuple):
     var: Tensor
     offset: Tensor | None
     eps: float
+    sigmoid: bool = True
 
 
 class NormGradients(NamedTuple):
@@ -105,7 +106,7 @@ class Gates(Protocol):
         z_layout: torch.memory_format | None = None,
         add_to: Tensor | None = None,
     ) -> Tensor:
-        """z * sigmoid(norm(u)), or relu(norm(u)) where z is None.
+        """z * sigmoid(norm(u)), z * norm(u) without norm.sigmoid, or relu(norm(u)) where z is None.
 
         u is in `layout`, z in `z_layout` (by default that of u). The result is a new map in `out_layout`, or
         is added to `add_to`, a map in `out_layout`, in place.

@@ -13,7 +13,7 @@ MASK_DTYPES = (*DTYPES, torch.float64)
 
 def unsupported_dtype(backend: str, operator: str, dtype: torch.dtype) -> str | None:
     """Why `backend` has no kernel of `operator` for `dtype`, or None if it has one."""
-    dtypes = MASK_DTYPES if operator.startswith("frequency_mask") else DTYPES
+    dtypes = MASK_DTYPES if operator.startswith("spectrogram_mask") else DTYPES
     if dtype in dtypes:
         return None
     return f"the {backend} backend has {operator} for {', '.join(map(str, dtypes))}, not {dtype}"
@@ -35,7 +35,16 @@ def tf32(x: Tensor) -> bool:
     if x.dtype != torch.float32:
         return False
     switch: Any = torch.backends.cuda.matmul
-    # allow_tf32 raises an error once the newer fp32_precision was set.
-    if hasattr(switch, "fp32_precision"):
-        return bool(switch.fp32_precision == "tf32")
-    return bool(switch.allow_tf32)
+    # allow_tf32 raises an error once the newer fp32_precision was set. Both are slow to read.
+    precision = getattr(switch, "fp32_precision", None)
+    return bool(switch.allow_tf32 if precision is None else precision == "tf32")
+
+
+def convolution_tf32(x: Tensor) -> bool:
+    """Whether convolutions of x round float32 operands to tf32: where torch's own convolutions do."""
+    if x.dtype != torch.float32 or not x.is_cuda:
+        return False
+    try:
+        return torch.backends.cudnn.allow_tf32
+    except RuntimeError:  # allow_tf32 raises it once the newer fp32_precision was set
+        return bool(torch.backends.cudnn.conv.fp32_precision == "tf32")  # type: ignore[attr-defined]

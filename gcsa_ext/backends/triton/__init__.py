@@ -14,6 +14,7 @@ import torch
 from gcsa_ext.backends import forced
 from gcsa_ext.backends.gpu import Operators
 from gcsa_ext.backends.gpu.support import too_old, unsupported_dtype
+from gcsa_ext.backends.operands import Arguments
 
 load_error: str | None = None
 INTERPRETED = False
@@ -24,8 +25,8 @@ try:
 
     operators = {
         **Operators(gates).functions(),
-        "frequency_mask": mask.frequency_mask,
-        "frequency_mask_": mask.frequency_mask_,
+        "spectrogram_mask": mask.spectrogram_mask,
+        "spectrogram_mask_": mask.spectrogram_mask_,
     }
     if INTERPRETED:
         compute_as_a_gpu_does()
@@ -57,4 +58,9 @@ def unsupported(operator: str, device: torch.device, dtype: torch.dtype) -> str 
     return unsupported_dtype("triton", operator, dtype)
 
 
-__all__ = ["operators", "tuning", "unsupported"]
+def takes(a: Arguments) -> bool:
+    """The functions of gcsa take all arguments."""
+    return True
+
+
+__all__ = ["operators", "takes", "tuning", "unsupported"]

@@ -279,6 +279,7 @@ def norm_forward(
             Z_LAST=is_last(z_layout),
             OUT_LAST=is_last(out_layout),
             ADD=add_to is not None,
+            SIGMOID=norm.sigmoid,
             **blocks,
         )
 
@@ -321,6 +322,7 @@ def norm_backward(
             **sizes.constants,
             GRAD_LAST=is_last(grad_layout),
             LAST=is_last(layout),
+            SIGMOID=norm.sigmoid,
             AHEAD=1 if outputs[-1] is None else 3,
             **blocks,
         )

@@ -7,14 +7,14 @@ another process measures again in milliseconds.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-from collections.abc import Callable, Hashable, Iterable, Iterator
-from functools import cache, partial
+from collections.abc import Callable, Hashable, Iterable
+from functools import partial
 
 import torch
 from torch import Tensor
 from triton.runtime.errors import OutOfResources
+
+from gcsa_ext.backends.gpu.capture import relaxed_capture_mode
 
 Configuration = dict[str, int]
 """Block sizes, num_warps, num_stages."""
@@ -55,41 +55,11 @@ def launch_fastest(
         if len(configurations) == 1:
             configuration = chosen[key] = configurations[0]
         elif enabled and x.is_cuda and not torch.cuda.is_current_stream_capturing():
-            with _relaxed_capture_mode():
+            with relaxed_capture_mode():
                 configuration = chosen[key] = fastest(configurations, launch)
         else:
             configuration = configurations[0]
     launch(configuration)
-
-
-@cache
-def cuda_driver() -> ctypes.CDLL | None:
-    """The CUDA driver, or None where it cannot be loaded, as with AMD's GPUs."""
-    try:
-        return ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return None
-
-
-@contextlib.contextmanager
-def _relaxed_capture_mode() -> Iterator[None]:
-    """Let this thread load modules and wait for events while another thread captures a CUDA graph.
-
-    In the default capture mode of CUDA and torch.cuda.graph such calls fail and invalidate the capture,
-    unless the calling thread has set the relaxed mode for itself.
-    """
-    driver = cuda_driver()
-    if driver is None:
-        yield
-        return
-    # CU_STREAM_CAPTURE_MODE_RELAXED. The call writes the previous mode to the same variable.
-    mode = ctypes.c_int(2)
-    exchanged = driver.cuThreadExchangeStreamCaptureMode(ctypes.byref(mode)) == 0
-    try:
-        yield
-    finally:
-        if exchanged:
-            driver.cuThreadExchangeStreamCaptureMode(ctypes.byref(mode))
 
 
 def fastest(

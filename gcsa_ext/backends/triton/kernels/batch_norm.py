@@ -1,10 +1,10 @@
-"""Batch normalisation and the gate z * sigmoid(...) or relu(...) behind it.
+"""Batch normalisation and the gate z * sigmoid(...), the gate z * (...) or relu(...) behind it.
 
 For maps u (N, C, P) with count = N * P values per channel, and `offset` (C,), the bias of the convolution
 that computed u without it::
 
     xhat = (u + offset - mean) * rstd,   rstd = 1 / sqrt(var + eps),   v = weight * xhat + bias
-    out  = z * sigmoid(v)   or   relu(v)
+    out  = z * sigmoid(v)   or   z * v   or   relu(v)
 
 Kernels compute in float32. weight, bias, offset: (C,) of any floating dtype, or None for 1, 0, 0; mean, var:
 (C,) float32. A program computes BLOCK_C channels of one or more blocks of BLOCK_P positions.
@@ -132,9 +132,10 @@ def norm_forward(
     u, z, weight, bias, mean, var, offset, out, eps, position_units, C, P_UNITS,
     UNIT: tl.constexpr, WIDE: tl.constexpr,
     LAST: tl.constexpr, Z_LAST: tl.constexpr, OUT_LAST: tl.constexpr, ADD: tl.constexpr,
-    BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
+    SIGMOID: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
-    """``out = z * sigmoid(v)``, or ``out = relu(v)`` where z is None; ``out += ...`` if ADD.
+    """``out = z * sigmoid(v)``, ``out = z * v`` without SIGMOID, or ``out = relu(v)`` where z is None;
+    ``out += ...`` if ADD.
 
     u is in LAST's layout, z in Z_LAST's and out in OUT_LAST's.
     """
@@ -150,7 +151,7 @@ def norm_forward(
         result = tl.where(v < 0.0, 0.0, v)
     else:
         gated = load_tile(z, channel, is_channel, position, is_position, C, P, Z_LAST)
-        result = gated.to(tl.float32) * tl.sigmoid(v)
+        result = gated.to(tl.float32) * (tl.sigmoid(v) if SIGMOID else v)
     if ADD:
         result += load_tile(out, channel, is_channel, position, is_position, C, P, OUT_LAST).to(tl.float32)
     store_tile(out, result, channel, is_channel, position, is_position, C, P, OUT_LAST)
@@ -160,12 +161,13 @@ def norm_forward(
 def norm_backward(
     grad, u, z, weight, bias, mean, var, offset, sums, grad_u, grad_z, partial, eps,
     position_units, C, P_UNITS, UNIT: tl.constexpr, WIDE: tl.constexpr,
-    GRAD_LAST: tl.constexpr, LAST: tl.constexpr,
+    GRAD_LAST: tl.constexpr, LAST: tl.constexpr, SIGMOID: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_P: tl.constexpr, AHEAD: tl.constexpr,
 ):  # fmt: skip
     """One pass over grad, u and z, which writes gradients, or the sums that they need, or both. ::
 
         s = sigmoid(v),   gv = grad * z * s (1 - s),   grad_z = grad * s       or gv = (v > 0) grad without z
+        s = v,            gv = grad * z,               grad_z = grad * s       without SIGMOID
         grad_weight = sum gv * xhat,   grad_bias = sum gv
         grad_u = weight * rstd * (gv - grad_bias / count - xhat * grad_weight / count)
 
@@ -197,9 +199,11 @@ def norm_backward(
         if z is None:
             gv = tl.where(v <= 0.0, 0.0, g)
         else:
-            s = tl.sigmoid(v)
+            s = tl.sigmoid(v) if SIGMOID else v
             gated = load_tile(z, channel, is_channel, position, is_position, C, P, LAST)
-            gv = g * gated.to(tl.float32) * (s * (1.0 - s))
+            gv = g * gated.to(tl.float32)
+            if SIGMOID:
+                gv *= s * (1.0 - s)
             if grad_z is not None:
                 store_tile(grad_z, g * s, channel, is_channel, position, is_position, C, P, LAST)
         if partial is not None:

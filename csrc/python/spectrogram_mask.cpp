@@ -1,6 +1,6 @@
-// The operators frequency_mask and frequency_mask_: from tensors to one call of the kernel.
+// The operators spectrogram_mask and spectrogram_mask_: from tensors to one call of the kernel.
 
-#include "params/frequency_mask.h"
+#include "params/spectrogram_mask.h"
 
 #include "cpu/dispatch.h"
 #include "python/binding.h"
@@ -12,9 +12,11 @@ namespace gcsa_ext {
 namespace {
 
 // Masks a contiguous spectrogram (..., bins, frames) into `out`, which may be the spectrogram itself. `start` and `width`:
-// int64, contiguous, a row of bands for each sample or one row for all. `value`: the bits of what masked bins become.
+// int64, contiguous, a row of bands for each sample or one row for all. The first `time_bands` of a row are bands of frames,
+// the others are bands of bins. `value`: the bits of what masked elements become.
 void mask_into(
-    const py::object& out, const py::object& spectrogram, const py::object& start, const py::object& width, uint64_t value
+    const py::object& out, const py::object& spectrogram, const py::object& start, const py::object& width,
+    int64_t time_bands, uint64_t value
 ) {
     const Shape shape = shape_of(spectrogram), rows = shape_of(start);
     require(shape.size() >= 2 && shape_of(out) == shape, "a spectrogram (..., bins, frames), and a result like it");
@@ -28,11 +30,13 @@ void mask_into(
     const int64_t batch = elements(shape) / (bins * frames);
     const bool shared = elements(rows) == bands;
     require(shared || elements(rows) == batch * bands, "a row of bands for each sample, or one for all");
-    const FrequencyMask call{
+    require(time_bands >= 0 && time_bands <= bands, "at most as many time bands as bands");
+    const SpectrogramMask call{
         batch,
         bins,
         frames,
         bands,
+        time_bands,
         static_cast<const int64_t*>(address(start)),
         static_cast<const int64_t*>(address(width)),
         shared,
@@ -43,7 +47,7 @@ void mask_into(
         torch().threads().cast<int>()
     };
     const py::gil_scoped_release release;
-    cpu::kernels().frequency_mask(call);
+    cpu::kernels().spectrogram_mask(call);
 }
 
 // An uninitialised spectrogram. Memory of up to 32 MiB comes from malloc, which reuses what is likelier to be in the caches.
