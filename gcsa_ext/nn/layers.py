@@ -154,14 +154,14 @@ def _have_own_shape(weighted: Layers) -> bool:
 
 
 def takes_channels(weighted: Layers, x: Tensor) -> bool:
-    """Whether x has as many channels as the first linear layer reads."""
+    """Whether x (N, C, H, W) has as many channels as the first linear layer reads."""
     layer = weighted.linear1
     weight = layer._parameters.get("weight")
     if weight is not None:
         channels = weight.shape[1]
     else:
         channels = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
-    return x.dim() == 4 and x.shape[1] == channels
+    return x.shape[1] == channels
 
 
 def have_dtype(weighted: Layers, dtype: torch.dtype) -> bool:

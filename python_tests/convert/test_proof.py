@@ -176,6 +176,23 @@ class BranchesOnSize(Base):
         return out if x.shape[-1] < 14 else out * 2
 
 
+@computes_else("for a batch of 1")
+class BranchesOnBatch(Base):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.shape[0] == 1 else self.attention(x)
+
+
+@computes_else("for a map of torch.float32")
+class EnablesAutocast(Base):
+    def channel(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().channel(x)
+
+    def spatial(self, z: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().spatial(z)
+
+
 @computes_else("random numbers in training")
 class Dropout(Base):
     def forward(self, x: Tensor) -> Tensor:
@@ -504,7 +521,7 @@ class StrideInFrontOfInterpolation(Base):
         return F.interpolate(self.fc2(self.fc1(x).relu()), x.shape[2:]).sigmoid()
 
 
-@computes_else("no kernel takes its layers")
+@computes_else("its convolution fc1 does not read all channels")
 class GroupedPerceptron(Base):
     def __init__(self) -> None:
         super().__init__()
@@ -793,6 +810,20 @@ def test_an_attribute_that_changes_afterwards(name: str) -> None:
     assert not calls_operator(fused, x)
     plain.load_state_dict(fused.state_dict())
     assert_same(fused, plain, x=x)
+
+
+def test_a_class_whose_forward_pass_changes_afterwards() -> None:
+    class Local(Base):
+        pass
+
+    fused, x = Local(), torch.randn(2, 8, 6, 5)
+    gcsa_ext.replace_attention(fused)
+    assert gcsa_ext.replace_attention(Local) == 1 and calls_operator(fused, x)
+    assert gcsa_ext.restore_attention(Local) == 1 and calls_operator(fused, x)
+    Local.forward = lambda self, x: 2 * x
+    assert torch.equal(fused(x), 2 * x)
+    fused.__class__ = Residual
+    torch.testing.assert_close(fused.eval()(x), x + fused.attention(x))
 
 
 def test_a_layer_under_two_names_of_which_one_is_exchanged() -> None:

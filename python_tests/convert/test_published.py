@@ -82,7 +82,7 @@ def test_the_operator_computes(name: str) -> None:
                 fused.train(training)(x.contiguous(memory_format=layout))
             if name in BY_LAYERS:
                 assert operators.counts["gcsa_ext::channel_gate"] == 1
-                assert operators.counts["gcsa_ext::norm_gate"] == 1
+                assert operators.counts["gcsa_ext::norm_gate"] == ("gate shuffled" not in name)
             else:
                 assert operators.counts["gcsa_ext::gcsa_forward"] == 1
                 assert operators.counts["aten::convolution"] == min(around, 1), "no convolution of torch"
