@@ -133,10 +133,27 @@ def fusion_of(module: nn.Module) -> Fusion | None:
     return getattr(forward.__func__, "fusion", None) if isinstance(forward, types.MethodType) else None
 
 
+def _replicate_for_data_parallel(self: nn.Module) -> nn.Module:
+    """A replica for nn.DataParallel, which computes with its own layers."""
+    replica: nn.Module = type(self)._replicate_for_data_parallel(self)
+    if fusion_of(self) is not None:
+        _set_methods(replica, self.__dict__["forward"].__func__)
+    return replica
+
+
+def _set_methods(module: nn.Module, forward: Callable[..., Any]) -> None:
+    for name, method in (
+        ("forward", forward),
+        ("_replicate_for_data_parallel", _replicate_for_data_parallel),
+    ):
+        module.__dict__[name] = types.MethodType(method, module)
+
+
 def fuse(module: nn.Module) -> Fusion:
     """Give a module a fused forward pass, in its attribute ``forward``.
 
-    A second attribute makes replicas of nn.DataParallel fused; nothing else of the module changes.
+    A second attribute lets nn.DataParallel make replicas with such a forward pass. Nothing else of the module
+    changes.
 
     A copy by ``copy.deepcopy`` is fused too. A pickled module has the forward pass of its class where it is
     read, since Python pickles a method as the module and the name of the method.
@@ -148,34 +165,13 @@ def fuse(module: nn.Module) -> Fusion:
         raise NotAttentionError("its forward pass was replaced on the object already")
     recipe = prove(module)
     fusion = Fusion(recipe, structure_of(module, recipe))
-    _set_forward(module, _fused_forward(fusion, type(module).forward))
+    _set_methods(module, _fused_forward(fusion, type(module).forward))
     return fusion
-
-
-def _set_forward(module: nn.Module, forward: Callable[..., Any]) -> None:
-    module.__dict__["forward"] = types.MethodType(forward, module)
-    module.__dict__[_REPLICATE] = types.MethodType(_replicate, module)
-
-
-_REPLICATE = "_replicate_for_data_parallel"
-"""The name of the method by which nn.DataParallel makes a shallow copy of a module for another device."""
-
-
-def _replicate(self: nn.Module) -> nn.Module:
-    """A shallow copy, whose fused forward pass is a method of the copy."""
-    replica: nn.Module = getattr(type(self), _REPLICATE)(self)
-    if fusion_of(self) is not None:
-        _set_forward(replica, self.__dict__["forward"].__func__)
-    return replica
-
-
-_replicate.__name__ = _REPLICATE  # pickle looks a method up by its name
 
 
 def restore(module: nn.Module) -> bool:
     """Take the fused forward pass off a module again; False if it had none."""
     fused = fusion_of(module) is not None
     if fused:
-        for name in ("forward", _REPLICATE):
-            del module.__dict__[name]
+        del module.__dict__["forward"], module.__dict__["_replicate_for_data_parallel"]
     return fused

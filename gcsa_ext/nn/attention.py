@@ -86,8 +86,8 @@ class GCSA(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Gate x (N, C, H, W)."""
-        # No branch on sizes that are not known yet
-        if torch.jit.is_tracing() or isinstance(x, Proxy):  # type: ignore[attr-defined,no-untyped-call]
+        # Neither a trace nor torch.fx may branch on the sizes of a map.
+        if isinstance(x, Proxy) or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
             z = self._channel_gate_by_layers(x)
             return z * torch.sigmoid(self.spatial_attention(z))
         weighted = layers.find(self)
@@ -177,8 +177,8 @@ def attend(x: Tensor, weighted: Layers, settings: Settings) -> Tensor:
         *_scale_and_shift(norm2),
         *_statistics(norm1, convolutions[0][0]),
         *_statistics(norm2, convolutions[1][0]),
-        0.0 if norm1 is None else norm1.eps,
-        0.0 if norm2 is None else norm2.eps,
+        1.0 if norm1 is None else norm1.eps,
+        1.0 if norm2 is None else norm2.eps,
         settings.groups,
         settings.sigmoid,
         mixed,
@@ -246,10 +246,12 @@ def _scale_and_shift(norm: BatchNorm | None) -> tuple[Tensor | None, Tensor | No
 def _statistics(norm: BatchNorm | None, weight: Tensor) -> tuple[Tensor | None, Tensor | None]:
     """The statistics to normalise the output of a convolution with; None, None for those of the batch.
 
-    Without a normalisation they are 0 and 1, which with an eps of 0 leave the output as it is.
+    Without a normalisation both are 0, which with an eps of 1 leaves the output as it is. (An eps of 0 is
+    refused by torch's batch_norm, which the reference calls.)
     """
     if norm is None:
-        return weight.new_zeros(weight.shape[0]), weight.new_ones(weight.shape[0])
+        zeros = weight.new_zeros(weight.shape[0])
+        return zeros, zeros
     if layers.uses_batch(norm):
         return None, None
     return layers.running(norm, "running_mean"), layers.running(norm, "running_var")

@@ -42,6 +42,31 @@ class PlainAttention(nn.Module):
         return x * torch.sigmoid(self.spatial_attention(x))
 
 
+class GroupedAttention(nn.Module):
+    """GAM with grouped convolutions and a channel-shuffled spatial gate; the channel gate has no sigmoid."""
+
+    def __init__(self, channels: int, rate: int = 4) -> None:
+        super().__init__()
+        hidden = channels // rate
+        self.rate = rate
+        self.channel = nn.Sequential(
+            nn.Linear(channels, hidden), nn.ReLU(inplace=True), nn.Linear(hidden, channels)
+        )
+        self.spatial = nn.Sequential(
+            nn.Conv2d(channels, hidden, 7, padding=3, groups=rate),
+            nn.BatchNorm2d(hidden),
+            nn.ReLU(inplace=True),
+            nn.Conv2d(hidden, channels, 7, padding=3, groups=rate),
+            nn.BatchNorm2d(channels),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        b, c, h, w = x.shape
+        gated = x * self.channel(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        gate = torch.sigmoid(self.spatial(gated)).view(b, self.rate, c // self.rate, h, w)
+        return gated * gate.transpose(1, 2).reshape(b, c, h, w)
+
+
 class WithResidual(PlainAttention):
     """The same layers, another result."""
 
