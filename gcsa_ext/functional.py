@@ -406,22 +406,36 @@ def _random_mask(
         raise ValueError(f"{name}: expected a spectrogram (..., freq, time), got {tuple(spectrogram.shape)}")
     if not spectrogram.is_floating_point():
         raise TypeError(f"{name}: expected a spectrogram of a floating dtype, got {spectrogram.dtype}")
-    counts = time[1], freq[1]
-    if min(counts) < 0 or max(counts) < 1:
+    if min(time[1], freq[1]) < 0 or time[1] + freq[1] < 1:
         raise ValueError(
-            f"{name}: expected at least one band, got {counts[0]} of frames and {counts[1]} of frequency bins"
+            f"{name}: expected at least one band, got {time[1]} of frames and {freq[1]} of frequency bins"
         )
-    starts, widths = [], []
-    for axis, (widest, bands) in ((-1, time), (-2, freq)):
-        if bands > 0:
-            u, v = _uniform(bands, spectrogram if iid else None).movedim(0, -1).unbind(0)
-            widths.append(u * widest)
-            starts.append(v * (spectrogram.shape[axis] - widths[-1]))
-    start, width = (t[0] if len(t) == 1 else torch.cat(t, -1) for t in (starts, widths))
+    like = spectrogram if iid else None
+    time_bands = time[1]
+    if time[1] == 0:
+        start, width = _random_bands(*freq, spectrogram.shape[-2], like)
+    elif freq[1] == 0:
+        start, width = _random_bands(*time, spectrogram.shape[-1], like)
+        time_bands = reference.ALL_BANDS
+    else:
+        frames = _random_bands(*time, spectrogram.shape[-1], like)
+        bins = _random_bands(*freq, spectrogram.shape[-2], like)
+        start, width = torch.cat((frames[0], bins[0]), -1), torch.cat((frames[1], bins[1]), -1)
     device = spectrogram.device
-    start, width = start.long().to(device), width.long().to(device)
-    time_bands = counts[0] if counts[1] else reference.ALL_BANDS
+    start, width = start.to(device, torch.int64), width.to(device, torch.int64)
     return _mask(spectrogram, start, width, value, time_bands, inplace)
+
+
+def _random_bands(widest: int, bands: int, size: int, like: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The start and width of random bands of an axis of this size, (*batch, bands), not yet truncated.
+
+    Args:
+        widest, bands: see `random_frequency_mask`.
+        like: see `_uniform`, as for the batch.
+    """
+    u, v = _uniform(bands, like).movedim(0, -1).unbind(0)
+    width = u * widest
+    return v * (size - width), width
 
 
 def _uniform(bands: int, like: Tensor | None) -> Tensor:

@@ -149,7 +149,8 @@ def _mask_into(
 ) -> None:
     """Write the masked spectrogram to `out`, which may be the spectrogram itself; both are contiguous."""
     start, width, _ = expand_bands(spectrogram, start, width)
-    start, width = start.to(torch.int64), width.to(torch.int64)
+    if start.dtype != torch.int64 or width.dtype != torch.int64:
+        start, width = start.to(torch.int64), width.to(torch.int64)
     bits = unsigned_bits(value, spectrogram.dtype) if fill is None else element_bits(fill)
     assert native.extension is not None
     native.extension.mask_into(out, spectrogram, start, width, min(time_bands, start.shape[-1]), bits)

@@ -266,8 +266,8 @@ def from_module(module: nn.Module, kind: type[GCSA] = GCSA) -> GCSA:
     `GCSA`.
 
     Args:
-        module: an attention with two linear layers, zero padding and ungrouped convolutions, whatever its
-            class and its layers are called. What it computes is proved on copies with random numbers.
+        module: an attention with two linear layers whose spatial gate is not shuffled, whatever its class and
+            its layers are called. What it computes is proved on copies with random numbers.
         kind: the class of the result, `GCSA` or a subclass. Its ``__init__`` is not called.
 
     Raises:

@@ -181,9 +181,20 @@ def duplicate(copied: nn.Module) -> nn.Module:
 def converted(copied: nn.Module, dtype: torch.dtype) -> nn.Module:
     """A copy of a random copy in another floating dtype."""
     other = duplicate(copied)
-    for tensor in (*parameters(other), *other.buffers()):
-        if tensor.is_floating_point():
-            tensor.data = tensor.data.to(dtype)
+    in_layers = {inner for part in other.modules() if "_map" in part.__dict__ for inner in part.modules()}
+    for part in other.modules():
+        stores: tuple[dict[str, Any], ...] = part._parameters, part._buffers, part.__dict__
+        for store in stores:
+            for name, value in store.items():
+                if not isinstance(value, Tensor) or not value.is_floating_point():
+                    continue
+                if part in in_layers:  # one number, expanded
+                    new = value.detach()[(0,) * value.dim()].to(dtype).expand(value.shape)
+                else:
+                    new = value.detach().to(dtype)
+                store[name] = nn.Parameter(new) if isinstance(value, nn.Parameter) else new
+        if "_map" in part.__dict__:
+            part.__dict__["_map"].to(dtype)
     return other
 
 

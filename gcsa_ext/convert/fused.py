@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from gcsa_ext.convert.proof import prove
 from gcsa_ext.convert.recognition import NotAttentionError, Recipe
 from gcsa_ext.nn import layers
-from gcsa_ext.nn.attention import attend, attend_by_layers, gates_take, layers_take, operator_takes
+from gcsa_ext.nn.attention import attend, attend_by_layers, layers_take, operator_takes
 from gcsa_ext.nn.layers import Node, Structure
 
 
@@ -57,7 +57,7 @@ def structure_of(module: nn.Module, recipe: Recipe) -> Structure:
                 kinds = (*layers.BATCH_NORM, nn.Identity)
             # The fused forward pass follows the attributes of the layers that it calls or reads itself.
             attributes = () if child in called else _attributes(child)
-            nodes.append(Node(number, name, kinds, len(child._modules), attributes))
+            nodes.append(Node(number, name, kinds, tuple(child._modules), attributes))
             child_number = len(nodes)
             paths[path + name] = child_number
             if child in numbers:
@@ -71,19 +71,6 @@ def structure_of(module: nn.Module, recipe: Recipe) -> Structure:
     return Structure(tuple(nodes), numbered, tuple(same), _attributes(module, recipe.kept))
 
 
-def _require_kernels(module: nn.Module, recipe: Recipe, structure: Structure) -> None:
-    """Raise NotAttentionError unless kernels compute at least the gates of this attention."""
-    weighted = layers.find(module, structure)
-    if weighted is None:  # It has hooks now, which may be removed.
-        six = (recipe.linear1, recipe.linear2, recipe.conv1, recipe.conv2, recipe.norm1, recipe.norm2)
-        weighted = layers.Layers(*(name and module.get_submodule(name) for name in six))  # type: ignore[arg-type]
-    if not layers.operator_takes(weighted) and not gates_take(weighted, recipe.settings):
-        raise NotAttentionError(
-            f"no kernel takes its layers {recipe.linear1}, {recipe.linear2}, {recipe.conv1} and "
-            f"{recipe.conv2} with their padding, sizes and groups"
-        )
-
-
 def _fused_forward(fusion: Fusion, like: Callable[..., Any]) -> Callable[..., Any]:
     """A function ``forward(self, *args, **kwargs)`` for modules of this structure, documented as `like` is.
 
@@ -92,20 +79,24 @@ def _fused_forward(fusion: Fusion, like: Callable[..., Any]) -> Callable[..., An
     """
     recipe, structure = fusion
     settings, before, after, kept = recipe.settings, recipe.before, recipe.after, recipe.kept
+    own = plain_forward(like)
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        of_class = type(self).forward
         if len(args) != 1 or kwargs or type(args[0]) not in (Tensor, nn.Parameter):
-            return type(self).forward(self, *args, **kwargs)
+            return of_class(self, *args, **kwargs)
         x: Tensor = args[0]
         weighted = layers.find(self, structure)
-        if weighted is None:
-            return type(self).forward(self, x)
+        if weighted is None or plain_forward(of_class) is not own:
+            return of_class(self, x)
         if operator_takes(weighted, x):
             compute = attend
-        elif layers_take(weighted, x, settings):
+        elif layers_take(weighted, x):
             compute = attend_by_layers
         else:
-            return type(self).forward(self, x)
+            return of_class(self, x)
+        if not before and not layers.takes_channels(weighted, x):
+            return of_class(self, x)  # It raises the error.
         for name in before:
             x = self.get_submodule(name)(x)
         out = compute(x, weighted, settings)
@@ -120,6 +111,11 @@ def _fused_forward(fusion: Fusion, like: Callable[..., Any]) -> Callable[..., An
     forward.__doc__ = like.__doc__
     forward.__signature__ = inspect.signature(like)  # type: ignore[attr-defined]
     return forward
+
+
+def plain_forward(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """The forward pass that a class has, or had before it was fused itself (classes.py)."""
+    return getattr(forward, "replaced", forward)
 
 
 def has_other_forward(module: nn.Module) -> bool:
@@ -140,7 +136,8 @@ def fusion_of(module: nn.Module) -> Fusion | None:
 def _replicate_for_data_parallel(self: nn.Module) -> nn.Module:
     """A replica for nn.DataParallel, which computes with its own layers."""
     replica: nn.Module = type(self)._replicate_for_data_parallel(self)
-    _set_methods(replica, self.__dict__["forward"].__func__)
+    if fusion_of(self) is not None:
+        _set_methods(replica, self.__dict__["forward"].__func__)
     return replica
 
 
@@ -168,7 +165,6 @@ def fuse(module: nn.Module) -> Fusion:
         raise NotAttentionError("its forward pass was replaced on the object already")
     recipe = prove(module)
     fusion = Fusion(recipe, structure_of(module, recipe))
-    _require_kernels(module, *fusion)
     _set_methods(module, _fused_forward(fusion, type(module).forward))
     return fusion
 

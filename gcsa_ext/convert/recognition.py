@@ -132,6 +132,12 @@ def _is_norm(layer: nn.Module) -> bool:
     return type(layer) in layers.BATCH_NORM
 
 
+def _require_pointwise(call: Call, progress: int) -> None:
+    _require_same_size(call, progress)
+    if isinstance(call.layer, nn.Conv2d) and not layers.is_pointwise(call.layer):
+        raise NotAttentionError(f"its convolution {call.name} does not read all channels", progress)
+
+
 def _require_same_size(call: Call, progress: int) -> None:
     layer = call.layer
     if isinstance(layer, nn.Conv2d) and not layers.keeps_size(layer):
@@ -223,7 +229,7 @@ class _Attempt:
             raise NotAttentionError(
                 f"its first layer, {linear1.name}, is not a perceptron over the channels", 0
             )
-        _require_same_size(linear1, 0)
+        _require_pointwise(linear1, 0)
         maps = [self.x, *(call.output for call in self.calls[: self.first])]
         # A map of a single position may be one that was pooled.
         for i, x in reversed(list(enumerate(maps))):
@@ -235,8 +241,8 @@ class _Attempt:
             if x.shape[2:] != self.x.shape[2:]:
                 raise NotAttentionError("the layers in front of the attention change the size of the map", 1)
             return x, before
-        for x in maps:
-            if x.dim() == 4 and linear1.input.numel() == x[:, :, 0, 0].numel():
+        for x in (value for value in maps if value.dim() == 4):
+            if linear1.input.numel() == x[:, :, 0, 0].numel():
                 raise NotAttentionError(
                     f"its channel gate is pooled: {name} sees one value per channel, not every position", 1
                 )
@@ -258,7 +264,7 @@ class _Attempt:
                 1,
             )
         _require_relu(linear1.output, linear2.input, "channel gate", 2)
-        _require_same_size(linear2, 2)
+        _require_pointwise(linear2, 2)
         return linear2
 
     def _channel_gate(self, x: Tensor, linear2: Call, z: Tensor) -> tuple[int, bool]:

@@ -202,25 +202,14 @@ def attend(x: Tensor, weighted: Layers, settings: Settings) -> Tensor:
     return out
 
 
-def gates_take(weighted: Layers, settings: Settings) -> bool:
-    """Whether the operators of the two gates compute what the layers do, around convolutions of any kind."""
-    return (
-        weighted.norm2 is not None
-        and settings.gate_sigmoid
-        and settings.gate_groups == 1
-        and layers.is_pointwise(weighted.linear1)
-        and layers.is_pointwise(weighted.linear2)
-    )
-
-
-def layers_take(weighted: Layers, x: Tensor, settings: Settings) -> bool:
+def layers_take(weighted: Layers, x: Tensor) -> bool:
     """Whether `attend_by_layers` computes what these layers compute from x."""
     return (
         not needs_plain_torch()
         and x.dim() == 4
         and x.numel() > 0
-        and gates_take(weighted, settings)
-        and not layers.synchronises(weighted.norm2)
+        and layers.is_pointwise(weighted.linear1)
+        and layers.is_pointwise(weighted.linear2)
         and not is_autocast_enabled("cpu" if x.is_cpu else x.device.type)
         and has_kernels("channel_gate", x.device, x.dtype)
         and layers.have_dtype(weighted, x.dtype)
@@ -232,16 +221,22 @@ def attend_by_layers(x: Tensor, weighted: Layers, settings: Settings) -> Tensor:
 
     `layers_take` must be true of the layers and x.
     """
-    norm = cast("BatchNorm", weighted.norm2)
-    layers.compute_weights((weighted.linear1, weighted.linear2, norm))
-    (w1, b1), (w2, b2) = (layers.weights(layer) for layer in weighted[:2])
+    linear1, linear2, conv1, conv2, norm1, norm2 = weighted
+    layers.compute_weights((linear1, linear2))
+    (w1, b1), (w2, b2) = layers.weights(linear1), layers.weights(linear2)
     b1 = w1.new_zeros(w1.shape[0]) if b1 is None else b1
     b2 = w2.new_zeros(w2.shape[0]) if b2 is None else b2
     z = functional.channel_gate(x, w1.flatten(1), b1, w2.flatten(1), b2, settings.groups, settings.sigmoid)
-    u = weighted.conv1(z)
-    if weighted.norm1 is not None:
-        u = weighted.norm1(u)
-    return _norm_gate(norm, weighted.conv2(torch.relu(u)), z)
+    u = conv1(z)
+    v = conv2(torch.relu(u if norm1 is None else norm1(u)))
+    plain = settings.gate_groups == 1 and settings.gate_sigmoid
+    if plain and norm2 is not None and not layers.synchronises(norm2):
+        layers.compute_weights((norm2,))
+        return _norm_gate(norm2, v, z)
+    v = v if norm2 is None else norm2(v)
+    return z * reference.channel_shuffle(
+        torch.sigmoid(v) if settings.gate_sigmoid else v, settings.gate_groups
+    )
 
 
 def _scale_and_shift(norm: BatchNorm | None) -> tuple[Tensor | None, Tensor | None]:

@@ -51,7 +51,8 @@ class Node(NamedTuple):
     name: str
     kinds: tuple[type[nn.Module], ...]
     """The types that it may have, exactly."""
-    children: int
+    children: tuple[str, ...]
+    """The names of the modules inside it, in order."""
     attributes: tuple[tuple[str, object], ...] = ()
     """Names and values of plain attributes that it must have."""
 
@@ -73,8 +74,9 @@ def _structure_of_gcsa() -> Structure:
     nodes: list[Node] = []
     for name, kinds in (("channel_attention", CHANNEL_ATTENTION), ("spatial_attention", folded)):
         branch = len(nodes) + 1
-        nodes.append(Node(0, name, (nn.Sequential,), len(kinds)))
-        nodes += [Node(branch, str(i), kind, 0) for i, kind in enumerate(kinds)]
+        names = tuple(map(str, range(len(kinds))))
+        nodes.append(Node(0, name, (nn.Sequential,), names))
+        nodes += [Node(branch, name, kind, ()) for name, kind in zip(names, kinds, strict=True)]
     return Structure(tuple(nodes), (2, 4, 6, 9, 7, 10))
 
 
@@ -93,7 +95,7 @@ def find(module: nn.Module, structure: Structure = STRUCTURE) -> Layers | None:
     modules = [module]
     for parent, name, kinds, children, attributes in structure.nodes:
         child = modules[parent]._modules.get(name)
-        if child is None or type(child) not in kinds or len(child._modules) != children:
+        if child is None or type(child) not in kinds or tuple(child._modules) != children:
             return None
         if attributes and not _has_attributes(child, attributes):
             return None
@@ -149,6 +151,17 @@ def _have_own_shape(weighted: Layers) -> bool:
         conv2.shape[0] == linear1.shape[1] == conv1.shape[1] * weighted.conv1.groups
         and conv1.shape[0] == conv2.shape[1] * weighted.conv2.groups
     )
+
+
+def takes_channels(weighted: Layers, x: Tensor) -> bool:
+    """Whether x (N, C, H, W) has as many channels as the first linear layer reads."""
+    layer = weighted.linear1
+    weight = layer._parameters.get("weight")
+    if weight is not None:
+        channels = weight.shape[1]
+    else:
+        channels = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
+    return x.shape[1] == channels
 
 
 def have_dtype(weighted: Layers, dtype: torch.dtype) -> bool:

@@ -12,11 +12,12 @@ from gcsa_ext.backends import reference, select
 from gcsa_ext.ops import registration
 
 
-def _check(
-    spectrogram: Tensor, start: Tensor, width: Tensor, value: float, time_bands: int, fill: Tensor | None
-) -> None:
-    names = {0: "frequency_mask", definitions.ALL_BANDS: "time_mask"}
-    name = names.get(time_bands, "spectrogram_mask")
+def _check(spectrogram: Tensor, start: Tensor, width: Tensor, time_bands: int, fill: Tensor | None) -> None:
+    name = "spectrogram_mask"
+    if time_bands == 0:
+        name = "frequency_mask"
+    elif time_bands == definitions.ALL_BANDS:
+        name = "time_mask"
     if spectrogram.dim() < 2:
         raise ValueError(f"{name}: expected a spectrogram (..., freq, time), got {tuple(spectrogram.shape)}")
     if not spectrogram.is_floating_point():
@@ -55,19 +56,25 @@ def _check(
         )
 
 
-def _forward(spectrogram: Tensor, *args: Any) -> Tensor:
-    _check(spectrogram, *args)
-    out: Tensor = select("spectrogram_mask", spectrogram)(spectrogram, *args)
+def _forward(
+    spectrogram: Tensor, start: Tensor, width: Tensor, value: float, time_bands: int, fill: Tensor | None
+) -> Tensor:
+    _check(spectrogram, start, width, time_bands, fill)
+    out: Tensor = select("spectrogram_mask", spectrogram)(spectrogram, start, width, value, time_bands, fill)
     return out
 
 
-def _forward_fake(spectrogram: Tensor, *args: Any) -> Tensor:
-    _check(spectrogram, *args)
+def _forward_fake(
+    spectrogram: Tensor, start: Tensor, width: Tensor, value: float, time_bands: int, fill: Tensor | None
+) -> Tensor:
+    _check(spectrogram, start, width, time_bands, fill)
     return torch.empty_like(spectrogram, memory_format=torch.contiguous_format)
 
 
-def _in_place(spectrogram: Tensor, *args: Any) -> None:
-    _check(spectrogram, *args)
+def _in_place(
+    spectrogram: Tensor, start: Tensor, width: Tensor, value: float, time_bands: int, fill: Tensor | None
+) -> None:
+    _check(spectrogram, start, width, time_bands, fill)
     contiguous = spectrogram.is_contiguous()
     if not contiguous and any(
         stride == 0 < size - 1 for size, stride in zip(spectrogram.shape, spectrogram.stride(), strict=True)
@@ -77,14 +84,18 @@ def _in_place(spectrogram: Tensor, *args: Any) -> None:
             f"out of place), got {tuple(spectrogram.shape)} with strides {spectrogram.stride()}"
         )
     in_place = select("spectrogram_mask_", spectrogram)
-    (in_place if contiguous else reference.spectrogram_mask_)(spectrogram, *args)
+    (in_place if contiguous else reference.spectrogram_mask_)(
+        spectrogram, start, width, value, time_bands, fill
+    )
     # Autograd compares versions to detect that a saved tensor has been overwritten.
     if not spectrogram.is_inference():
         torch.autograd.graph.increment_version(spectrogram)
 
 
-def _in_place_fake(spectrogram: Tensor, *args: Any) -> None:
-    _check(spectrogram, *args)
+def _in_place_fake(
+    spectrogram: Tensor, start: Tensor, width: Tensor, value: float, time_bands: int, fill: Tensor | None
+) -> None:
+    _check(spectrogram, start, width, time_bands, fill)
 
 
 registration.define(

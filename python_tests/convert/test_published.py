@@ -4,38 +4,22 @@ from __future__ import annotations
 
 import copy
 import io
-from collections import Counter
 from collections.abc import Callable
-from typing import Any
 
 import pytest
 import torch
 from accuracy import MODULE_FACTOR, assert_as_accurate
+from operator_calls import Operators, calls_operator
 from pairs import step
 from public_attention import randomize_statistics
 from published_attention import BY_LAYERS, VARIANTS
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import gcsa_ext
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 SIZES = {"small": (2, 9, 7), "narrow": (3, 4, 11)}
-
-
-class Operators(TorchDispatchMode):
-    """Counts the operators that run."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: Counter[str] = Counter()
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        self.counts[func.name().split(".")[0]] += 1
-        return func(*args, **(kwargs or {}))
 
 
 def channels_of(module: nn.Module) -> int:
@@ -65,9 +49,9 @@ def assert_same_step(fused: nn.Module, plain: nn.Module, x: Tensor) -> None:
     largest = max(g.abs().max().item() for g in steps[2][1:])
     names = ["result", "gradient of x", *(n for n, _ in plain.named_parameters())]
     for name, a, b, c in zip(names, *steps, strict=True):
-        # In training a norm subtracts the bias of the convolution before it: the exact gradient is 0.
-        cancels = c.abs().max().item() < 1e-9 * largest
-        assert_as_accurate(a, b, c, name, MODULE_FACTOR, largest if cancels else 0.0)
+        # The gradients of biases and norms are sums whose summands may cancel. In training a norm
+        # subtracts the bias of the convolution before it: the exact gradient is 0.
+        assert_as_accurate(a, b, c, name, MODULE_FACTOR, largest if c.dim() == 1 else 0.0)
     for a, b in zip(fused.buffers(), plain.buffers(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
@@ -98,7 +82,7 @@ def test_the_operator_computes(name: str) -> None:
                 fused.train(training)(x.contiguous(memory_format=layout))
             if name in BY_LAYERS:
                 assert operators.counts["gcsa_ext::channel_gate"] == 1
-                assert operators.counts["gcsa_ext::norm_gate"] == 1
+                assert operators.counts["gcsa_ext::norm_gate"] == ("gate shuffled" not in name)
             else:
                 assert operators.counts["gcsa_ext::gcsa_forward"] == 1
                 assert operators.counts["aten::convolution"] == min(around, 1), "no convolution of torch"
@@ -117,7 +101,7 @@ def test_the_module_stays_and_is_restored(name: str) -> None:
     assert gcsa_ext.replace_attention(module) == 1
     assert gcsa_ext.replace_attention(module) == 0, "a second call finds nothing to fuse"
     assert type(module) is kind and "forward" in module.__dict__
-    assert {key: v for key, v in module.__dict__.items() if key != "forward"} == attributes
+    assert {key: v for key, v in module.__dict__.items() if key in attributes} == attributes
     assert {id(t): key for key, t in module.state_dict(keep_vars=True).items()} == tensors
     assert gcsa_ext.restore_attention(module) == 1
     assert module.__dict__ == attributes and module.forward.__func__ is kind.forward
@@ -138,9 +122,7 @@ def test_copies(name: str) -> None:
         for p in plain.parameters():
             p.mul_(0.5)
         torch.testing.assert_close(copied(x), plain(x), rtol=1e-4, atol=1e-5)
-        with Operators() as operators:
-            copied(x)
-    assert any(key.startswith("gcsa_ext::") for key in operators.counts), "a copy is fused too"
+    assert calls_operator(copied, x), "a copy is fused too"
     assert gcsa_ext.replace_attention(copied) == 0
     file = io.BytesIO()
     torch.save(fused, file)

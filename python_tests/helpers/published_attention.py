@@ -362,11 +362,12 @@ VARIANTS: dict[str, Callable[[], nn.Module]] = {
     "shuffled at both places, grouped": _two(32, between=4, on_gate=2, conv_groups=2),
     "kernels of 5": _two(16, kernel=5, between=8),
     "kernels of 3": _two(16, kernel=3),
+    "kernels of 3, grouped, gate shuffled": _two(32, kernel=3, conv_groups=4, on_gate=4),
     "in containers": lambda: InContainers(16),
     "one Sequential": lambda: AllInOneSequential(16),
     **{gate.__name__.replace("_", " "): _two(16, gate=gate) for gate in GATES},
 }
 """Every form of the attention; new objects with random weights."""
 
-BY_LAYERS = ("reflect padding", "kernels of 3")
+BY_LAYERS = ("reflect padding", "kernels of 3", "kernels of 3, grouped, gate shuffled")
 """The forms whose convolutions torch computes, with fused gates around them."""

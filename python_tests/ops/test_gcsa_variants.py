@@ -6,6 +6,7 @@ They are groups, replicate padding, unequal kernels, shuffled gates, no sigmoid 
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -48,6 +49,7 @@ VARIANTS = {
     "grouped, several tiles": Variant(
         (1, 32, 67, 45), m=16, kernels=(7, 7), conv_groups=(2, 2), gate_groups=2
     ),
+    "one convolution in groups of tiles": Variant((4, 64, 40, 56), m=16, kernels=(7, 7), conv_groups=(4, 4)),
     "everything": Variant(
         (3, 24, 11, 14), 5, 12, (3, 7), (4, 3), 2, 6, False, False, True, False, False, batch=(True, False)
     ),
@@ -103,8 +105,7 @@ def variants(draw: st.DrawFn) -> Variant:
         draw(st.sampled_from([1, 2, 6, 12, 16, 32, 33, 48, 64])),
         draw(st.sampled_from([1, 3, 8, 12, 16, 32, 40])),
     )
-    common = _divisors(torch.gcd(torch.tensor(C), torch.tensor(m)).item())
-    flags = [draw(st.booleans()) for _ in range(8)]
+    common = _divisors(math.gcd(C, m))
     return Variant(
         (draw(st.integers(1, 3)), C, draw(st.integers(1, 24)), draw(st.integers(1, 24))),
         draw(st.integers(1, 9)),
@@ -113,9 +114,14 @@ def variants(draw: st.DrawFn) -> Variant:
         (draw(st.sampled_from(common)), draw(st.sampled_from(common))),
         draw(st.sampled_from(_divisors(C))),
         draw(st.sampled_from(_divisors(C))),
-        *flags[:6],
+        sigmoid=draw(st.booleans()),
+        gate_sigmoid=draw(st.booleans()),
+        replicate=draw(st.booleans()),
+        biases=draw(st.booleans()),
+        conv_biases=draw(st.booleans()),
+        affine=draw(st.booleans()),
         batch=(False, False),  # of few positions the statistics are too near to a division by zero
-        layout=torch.channels_last if flags[6] else torch.contiguous_format,
+        layout=draw(st.sampled_from([torch.contiguous_format, torch.channels_last])),
     )
 
 

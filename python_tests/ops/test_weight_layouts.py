@@ -74,7 +74,7 @@ def test_weights_that_data_exchanges(calls: list[str]) -> None:
     expected = module(x)
     weight = module.spatial_attention[0].weight
     data = weight.data
-    weight.data = data[:, :, :5, :5].contiguous()
+    weight.data = data[:, :, :6, :6].contiguous()
     with pytest.raises((ValueError, RuntimeError)):
         module(x)
     weight.data = data.transpose(2, 3).contiguous().transpose(2, 3)

@@ -206,7 +206,7 @@ class BackwardPass {
           expanded2_(pieces_.take(plan_.weights2.size())),
           gate_(p_.gate, weights_.get(), pieces_.take(plan_.packed_size)),
           spectra_(pieces_.take(plan_.spectra_size)),
-          unit_sums_(plan_.unit_sums_size ? pieces_.take(plan_.unit_sums_size) : nullptr),
+          unit_sums_(pieces_.take(plan_.unit_sums_size)),
           thread_memory_(pieces_.take(s_.threads * plan_.per_thread())) {}
 
     void run() const {
@@ -325,6 +325,8 @@ class BackwardPass {
         });
     }
 
+    A* unit_sums_of_(const PlannedConvolution<T>& conv) const { return unit_sums_size(conv) ? unit_sums_ : nullptr; }
+
     // convolve_backward, where the epilogue takes the gradient of the convolution's input whatever its border is.
     template <class Epilogue>
     void convolve_back_(
@@ -351,7 +353,8 @@ class BackwardPass {
     void differentiate_conv2_(const Team& team, const ChannelSums<A>& sums, A* unit, A* scratch) const {
         const auto taps = plan_.weights2.taps(expanded2_);
         const WeightGradient<A> weights{
-            q_.grad_conv2 ? &a1_ : nullptr, static_cast<A*>(q_.grad_conv2), p_.conv2.layout, unit_sums_, p_.conv2.groups
+            q_.grad_conv2 ? &a1_ : nullptr, static_cast<A*>(q_.grad_conv2), p_.conv2.layout, unit_sums_of_(plan_.conv2),
+            p_.conv2.groups
         };
         convolve_back_(
             team, plan_.conv2, grad_u2_, taps, unit, scratch, weights, true,
@@ -376,7 +379,8 @@ class BackwardPass {
     void differentiate_conv1_(const Team& team, A* unit, A* scratch) const {
         const auto taps = plan_.weights1.taps(expanded1_);
         const WeightGradient<A> weights{
-            q_.grad_conv1 ? &z_ : nullptr, static_cast<A*>(q_.grad_conv1), p_.conv1.layout, unit_sums_, p_.conv1.groups
+            q_.grad_conv1 ? &z_ : nullptr, static_cast<A*>(q_.grad_conv1), p_.conv1.layout, unit_sums_of_(plan_.conv1),
+            p_.conv1.groups
         };
         convolve_back_(
             team, plan_.conv1, grad_u1_, taps, unit, scratch, weights, plan_.want_z,
