@@ -197,11 +197,12 @@ def test_save_and_load(yaml: Path, tmp_path: Path) -> None:
     assert gcsa_ext.replace_attention(loaded) == 2 and count_operators(loaded) == 2
 
 
-def test_export(yaml: Path, tmp_path: Path) -> None:
+def test_export(yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import onnx
     import onnxruntime
     from ultralytics import YOLO
 
+    monkeypatch.chdir(tmp_path)  # where the file is written
     model = YOLO(str(yaml), verbose=False)
     expected = boxes(model.model.eval(), images(1))
     assert gcsa_ext.replace_attention(model.model) == 2
