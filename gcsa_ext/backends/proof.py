@@ -37,13 +37,13 @@ BACKENDS: Mapping[str, ModuleType] = {"triton": triton, "cuda": cuda}
 FAMILIES: Mapping[str, str] = {
     "channel_gate": "channel_gate",
     "channel_gate_backward": "channel_gate",
-    "frequency_mask": "frequency_mask",
-    "frequency_mask_": "frequency_mask",
     "gcsa": "gcsa",
     "gcsa_backward": "gcsa",
     "gcsa_inference": "gcsa",
     "norm_gate": "norm_gate",
     "norm_gate_backward": "norm_gate",
+    "spectrogram_mask": "spectrogram_mask",
+    "spectrogram_mask_": "spectrogram_mask",
 }
 """The operators that one proof covers, by the operator that names the proof. Others have no kernels."""
 
@@ -106,7 +106,7 @@ def failure(backend: str, operator: str, x: Tensor, forced: bool = False) -> str
     name = FAMILIES.get(operator)
     if name is None or not enabled or not (x.is_cuda or on_cpu):
         return None
-    layout = torch.contiguous_format if name == "frequency_mask" else memory_format(x)
+    layout = torch.contiguous_format if name == "spectrogram_mask" else memory_format(x)
     subject = Subject(backend, name, x.device, x.dtype, layout, (tf32(x), convolution_tf32(x)))
     if subject not in results:
         why = _prove(subject, x)
@@ -176,7 +176,7 @@ def _find_difference(subject: Subject) -> str | None:
     operators, device = BACKENDS[subject.backend].operators, subject.device
     compute, cases = _CASES[subject.operator]
     tolerance = TF32_TOLERANCE if any(subject.tf32) else TOLERANCES[subject.dtype]
-    if subject.operator == "frequency_mask":
+    if subject.operator == "spectrogram_mask":
         tolerance = 0.0  # masking copies bits
     with torch.no_grad(), capture.relaxed_capture_mode(), torch.cuda.device_of(torch.empty(0, device=device)):
         for arguments, grad in cases(_Random(subject.dtype, subject.layout)):
@@ -323,22 +323,25 @@ def _compute_gcsa(function: _Lookup, a: Arguments, grad: Tensor) -> _Results:
 
 
 def _attentions(random: _Random) -> Iterator[_Case]:
-    """As in training and in evaluation."""
+    """As in training and in evaluation, and layers as in a published module with every other setting."""
     yield _attention(random, (5, 20, 9, 7), 5, groups=2, sigmoid=True), random.map(5, 20, 9, 7)
     evaluation = _attention(random, (2, 136, 8, 8), 3, groups=4, sigmoid=False)
-    C, h = 136, evaluation.hidden
-    yield (
-        evaluation._replace(
-            conv1_bias=None,
-            norm2_weight=None,
-            norm2_bias=None,
-            mean1=random.normal(h),
-            var1=random.positive(h),
-            mean2=random.normal(C),
-            var2=random.positive(C),
-        ),
-        random.map(2, 136, 8, 8),
+    evaluation = evaluation._replace(conv1_bias=None, norm2_weight=None, norm2_bias=None)
+    yield _with_statistics(random, evaluation), random.map(2, 136, 8, 8)
+    published = _attention(random, (3, 16, 9, 7), 5, groups=1, sigmoid=True, gate_groups=4, replicate=True)
+    published = published._replace(
+        b2=None,
+        conv1_weight=published.conv1_weight[:, :8].contiguous(),  # two groups of inputs
+        conv2_weight=published.conv2_weight[:, :2].contiguous(),
     )
+    yield _with_statistics(random, published), random.map(3, 16, 9, 7)
+
+
+def _with_statistics(random: _Random, a: Arguments) -> Arguments:
+    """The arguments with given statistics in place of those of the batch."""
+    m, C = a.hidden, a.x.shape[1]
+    mean1, var1, mean2, var2 = random.normal(m), random.positive(m), random.normal(C), random.positive(C)
+    return a._replace(mean1=mean1, var1=var1, mean2=mean2, var2=var2)
 
 
 def _attention(random: _Random, shape: tuple[int, int, int, int], taps: int, **settings: Any) -> Arguments:
@@ -370,32 +373,40 @@ def _attention(random: _Random, shape: tuple[int, int, int, int], taps: int, **s
 
 
 class _MaskArguments(NamedTuple):
-    """The arguments of reference.frequency_mask."""
+    """The arguments of reference.spectrogram_mask."""
 
     spectrogram: Tensor
     start: Tensor
     width: Tensor
     value: float
+    time_bands: int
+    fill: Tensor | None
 
 
-def _compute_frequency_mask(function: _Lookup, a: _MaskArguments, grad: Tensor) -> _Results:
+def _compute_spectrogram_mask(function: _Lookup, a: _MaskArguments, grad: Tensor) -> _Results:
     masked = a.spectrogram.clone()
-    function("frequency_mask_")(masked, *a[1:])
+    function("spectrogram_mask_")(masked, *a[1:])
     # The gradient of the spectrogram is the gradient of the result, masked with 0.
-    mask = function("frequency_mask")
+    mask = function("spectrogram_mask")
     return {
         "result": mask(*a),
         "result in place": masked,
-        "gradient of spectrogram": mask(grad, a.start, a.width, 0.0),
+        "gradient of spectrogram": mask(grad, a.start, a.width, 0.0, a.time_bands, None),
     }
 
 
-def _frequency_masks(random: _Random) -> Iterator[_Case]:
-    """Bands of all samples, and bands of each sample, some of which reach outside."""
-    for start, width in (([3, 15], [4, 9]), ([[[0]], [[9]], [[16]]], [[[1]], [[0]], [[2]]])):
+def _spectrogram_masks(random: _Random) -> Iterator[_Case]:
+    """Bands of all samples, and of each sample, of bins and of frames, some of which reach outside."""
+    shared, of_samples = ([3, 15], [4, 9]), ([[[0, 5]], [[9, 3]], [[16, 22]]], [[[1, 4]], [[0, 7]], [[2, 3]]])
+    for (start, width), time_bands, fills in (
+        (shared, 0, False),
+        (of_samples, 0, False),
+        (of_samples, 1, True),
+    ):
         starts, widths = (torch.tensor(values, device="cpu") for values in (start, width))
         spectrogram, grad = random.normal(3, 2, 17, 23), random.normal(3, 2, 17, 23)
-        yield _MaskArguments(spectrogram, starts, widths, 0.5), grad
+        fill = random.normal() if fills else None
+        yield _MaskArguments(spectrogram, starts, widths, 0.5, time_bands, fill), grad
 
 
 def _gradients(arguments: NamedTuple, grads: Any) -> _Results:
@@ -406,8 +417,8 @@ def _gradients(arguments: NamedTuple, grads: Any) -> _Results:
 
 _CASES: Mapping[str, tuple[Callable[..., _Results], Callable[[_Random], Iterator[_Case]]]] = {
     "channel_gate": (_compute_channel_gate, _channel_gates),
-    "frequency_mask": (_compute_frequency_mask, _frequency_masks),
     "gcsa": (_compute_gcsa, _attentions),
     "norm_gate": (_compute_norm_gate, _norm_gates),
+    "spectrogram_mask": (_compute_spectrogram_mask, _spectrogram_masks),
 }
 """How each proof computes a case, and its cases."""

@@ -146,7 +146,7 @@ def test_right_kernels_pass(
 def test_right_masks_pass(dtype: torch.dtype, backend: str, proofs: list[proof.Subject]) -> None:
     """Kernels read spectrograms as contiguous ones, so that one proof holds for every layout."""
     for layout in (CONTIGUOUS, LAST):
-        for operator in ("frequency_mask", "frequency_mask_"):
+        for operator in ("spectrogram_mask", "spectrogram_mask_"):
             assert proof.failure(backend, operator, a_map(dtype, layout)) is None
     assert len(proofs) == 1
 
@@ -171,7 +171,7 @@ def test_the_first_use_proves_and_later_ones_do_not(backend: str, proofs: list[p
     for _ in range(2):
         norm_gate(x).sum().backward()
         functional.frequency_mask(x, torch.tensor([0]), torch.tensor([1])).sum().backward()
-    assert [subject.operator for subject in proofs] == ["norm_gate", "frequency_mask"]
+    assert [subject.operator for subject in proofs] == ["norm_gate", "spectrogram_mask"]
     module = GCSA(4, kernel_size=5)
     module(x).sum().backward()
     module.eval()(x.detach())
@@ -193,7 +193,7 @@ def test_other_backends_are_not_proved(proofs: list[proof.Subject]) -> None:
 
 @pytest.mark.parametrize("fault", FAULTS)
 @pytest.mark.parametrize(
-    "operator", ["norm_gate", "norm_gate_backward", "channel_gate", "frequency_mask", "frequency_mask_"]
+    "operator", ["norm_gate", "norm_gate_backward", "channel_gate", "spectrogram_mask", "spectrogram_mask_"]
 )
 @pytest.mark.parametrize("backend", ["triton", "cuda"], indirect=True)
 def test_wrong_kernels_are_found(
@@ -222,7 +222,7 @@ def _is_found(
     assert reason is not None and FAULTS[fault] in reason
     assert proof.failure(backend, name, a_map()) == reason  # without another warning
     if fault is not fail_to_compile:
-        expected = {"norm_gate_backward": "gradient of u", "frequency_mask_": "result in place"}
+        expected = {"norm_gate_backward": "gradient of u", "spectrogram_mask_": "result in place"}
         expected["gcsa_inference"] = "result in evaluation"
         expected["gcsa_backward"] = expected["channel_gate_backward"] = "gradient of x"
         assert f"{expected.get(operator, 'result')}: off by" in reason
@@ -588,7 +588,7 @@ def test_command_proves_everything(
     assert main(["info", "--prove"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "  cuda norm_gate on cpu, bfloat16, channels_last: passed" in lines
-    assert "  cuda frequency_mask on cpu, float64, contiguous_format: passed" in lines
+    assert "  cuda spectrogram_mask on cpu, float64, contiguous_format: passed" in lines
     assert any(
         line.startswith("  cuda channel_gate on cpu, float16, channels_last: failed: result:")
         for line in lines
