@@ -113,7 +113,7 @@ def prove(module: nn.Module) -> Recipe:
                 (2, channels, *_small(copied)), generator=generator, dtype=torch.float64, device="cpu"
             )
             try:
-                return _Proof(copied, recognise(copied, x), channels, generator).recipe()
+                return _Proof(copied, recognise(duplicate(copied), x), channels, generator).recipe()
             except NotAttentionError as error:
                 if difference is None or error.progress > difference.progress:
                     difference = error

@@ -318,6 +318,12 @@ class _Casts(TorchDispatchMode):
             self.found.append(out.dtype)
         return out
 
+    def require_none(self, dtype: torch.dtype) -> None:
+        """Raise NotAttentionError if there are conversions to another dtype than this."""
+        for other in self.found:
+            if other != dtype:
+                raise NotAttentionError(f"it converts its map to {other}, whatever the dtype of its input is")
+
 
 def recognise(copied: nn.Module, x: Tensor) -> Recipe:
     """How a random copy computes an attention of x (N, C, H, W).
@@ -326,8 +332,13 @@ def recognise(copied: nn.Module, x: Tensor) -> Recipe:
         NotAttentionError: it computes something else.
         Exception: any that its forward pass raises.
     """
-    with torch.no_grad(), _Casts() as casts:
-        out, calls = record(copied, x.clone())
+    casts = _Casts()
+    try:
+        with torch.no_grad(), casts:
+            out, calls = record(copied, x.clone())
+    except Exception:
+        casts.require_none(x.dtype)
+        raise
     if not isinstance(out, Tensor):
         raise NotAttentionError(f"its result is {type(out).__name__}, not a tensor")
     starts = [i for i, call in enumerate(calls) if is_linear_map(call.layer)]
@@ -339,7 +350,5 @@ def recognise(copied: nn.Module, x: Tensor) -> Recipe:
             return _Attempt(calls, x, out, first).recipe()
         except NotAttentionError as difference:
             differences.append(difference)
-    others = [dtype for dtype in casts.found if dtype != x.dtype]
-    if others:
-        raise NotAttentionError(f"it converts its map to {others[0]}, whatever the dtype of its input is")
+    casts.require_none(x.dtype)
     raise max(differences, key=lambda difference: difference.progress)

@@ -363,6 +363,7 @@ VARIANTS: dict[str, Callable[[], nn.Module]] = {
     "kernels of 5": _two(16, kernel=5, between=8),
     "kernels of 3": _two(16, kernel=3),
     "kernels of 3, grouped, gate shuffled": _two(32, kernel=3, conv_groups=4, on_gate=4),
+    "groups of one channel": _two(4, between=4, on_gate=4),
     "in containers": lambda: InContainers(16),
     "one Sequential": lambda: AllInOneSequential(16),
     **{gate.__name__.replace("_", " "): _two(16, gate=gate) for gate in GATES},
