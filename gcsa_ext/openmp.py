@@ -39,6 +39,7 @@ def _is_command_line() -> bool:
     For ``-m`` Python imports the package of a module before it knows the module's file. Until then
     sys.argv[0] is "-m", and the module's name is in sys.orig_argv in front of the module's arguments.
     """
-    if sys.argv[0] == "-m":
-        return sys.orig_argv[-len(sys.argv)] == "gcsa_ext"
-    return Path(sys.argv[0]).name == "gcsa-ext"
+    argv = getattr(sys, "argv", None) or [""]  # a program that embeds Python may have none
+    if argv[0] == "-m":
+        return sys.orig_argv[-len(argv)] == "gcsa_ext"
+    return Path(argv[0]).name == "gcsa-ext"

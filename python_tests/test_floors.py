@@ -16,7 +16,7 @@ PACKAGE = Path(gcsa_ext.__file__).parent
 
 # Modules and folders of the package, from the ground. Those of one floor may import each other.
 LIBRARY = (
-    {"_C", "deprecated", "layout", "reference", "transforms"},
+    {"_C", "deprecated", "layout", "openmp", "reference", "transforms"},
     {"backends"},
     {"info", "ops"},
     {"functional"},
