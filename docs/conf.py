@@ -24,8 +24,12 @@ autodoc_default_options = {"members": True, "show-inheritance": True}
 napoleon_use_ivar = True
 napoleon_use_rtype = False
 
-# Names of other packages, whose documentation is not fetched, so that the build needs no network.
-nitpick_ignore_regex = [("py:.*", r"(?!gcsa_ext\.).*")]
+nitpick_ignore_regex = [
+    # Names of other packages, whose documentation is not fetched, so that the build needs no network.
+    ("py:.*", r"(?!gcsa_ext\.).*"),
+    # Private base classes, and the tuples in which operators pass their arguments to the backends.
+    ("py:.*", r"gcsa_ext\.(.*\._|backends\.operands\.).*"),
+]
 
 
 def escape_stars(app: object, what: str, name: str, obj: object, options: object, lines: list[str]) -> None:

@@ -56,7 +56,7 @@ def info() -> dict[str, Any]:
         module), "load_error", "isa", "threads", "openmp" (the environment variables that limit how long a
         waiting thread spins, as far as they are set), "forced_backend", "backends": {backend: {device type:
         the reason why it cannot run, or None if it can}}, and "proofs" of the kernels for GPUs in this
-        process: whether they are "enabled", the list "passed", and "failed": {what was proved: why it failed}.
+        process: whether they are "enabled", the list "passed", and "failed": {what was proved: the reason}.
     """
     extension = backends.native.extension
     devices = ["cpu"] + (["cuda"] if torch.cuda.is_available() else [])
