@@ -63,7 +63,7 @@ inline void read_block(
     const int64_t first = range.block * L, end = range.begin + range.count;
     const int width = static_cast<int>(map.channels - first < L ? map.channels - first : L);
     const T* image = from + range.image * map.channels * map.positions;
-    int64_t channels[L];
+    int64_t channels[L] = {};
     for (int i = 0; i < width && !same; ++i) channels[i] = channel(first + i);
     if (map.layout == Layout::channels_last) {
         for (int64_t p = range.begin; p < end; ++p) {
@@ -103,7 +103,7 @@ inline void write_block(const FeatureMap& map, T* to, BlockRange range, const So
     const int64_t first = range.block * L, end = range.begin + range.count;
     const int width = static_cast<int>(map.channels - first < L ? map.channels - first : L);
     T* image = to + range.image * map.channels * map.positions;
-    int64_t channels[L];
+    int64_t channels[L] = {};
     for (int i = 0; i < width; ++i) channels[i] = channel(first + i);
     if (map.layout == Layout::channels_last) {
         for (int64_t p = range.begin; p < end; ++p) {

@@ -1,6 +1,7 @@
 // A team that works on one thread while other processes take the cores of its threads.
 #pragma once
 
+#include <cstdlib>
 #include <ctime>
 
 #include "cpu/team.h"
@@ -9,7 +10,7 @@ namespace gcsa_ext::cpu::GCSA_EXT_ISA {
 
 // Decides how many threads the next parallel region gets, from the time that the threads of earlier regions were without a
 // core. A team is as slow as its slowest member: with n threads of which one is without a core for more than (n - 1) / n of
-// the time, a single thread would have been faster.
+// the time, a single thread would have been faster in most cases.
 class Crowding {
    public:
     bool alone() const { return alone_ > 0; }
@@ -40,11 +41,19 @@ inline double seconds(clockid_t clock) {
     return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
 }
 
+// True if the environment makes waiting threads sleep early (libgomp's variables). Then a crowded team loses little, and the
+// clocks do not tell a thread that sleeps from one without a core.
+inline bool waiting_threads_sleep() {
+    static const bool sleep = std::getenv("GOMP_SPINCOUNT") || std::getenv("OMP_WAIT_POLICY");
+    return sleep;
+}
+
 // parallel_team, or body(team) on one thread while the processor is crowded. Only for results whose bits do not depend on
 // the number of threads.
 template <class Body>
 inline void elastic_team(int threads, const Body& body) {
 #ifdef _OPENMP
+    if (threads > 1 && waiting_threads_sleep()) return parallel_team(threads, body);
     if (threads > 1) {
         Crowding& recent = crowding;
         const double begin = seconds(CLOCK_MONOTONIC);

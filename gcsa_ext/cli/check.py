@@ -9,6 +9,7 @@ import importlib.util
 import statistics
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -70,7 +71,9 @@ def run(arguments: argparse.Namespace) -> int:
     attentions = [model.get_submodule(attention.name) for attention in report.fused]
     step = functools.partial(_step, model, inputs, arguments.training)
     expected, plain = _measure(step, model, attentions, arguments.seconds)
-    replace_attention(model)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the report has the reasons
+        replace_attention(model)
     result, fused = _measure(step, model, attentions, arguments.seconds)
 
     passes = "a training step (forward and backward pass)" if arguments.training else "evaluation"
@@ -114,25 +117,43 @@ def _load(factory: str, shape: Sequence[int]) -> tuple[nn.Module, tuple[Any, ...
     if made is None:
         raise ValueError(f"{where} has no {name!r}")
     if not isinstance(made, nn.Module):
-        made = made()
-    model, inputs = made if isinstance(made, tuple) and len(made) == 2 else (made, torch.randn(*shape))
+        try:
+            made = made()
+        except Exception as error:  # of the user's own code
+            raise ValueError(f"{factory}, called without arguments, raises {_words(error)}") from error
+    model, inputs = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
     if not isinstance(model, nn.Module):
         raise ValueError(f"{factory} gives {type(model).__name__}, not a torch.nn.Module")
+    if inputs is None:
+        floating = (p.dtype for p in model.parameters() if p.is_floating_point())
+        inputs = torch.randn(*shape, dtype=next(floating, torch.float32))
     return model, inputs if isinstance(inputs, tuple) else (inputs,)
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error} (--debug shows where)"
 
 
 def _import(where: str) -> ModuleType:
     """A module by its name or the path of its file, which may import what lies beside it."""
     path = Path(where)
     if path.suffix != ".py" and not path.exists():
-        return importlib.import_module(where)
+        try:
+            return importlib.import_module(where)
+        except ModuleNotFoundError as error:
+            raise ValueError(
+                f"{where} is neither a file nor a module that can be imported: {error}"
+            ) from error
     spec = importlib.util.spec_from_file_location(path.stem, path)
     if not path.is_file() or spec is None or spec.loader is None:
-        raise FileNotFoundError(f"{where} is not a Python file")
+        raise FileNotFoundError(f"{where} does not exist")
     sys.path.insert(0, str(path.resolve().parent))
     module = importlib.util.module_from_spec(spec)
     sys.modules.setdefault(path.stem, module)  # for pickle and dataclasses
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # of the user's own code
+        raise ValueError(f"{where} raises {_words(error)}") from error
     return module
 
 
@@ -174,7 +195,7 @@ def _measure(
     try:
         results = step()
     except Exception as error:
-        raise ValueError(f"the model's step raises {type(error).__name__}: {error}; see --input") from error
+        raise ValueError(f"the model's step raises {_words(error)}; see --input") from error
     started: list[float] = []
     spent: list[float] = []
 

@@ -197,6 +197,10 @@ def replace_attention(model: nn.Module | type[nn.Module], *, explain: bool = Fal
     if isinstance(model, type) and issubclass(model, nn.Module):
         if explain:
             raise ValueError("replace_attention: a class has no report; ask for that of a model")
+        if model.__module__.startswith("torch."):
+            raise ValueError(
+                f"replace_attention: {model.__name__} is a class of torch, not one of attentions"
+            )
         return int(classes.fuse_class(model))
     if not isinstance(model, nn.Module):
         raise TypeError(
@@ -250,8 +254,12 @@ def restore_attention(model: nn.Module | type[nn.Module]) -> int:
     Returns:
         The number of modules that have the forward pass of their class again; for a class 1 or 0.
     """
-    if isinstance(model, type):
+    if isinstance(model, type) and issubclass(model, nn.Module):
         return int(classes.restore_class(model))
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"restore_attention: expected a module or a class of modules, got {type(model).__name__}"
+        )
     restored = [module for module in model.modules() if fused.restore(module)]
     for module in restored:
         if classes.is_fused(type(module)):

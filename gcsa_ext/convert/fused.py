@@ -23,8 +23,9 @@ class Fusion(NamedTuple):
     structure: Structure
 
 
-_CONSTANT = (bool, int, float, str, type(None), types.FunctionType, types.BuiltinFunctionType, type)
+_CONSTANT = (bool, int, float, str, tuple, type(None), types.FunctionType, types.BuiltinFunctionType, type)
 """Types of plain attributes that may change what a forward pass computes."""
+_VALUE = (bool, int, float, str, tuple)
 _BY_TORCH = {"inplace", *nn.Module().__dict__}
 """Attributes of modules that do not change what they compute, or differently in training, which is proved."""
 
@@ -38,6 +39,18 @@ def _attributes(module: nn.Module, ignored: Container[str] = ()) -> tuple[tuple[
     )
 
 
+def _class_attributes(module: nn.Module) -> tuple[tuple[str, object], ...]:
+    """The names and values of the plain attributes that a user's class has itself."""
+    if type(module).__module__.startswith("torch."):
+        return ()
+    classes = type(module).__mro__[: type(module).__mro__.index(nn.Module)]
+    return tuple(
+        (name, getattr(module, name))
+        for name in {name: None for kind in classes for name in vars(kind)}
+        if not name.startswith("__") and isinstance(getattr(type(module), name), _VALUE)
+    )
+
+
 def structure_of(module: nn.Module, recipe: Recipe) -> Structure:
     """Every module inside an attention as it was when the attention was proved."""
     nodes: list[Node] = []
@@ -45,7 +58,13 @@ def structure_of(module: nn.Module, recipe: Recipe) -> Structure:
     paths: dict[str, int] = {}
     same = []
     names = (recipe.linear1, recipe.linear2, recipe.conv1, recipe.conv2, recipe.norm1, recipe.norm2)
-    called = {module.get_submodule(name) for name in (*names, *recipe.before, *recipe.after) if name}
+    called = {module.get_submodule(name) for name in names if name}
+    # One without parameters, dropout for instance, may also be called inside of the attention.
+    called |= {
+        layer
+        for layer in map(module.get_submodule, (*recipe.before, *recipe.after))
+        if layer._parameters or layer._modules
+    }
 
     def visit(parent: nn.Module, number: int, path: str) -> None:
         for name, child in parent._modules.items():
@@ -68,7 +87,13 @@ def structure_of(module: nn.Module, recipe: Recipe) -> Structure:
 
     visit(module, 0, "")
     numbered = tuple(0 if name is None else paths[name] for name in names)
-    return Structure(tuple(nodes), numbered, tuple(same), _attributes(module, recipe.kept))
+    of_classes = tuple(
+        (number, name, value)
+        for part, number in numbers.items()
+        if part not in called
+        for name, value in _class_attributes(part)
+    )
+    return Structure(tuple(nodes), numbered, tuple(same), _attributes(module, recipe.kept), of_classes)
 
 
 def _fused_forward(fusion: Fusion, like: Callable[..., Any]) -> Callable[..., Any]:
@@ -124,7 +149,10 @@ def has_other_forward(module: nn.Module) -> bool:
     An object that was fused and pickled has that of its class in its attribute ``forward``.
     """
     forward = module.__dict__.get("forward")
-    return forward is not None and getattr(forward, "__func__", None) is not type(module).forward
+    if forward is None:
+        return False
+    function = getattr(forward, "__func__", None)
+    return function is None or plain_forward(function) is not plain_forward(type(module).forward)
 
 
 def fusion_of(module: nn.Module) -> Fusion | None:

@@ -51,6 +51,8 @@ def _large(channels: int) -> tuple[int, int]:
 
 
 _proving = threading.local()
+_lock = threading.RLock()
+"""Held by a proof, since the random states, the number of threads and the warnings belong to the process."""
 
 
 def is_proving() -> bool:
@@ -96,7 +98,10 @@ def prove(module: nn.Module) -> Recipe:
     Raises:
         NotAttentionError: the module computes something else; the message says what.
     """
-    with _undisturbed():
+    for tensor in (torch.empty(0, device="cpu"), *module.parameters()):
+        if type(tensor).__name__ == "FakeTensor":
+            raise NotAttentionError("its tensors are fake: they have no values to compare")
+    with _lock, _undisturbed():
         generator = torch.Generator().manual_seed(0)
         for part in module.modules():
             for name, value in part.__dict__.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, is_autocast_enabled, is_grad_enabled, nn
@@ -210,8 +210,8 @@ def layers_take(weighted: Layers, x: Tensor) -> bool:
         and x.numel() > 0
         and layers.is_pointwise(weighted.linear1)
         and layers.is_pointwise(weighted.linear2)
+        and has_kernels("channel_gate", x.device, x.dtype)  # first: torch has no autocast on every device
         and not is_autocast_enabled("cpu" if x.is_cpu else x.device.type)
-        and has_kernels("channel_gate", x.device, x.dtype)
         and layers.have_dtype(weighted, x.dtype)
     )
 
@@ -284,8 +284,8 @@ def _next_momentum(norm: BatchNorm) -> float | Tensor:
     return 0.0 if norm.momentum is None else norm.momentum
 
 
-def replace_attention(model: nn.Module) -> int:
+def replace_attention(model: nn.Module | type[nn.Module], **options: Any) -> Any:
     """Fuse the attention modules inside a model: see `gcsa_ext.convert.replace_attention`."""
     from gcsa_ext import convert
 
-    return convert.replace_attention(model)
+    return convert.replace_attention(model, **options)

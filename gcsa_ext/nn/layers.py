@@ -67,6 +67,8 @@ class Structure(NamedTuple):
     """The numbers of modules that are one module under two names."""
     attributes: tuple[tuple[str, object], ...] = ()
     """Names and values of plain attributes that the attention itself must have."""
+    of_classes: tuple[tuple[int, str, object], ...] = ()
+    """Plain attributes of the classes of modules: the number of the module, name and value."""
 
 
 def _structure_of_gcsa() -> Structure:
@@ -100,6 +102,9 @@ def find(module: nn.Module, structure: Structure = STRUCTURE) -> Layers | None:
         if attributes and not _has_attributes(child, attributes):
             return None
         modules.append(child)
+    for i, name, value in structure.of_classes:
+        if getattr(modules[i], name, modules) != value:
+            return None
     for i, j in structure.same:
         if modules[i] is not modules[j]:
             return None
@@ -115,7 +120,7 @@ def _has_attributes(module: nn.Module, attributes: tuple[tuple[str, object], ...
     found = module.__dict__
     for name, value in attributes:
         now = found.get(name, found)
-        if type(now) is not type(value) or now != value:
+        if now is not value and (type(now) is not type(value) or now != value):
             return False
     return True
 

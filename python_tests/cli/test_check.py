@@ -40,6 +40,9 @@ def wrong_kind():
     return 3
 
 
+number = 3
+
+
 def training_only():
     return nn.Sequential(nn.Conv2d(3, 8, 1), Attention(8), nn.Conv2d(8, 3, 1), PooledAttention())
 """
@@ -80,7 +83,7 @@ def test_a_model_and_its_times(check) -> None:
 def test_training_and_what_is_left(check) -> None:
     code, out, err = check("model.py:training_only", "--training", "--input", "2,3,9,8")
     assert code == 0, err
-    assert "left   3 (PooledAttention): its channel gate is pooled: the linear layer fc sees one value" in out
+    assert "left   3 (PooledAttention): its channel gate is pooled: its linear layer fc sees one value" in out
     assert "in a training step (forward and backward pass) of 2x3x9x8" in out
 
 
@@ -99,9 +102,11 @@ def test_a_model_without_attention(check) -> None:
     ("arguments", "message"),
     [
         (["model.py"], "expected MODEL.py:FACTORY or package.module:FACTORY, got 'model.py'"),
-        (["missing.py:make"], "missing.py is not a Python file"),
+        (["missing.py:make"], "missing.py does not exist"),
         (["model.py:make"], "model.py has no 'make'"),
         (["model.py:wrong_kind"], "model.py:wrong_kind gives int, not a torch.nn.Module"),
+        (["model.py:number"], "model.py:number, called without arguments, raises TypeError: 'int' object"),
+        (["nowhere:make"], "nowhere is neither a file nor a module that can be imported: No module named"),
         (["model.py:model", "--input", "2,4,9,8"], "the model's step raises RuntimeError: "),
     ],
 )
