@@ -239,7 +239,7 @@ def record(copied: nn.Module, x: Tensor) -> tuple[Tensor, list[Call]]:
 
 
 def equal_attributes(a: object, b: object) -> bool:
-    """Whether an attribute has kept its value, so far as that can be told."""
+    """Whether an attribute has the same value as before: the same object, or an equal one of the same type."""
     if a is b:
         return True
     if isinstance(a, Tensor) or isinstance(b, Tensor):
