@@ -51,7 +51,7 @@ inline bool waiting_threads_sleep() {
 // parallel_team, or body(team) on one thread while the processor is crowded. Only for results whose bits do not depend on
 // the number of threads.
 template <class Body>
-inline void elastic_team(int threads, const Body& body) {
+inline void elastic_team([[maybe_unused]] int threads, const Body& body) {
 #ifdef _OPENMP
     if (threads > 1 && waiting_threads_sleep()) return parallel_team(threads, body);
     if (threads > 1) {

@@ -239,7 +239,7 @@ def record(copied: nn.Module, x: Tensor) -> tuple[Tensor, list[Call]]:
 
 
 def equal_attributes(a: object, b: object) -> bool:
-    """Whether an attribute has the same value as before: the same object, or an equal one of the same type."""
+    """Whether an attribute has its earlier value: the same object, or an equal one of the same type."""
     if a is b:
         return True
     if isinstance(a, Tensor) or isinstance(b, Tensor):

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 from gcsa_ext import reference
 from gcsa_ext.convert.copies import Call, is_linear_map, layer_type, record
@@ -305,17 +305,20 @@ class _Attempt:
         )
 
 
-class _Casts(TorchDispatchMode):
-    """The dtypes that feature maps of float64 are converted to."""
+class _Casts(TorchFunctionMode):
+    """The dtypes that feature maps are converted to."""
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self.found: list[torch.dtype] = []
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if func is torch.ops.aten._to_copy.default and out.is_floating_point() and out.dim() > 1:
-            self.found.append(out.dtype)
+        given = args[0] if args else None
+        if isinstance(out, Tensor) and isinstance(given, Tensor) and out.dim() > 1:
+            floating = out.is_floating_point() and given.is_floating_point()
+            if floating and out.dtype != given.dtype:
+                self.found.append(out.dtype)
         return out
 
     def require_none(self, dtype: torch.dtype) -> None:

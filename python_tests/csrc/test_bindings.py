@@ -25,7 +25,7 @@ def gcsa_operands() -> dict[str, Any]:
     weights = [maps(2, 4), maps(2), maps(4, 2), maps(4)]
     weights += [maps(2, 4, 5, 5), maps(2), maps(4, 2, 5, 5), maps(4), maps(2), maps(2), maps(4), maps(4)]
     statistics = [maps(2), torch.ones(2), maps(4), torch.ones(4)]
-    values = (maps(1, 4, 3, 5), *weights, *statistics, 1e-5, 1e-5, 2, True, False)
+    values = (maps(1, 4, 3, 5), *weights, *statistics, 1e-5, 1e-5, 2, True, False, 1, True, False)
     return dict(zip(Arguments._fields, values, strict=True))
 
 
@@ -99,6 +99,7 @@ def test_a_missing_operand_raises(function: str) -> None:
     operands, call = FUNCTIONS[function]
     statistics = {"mean1", "var1", "mean2", "var2"} if function == "gcsa_inference" else set()
     optional = {"bias"} if function == "convolution" else OPTIONAL - statistics
+    optional |= {"b1", "b2"} if function.startswith("gcsa") else set()
     for name, value in operands().items():
         if name not in optional and not isinstance(value, bool):
             with pytest.raises((ValueError, TypeError, AttributeError, RuntimeError)):
